@@ -1,0 +1,203 @@
+//! Checkpoints: one folder per saved step, complete or not there.
+//!
+//! ```text
+//! checkpoints/step_001500/
+//!     model.safetensors        the network's parameters
+//!     ema_0.995.safetensors    each average of them
+//!     state.safetensors        what else continues the run: moments, counters, time-sampler history
+//! ```
+//! Parameters have the reference's names and shapes. Every file carries the resolved configuration, so that one alone
+//! is enough to sample from. A folder is written under a temporary name, synced and renamed.
+
+mod tensors;
+
+pub use tensors::{TensorInfo, config_of, list, load, load_for};
+
+use crate::Error;
+use crate::config::Config;
+use crate::file::sync_folder;
+use crate::model::{Parameters, Spec};
+use ddpm_math::TimeSamplerState;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MODEL: &str = "model.safetensors";
+const STATE: &str = "state.safetensors";
+
+/// All that continues a run, apart from its configuration.
+pub struct State {
+    /// Counters and small state.
+    pub progress: Progress,
+    /// The network's parameters.
+    pub parameters: Parameters,
+    /// Averages of them by rate.
+    pub ema: Vec<(f64, Parameters)>,
+    /// AdamW's first and second moments.
+    pub moments: [Parameters; 2],
+}
+
+/// How far a run has come. All randomness follows from the configuration's seed and these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Images seen: the position in the data and in every random stream.
+    pub images: u64,
+    /// Training time over all sessions, in seconds.
+    pub elapsed_secs: f64,
+    /// The loss-aware time sampler's history.
+    pub time_sampler: Option<TimeSamplerState>,
+}
+
+/// The folder of a run's checkpoints.
+pub struct Store {
+    folder: PathBuf,
+}
+
+fn ema_name(rate: f64) -> String {
+    format!("ema_{rate}.safetensors")
+}
+
+impl Store {
+    /// The store of a run directory.
+    pub fn new(run: &Path) -> Self {
+        Self { folder: run.join("checkpoints") }
+    }
+
+    /// Checkpoints by step, oldest first.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn all(&self) -> Result<Vec<(u64, PathBuf)>, Error> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io("list", &self.folder)(e)),
+        };
+        let mut found: Vec<_> = entries
+            .filter_map(Result::ok)
+            .filter_map(|e| {
+                let step = e.file_name().to_str()?.strip_prefix("step_")?.parse().ok()?;
+                Some((step, e.path()))
+            })
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// The newest checkpoint.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn newest(&self) -> Result<Option<(u64, PathBuf)>, Error> {
+        Ok(self.all()?.pop())
+    }
+
+    /// Saves a checkpoint, then removes all but the newest `keep` (all stay for 0).
+    ///
+    /// # Errors
+    /// What writing says; nothing half-written is left and no older checkpoint is touched.
+    pub fn save(&self, state: &State, specs: &[Spec], config: &Config, keep: usize) -> Result<PathBuf, Error> {
+        fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+        let temporary = tempfile::Builder::new()
+            .prefix(".tmp-")
+            .tempdir_in(&self.folder)
+            .map_err(Error::io("write into", &self.folder))?;
+        let at = temporary.path();
+        tensors::save(&at.join(MODEL), &[("", &state.parameters)], specs, config, None)?;
+        for (rate, ema) in &state.ema {
+            tensors::save(&at.join(ema_name(*rate)), &[("", ema)], specs, config, None)?;
+        }
+        let [m, v] = &state.moments;
+        tensors::save(&at.join(STATE), &[("exp_avg/", m), ("exp_avg_sq/", v)], specs, config, Some(&state.progress))?;
+        sync_folder(at);
+        let target = self.folder.join(format!("step_{:06}", state.progress.step));
+        if target.exists() {
+            fs::remove_dir_all(&target).map_err(Error::io("replace", &target))?;
+        }
+        fs::rename(at, &target).map_err(Error::io("write", &target))?;
+        // What was renamed is no longer the temporary folder's to remove.
+        let _ = temporary.keep();
+        sync_folder(&self.folder);
+        if keep > 0 {
+            let all = self.all()?;
+            for (_, old) in &all[..all.len().saturating_sub(keep)] {
+                fs::remove_dir_all(old).map_err(Error::io("remove the old checkpoint", old))?;
+            }
+        }
+        Ok(target)
+    }
+
+    /// Loads the checkpoint in `folder`. Rates without a saved average begin at the parameters, and are named in the
+    /// second result.
+    ///
+    /// # Errors
+    /// Missing or damaged files, parameters of another architecture.
+    pub fn load(
+        folder: &Path,
+        specs: &[Spec],
+        rates: &[f64],
+        device: &burn::tensor::Device,
+    ) -> Result<(State, Vec<f64>), Error> {
+        let parameters = load_for(&folder.join(MODEL), specs, "", device)?;
+        let mut fresh = Vec::new();
+        let mut ema = Vec::new();
+        for &rate in rates {
+            let path = folder.join(ema_name(rate));
+            ema.push((
+                rate,
+                if path.exists() {
+                    load_for(&path, specs, "", device)?
+                } else {
+                    fresh.push(rate);
+                    parameters.clone()
+                },
+            ));
+        }
+        let state = folder.join(STATE);
+        let moments =
+            [load_for(&state, specs, "exp_avg/", device)?, load_for(&state, specs, "exp_avg_sq/", device)?];
+        let progress = progress(folder)?;
+        Ok((State { progress, parameters, ema, moments }, fresh))
+    }
+}
+
+/// How far the run of a checkpoint folder had come.
+///
+/// # Errors
+/// A missing or damaged state file.
+pub fn progress(folder: &Path) -> Result<Progress, Error> {
+    tensors::progress_of(&folder.join(STATE))
+}
+
+/// The parameter file meant by a path: a file itself, a checkpoint folder, or a run directory, whose newest checkpoint
+/// is taken. Folders give the first average, or the network itself where there is none.
+///
+/// # Errors
+/// A path that does not exist or holds no checkpoint.
+pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
+    if path.is_file() {
+        return Ok(path.to_path_buf());
+    }
+    if !path.exists() {
+        return Err(Error::file(path, "there is no such file or folder"));
+    }
+    let folder = match Store::new(path).newest()? {
+        Some((_, newest)) => newest,
+        None => path.to_path_buf(),
+    };
+    let mut averages: Vec<PathBuf> = fs::read_dir(&folder)
+        .map_err(Error::io("list", &folder))?
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .filter(|p| {
+            p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("ema_") && n.ends_with(".safetensors"))
+        })
+        .collect();
+    averages.sort();
+    let model = folder.join(MODEL);
+    averages.into_iter().next().or_else(|| model.exists().then_some(model)).ok_or_else(|| {
+        Error::file(path, "holds no checkpoint: name a run directory, a checkpoint folder or a .safetensors file")
+    })
+}

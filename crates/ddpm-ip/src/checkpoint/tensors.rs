@@ -1,0 +1,160 @@
+//! The safetensors files of a checkpoint.
+
+use super::Progress;
+use crate::Error;
+use crate::config::Config;
+use crate::file::write_atomic;
+use crate::model::{Parameters, Spec};
+use burn::tensor::Device;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// Keys of the file's text entries.
+const CONFIG: &str = "ddpm_ip.config";
+const PROGRESS: &str = "ddpm_ip.progress";
+
+/// The largest header that is read: that of a network with a million tensors.
+const MOST_HEADER: u64 = 256 << 20;
+
+/// Saves lists of parameters, the names of each list after its prefix.
+pub(super) fn save(
+    path: &Path,
+    lists: &[(&str, &Parameters)],
+    specs: &[Spec],
+    config: &Config,
+    progress: Option<&Progress>,
+) -> Result<(), Error> {
+    let mut text = HashMap::from([(CONFIG.to_string(), config.to_toml())]);
+    if let Some(progress) = progress {
+        let json = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
+        text.insert(PROGRESS.to_string(), json);
+    }
+    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = lists
+        .iter()
+        .flat_map(|(prefix, list)| {
+            specs.iter().zip(list.to_values()).map(move |(spec, values)| {
+                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                (format!("{prefix}{}", spec.name), spec.shape.clone(), bytes)
+            })
+        })
+        .collect();
+    let views: Vec<(&str, TensorView)> = bytes
+        .iter()
+        .map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("as many bytes as the shape says");
+            (name.as_str(), view)
+        })
+        .collect();
+    let file = safetensors::serialize(views, Some(text)).map_err(|e| Error::file(path, e.to_string()))?;
+    write_atomic(path, |w| w.write_all(&file))
+}
+
+fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
+    Error::file(path, format!("not a whole safetensors file ({what}): take an older checkpoint or copy it again"))
+}
+
+/// Reads the file's description without its numbers.
+fn metadata(path: &Path) -> Result<Metadata, Error> {
+    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    let length = file.metadata().map_err(Error::io("read", path))?.len();
+    let mut prefix = [0; 8];
+    (&file).read_exact(&mut prefix).map_err(|e| damaged(path, e))?;
+    let header = u64::from_le_bytes(prefix);
+    if header > length - 8 || header > MOST_HEADER {
+        return Err(damaged(path, "its header is longer than the file"));
+    }
+    let mut bytes = prefix.to_vec();
+    file.take(header).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(path, e))?;
+    if 8 + header + metadata.data_len() as u64 != length {
+        return Err(damaged(path, format!("{length} bytes, {} expected", 8 + header + metadata.data_len() as u64)));
+    }
+    Ok(metadata)
+}
+
+fn text(path: &Path, key: &str) -> Result<Option<String>, Error> {
+    Ok(metadata(path)?.metadata().as_ref().and_then(|m| m.get(key).cloned()))
+}
+
+/// The configuration that a checkpoint file carries, if it is one of this program's.
+///
+/// # Errors
+/// A damaged file.
+pub fn config_of(path: &Path) -> Result<Option<Config>, Error> {
+    let Some(toml) = text(path, CONFIG)? else { return Ok(None) };
+    Config::from_toml(&toml).map(Some).map_err(|e| Error::file(path, format!("its configuration is damaged: {e}")))
+}
+
+pub(super) fn progress_of(path: &Path) -> Result<Progress, Error> {
+    let json = text(path, PROGRESS)?.ok_or_else(|| Error::file(path, "holds no training state"))?;
+    serde_json::from_str(&json).map_err(|e| Error::file(path, format!("its training state is damaged: {e}")))
+}
+
+/// Name, shape and number type of one tensor in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Name.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Number type as the format spells it, such as `F32`.
+    pub dtype: String,
+}
+
+/// What a file holds, in the order of its bytes.
+///
+/// # Errors
+/// A damaged file.
+pub fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
+    let metadata = metadata(path)?;
+    Ok(metadata
+        .offset_keys()
+        .into_iter()
+        .filter_map(|name| {
+            let info = metadata.info(&name)?;
+            Some(TensorInfo { shape: info.shape.clone(), dtype: format!("{:?}", info.dtype), name })
+        })
+        .collect())
+}
+
+/// Loads a network's parameters.
+///
+/// # Errors
+/// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
+pub fn load(path: &Path, specs: &[Spec], device: &Device) -> Result<Parameters, Error> {
+    load_for(path, specs, "", device)
+}
+
+/// Loads the parameters whose names begin with `prefix`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for(path: &Path, specs: &[Spec], prefix: &str, device: &Device) -> Result<Parameters, Error> {
+    metadata(path)?;
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, e))?;
+    let other = |message: String| {
+        Error::file(path, format!("is of another architecture: {message}. Check the network flags against `ddpm-ip info`"))
+    };
+    let mut values = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let name = format!("{prefix}{}", spec.name);
+        let view = file.tensor(&name).map_err(|_| other(format!("it has no tensor `{name}` (shape {:?})", spec.shape)))?;
+        if view.shape() != spec.shape {
+            return Err(other(format!("`{name}` has shape {:?}, the network needs {:?}", view.shape(), spec.shape)));
+        }
+        if view.dtype() != Dtype::F32 {
+            return Err(Error::file(path, format!("`{name}` is {:?}; only F32 is read so far", view.dtype())));
+        }
+        values.push(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+    }
+    let known: std::collections::HashSet<_> = specs.iter().map(|s| format!("{prefix}{}", s.name)).collect();
+    if prefix.is_empty()
+        && let Some(name) = file.names().into_iter().find(|n| !known.contains(*n))
+    {
+        return Err(other(format!("the network has no place for its tensor `{name}`")));
+    }
+    Ok(Parameters::from_values(values, device))
+}

@@ -1,0 +1,379 @@
+//! One configuration for everything a run depends on, in sections of plain keys.
+//!
+//! The keys are the reference's where it has them. A configuration is layered from TOML tables (see [`layer`]) and
+//! resolved once; what comes out is written into every run directory and checkpoint.
+
+pub mod layer;
+mod network;
+mod preset;
+
+pub(crate) use network::NORM_GROUPS;
+pub use network::{Heads, NetworkConfig};
+pub use preset::{PRESETS, Preset};
+
+use crate::data::{Fit, Labels, OnBadImage};
+use ddpm_math::{LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, TimeSamplerKind, Variance};
+use serde::{Deserialize, Serialize};
+
+/// A configuration that cannot be used, said for the person who wrote it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The network.
+    pub model: ModelConfig,
+    /// The diffusion process and its loss.
+    pub diffusion: DiffusionConfig,
+    /// Input perturbation.
+    pub perturbation: Perturbation,
+    /// The training images.
+    pub data: DataConfig,
+    /// The training run.
+    pub train: TrainConfig,
+    /// Sampling, also of the grids drawn during training.
+    pub sample: SampleConfig,
+}
+
+/// The ADM U-Net, by the reference's flags.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Side of the square images, in pixels.
+    pub image_size: usize,
+    /// Channels of the images: 1 grey, 3 colour.
+    pub in_channels: usize,
+    /// Channels at multiplier 1.
+    pub num_channels: usize,
+    /// Residual blocks per level.
+    pub num_res_blocks: usize,
+    /// Channel multiplier of each level; empty for the reference's choice by image size.
+    pub channel_mult: Vec<f64>,
+    /// Image sizes at which attention follows each residual block.
+    pub attention_resolutions: Vec<usize>,
+    /// Attention heads, unless `num_head_channels` is given.
+    pub num_heads: usize,
+    /// Channels per head; -1 to count heads instead.
+    pub num_head_channels: i64,
+    /// Attention heads on the way up; -1 for `num_heads`.
+    pub num_heads_upsample: i64,
+    /// Dropout probability in the residual blocks.
+    pub dropout: f64,
+    /// Whether the network is given class labels.
+    pub class_cond: bool,
+    /// Number of classes of a class-conditional network; 0 to take it from the data.
+    pub num_classes: usize,
+    /// Whether the time embedding scales and shifts (rather than only shifts).
+    pub use_scale_shift_norm: bool,
+    /// Whether residual blocks resample (rather than plain layers).
+    pub resblock_updown: bool,
+    /// Whether plain resampling layers have a convolution.
+    pub conv_resample: bool,
+    /// Whether queries, keys and values are split before the heads.
+    pub use_new_attention_order: bool,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            image_size: 64,
+            in_channels: 3,
+            num_channels: 128,
+            num_res_blocks: 2,
+            channel_mult: Vec::new(),
+            attention_resolutions: vec![16, 8],
+            num_heads: 4,
+            num_head_channels: -1,
+            num_heads_upsample: -1,
+            dropout: 0.0,
+            class_cond: false,
+            num_classes: 0,
+            use_scale_shift_norm: true,
+            resblock_updown: false,
+            conv_resample: true,
+            use_new_attention_order: false,
+        }
+    }
+}
+
+/// The diffusion process and its loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiffusionConfig {
+    /// Number of diffusion steps T.
+    pub diffusion_steps: usize,
+    /// How the noise grows.
+    pub noise_schedule: NoiseSchedule,
+    /// Timesteps kept for training ("" for all).
+    pub timestep_respacing: Respacing,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// The variance of the reverse steps.
+    pub variance: Variance,
+    /// The loss.
+    pub loss: LossKind,
+    /// Whether the network sees times scaled to 0 … 1000.
+    pub rescale_timesteps: bool,
+}
+
+impl Default for DiffusionConfig {
+    fn default() -> Self {
+        Self {
+            diffusion_steps: 1000,
+            noise_schedule: NoiseSchedule::Linear,
+            timestep_respacing: Respacing::Full,
+            prediction: Prediction::Epsilon,
+            variance: Variance::FixedLarge,
+            loss: LossKind::Mse,
+            rescale_timesteps: false,
+        }
+    }
+}
+
+/// The training images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// `digits`, a folder of images, an npz or an IDX file.
+    pub data_dir: String,
+    /// Where the class labels of a folder's images come from.
+    pub labels: Labels,
+    /// How images of another size are brought to `image_size`.
+    pub fit: Fit,
+    /// Whether images smaller than `image_size` may be enlarged.
+    pub allow_upscale: bool,
+    /// Crop at random instead of in the centre.
+    pub random_crop: bool,
+    /// Mirror every second image at random.
+    pub random_flip: bool,
+    /// What to do with images that cannot be read.
+    pub on_bad_image: OnBadImage,
+    /// Threads that decode ahead of the training.
+    pub workers: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: String::new(),
+            labels: Labels::None,
+            fit: Fit::Crop,
+            allow_upscale: false,
+            random_crop: false,
+            random_flip: true,
+            on_bad_image: OnBadImage::Fail,
+            workers: 1,
+        }
+    }
+}
+
+/// The training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimizer steps to train for; 0 for no limit.
+    pub steps: u64,
+    /// Time to train for, such as "20m" or "1h 30m"; "" for no limit.
+    pub duration: String,
+    /// Images per optimizer step.
+    pub batch_size: usize,
+    /// Images per forward pass, accumulated to `batch_size`; -1 for the whole batch.
+    pub microbatch: i64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay rates of AdamW's moments.
+    pub adam_betas: [f64; 2],
+    /// AdamW's ε.
+    pub adam_eps: f64,
+    /// Steps over which the learning rate rises from 0.
+    pub lr_warmup_steps: u64,
+    /// Steps over which the learning rate falls to 0, which ends the run; 0 for a constant rate.
+    pub lr_anneal_steps: u64,
+    /// Rates of the weight averages.
+    pub ema_rate: Vec<f64>,
+    /// Largest norm of the gradient; 0 for no limit.
+    pub grad_clip: f64,
+    /// How timesteps are drawn.
+    pub schedule_sampler: TimeSamplerKind,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Steps between lines in the logs.
+    pub log_interval: u64,
+    /// Steps between checkpoints; 0 for the last alone.
+    pub save_interval: u64,
+    /// Checkpoints kept, newest first; 0 for all.
+    pub keep_checkpoints: usize,
+    /// Steps between sample grids; 0 for the last alone.
+    pub grid_interval: u64,
+    /// Images in a sample grid; 0 for no grids.
+    pub grid_images: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 0,
+            duration: String::new(),
+            batch_size: 1,
+            microbatch: -1,
+            lr: 1e-4,
+            weight_decay: 0.0,
+            adam_betas: [0.9, 0.999],
+            adam_eps: 1e-8,
+            lr_warmup_steps: 0,
+            lr_anneal_steps: 0,
+            ema_rate: vec![0.9999],
+            grad_clip: 0.0,
+            schedule_sampler: TimeSamplerKind::Uniform,
+            seed: 0,
+            log_interval: 100,
+            save_interval: 10_000,
+            keep_checkpoints: 3,
+            grid_interval: 10_000,
+            grid_images: 64,
+        }
+    }
+}
+
+/// The family of reverse steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplerKind {
+    /// Ancestral sampling (DDPM).
+    #[default]
+    Ddpm,
+    /// DDIM with `eta`.
+    Ddim,
+}
+
+/// Sampling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// The family of reverse steps.
+    pub sampler: SamplerKind,
+    /// Timesteps used ("" for all).
+    pub timestep_respacing: Respacing,
+    /// DDIM's η: 0 deterministic, 1 as random as DDPM.
+    pub eta: f64,
+    /// Whether predicted images are clipped to [-1, 1] at every step.
+    pub clip_denoised: bool,
+    /// Images to draw.
+    pub num_samples: usize,
+    /// Images drawn together.
+    pub batch_size: usize,
+    /// Seed: image i depends on it and on i alone.
+    pub seed: u64,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self {
+            sampler: SamplerKind::Ddpm,
+            timestep_respacing: Respacing::Full,
+            eta: 0.0,
+            clip_denoised: true,
+            num_samples: 10_000,
+            batch_size: 16,
+            seed: 0,
+        }
+    }
+}
+
+fn require(ok: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if ok { Ok(()) } else { Err(ConfigError(message())) }
+}
+
+impl Config {
+    /// A resolved configuration from one TOML table; every unknown key or wrong type is an error.
+    pub fn from_table(table: toml::Table) -> Result<Self, ConfigError> {
+        table.try_into().map_err(|e: toml::de::Error| ConfigError(e.message().to_string()))
+    }
+
+    /// The configuration as TOML, every key present.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is always representable as TOML")
+    }
+
+    /// The configuration from TOML text.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|e| ConfigError(e.to_string().trim_end().to_string()))
+    }
+
+    /// Checks everything that can be checked before work begins.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        NetworkConfig::new(&self.model, self.diffusion.variance)?;
+        self.perturbation.validate().map_err(|e| ConfigError(e.to_string()))?;
+        for (section, respacing) in
+            [("diffusion", &self.diffusion.timestep_respacing), ("sample", &self.sample.timestep_respacing)]
+        {
+            let schedule =
+                ddpm_math::Schedule::new(self.diffusion.noise_schedule, self.diffusion.diffusion_steps, respacing);
+            schedule.map_err(|e| ConfigError(format!("{section}.timestep_respacing = \"{respacing}\": {e}")))?;
+        }
+        self.train.validate()?;
+        self.sample.validate()
+    }
+}
+
+impl TrainConfig {
+    /// The time limit, if any.
+    pub fn time_limit(&self) -> Result<Option<std::time::Duration>, ConfigError> {
+        if self.duration.is_empty() {
+            return Ok(None);
+        }
+        humantime::parse_duration(&self.duration).map(Some).map_err(|e| {
+            ConfigError(format!("train.duration = {:?} is no duration ({e}): write it like 90s, 20m or 2h", self.duration))
+        })
+    }
+
+    /// The step at which training ends, if steps decide.
+    pub fn last_step(&self) -> Option<u64> {
+        [self.steps, self.lr_anneal_steps].into_iter().filter(|&n| n > 0).min()
+    }
+
+    /// Images per forward pass.
+    pub fn microbatch_size(&self) -> usize {
+        usize::try_from(self.microbatch).ok().filter(|&n| n > 0).map_or(self.batch_size, |n| n.min(self.batch_size))
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        self.time_limit()?;
+        require(self.batch_size > 0, || "train.batch_size is 0: give at least 1 image per step".into())?;
+        let positive = |key: &str, v: f64| {
+            require(v.is_finite() && v > 0.0, || format!("train.{key} = {v} is not a positive number"))
+        };
+        let not_negative = |key: &str, v: f64| {
+            require(v.is_finite() && v >= 0.0, || format!("train.{key} = {v} is negative or no number"))
+        };
+        positive("lr", self.lr)?;
+        positive("adam_eps", self.adam_eps)?;
+        not_negative("weight_decay", self.weight_decay)?;
+        not_negative("grad_clip", self.grad_clip)?;
+        for rate in self.ema_rate.iter().chain(&self.adam_betas) {
+            require((0.0..1.0).contains(rate), || {
+                format!("an averaging rate of {rate} (train.ema_rate or train.adam_betas) is outside [0, 1)")
+            })?;
+        }
+        let mut rates = self.ema_rate.clone();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        require(rates.len() == self.ema_rate.len(), || "train.ema_rate names the same rate twice".into())?;
+        require(self.log_interval > 0, || "train.log_interval is 0: give the steps between log lines".into())
+    }
+}
+
+impl SampleConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        require(self.batch_size > 0, || "sample.batch_size is 0: give at least 1 image per batch".into())?;
+        require(self.num_samples > 0, || "sample.num_samples is 0: ask for at least 1 image".into())?;
+        require(self.eta.is_finite() && self.eta >= 0.0, || {
+            format!("sample.eta = {} must be 0 (deterministic) or more", self.eta)
+        })
+    }
+}

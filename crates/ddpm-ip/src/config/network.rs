@@ -1,0 +1,161 @@
+//! The network's constructor arguments, derived from the flags and checked.
+
+use super::{ConfigError, ModelConfig, require};
+use ddpm_kernels::HeadOrder;
+use ddpm_math::Variance;
+
+/// Groups of every normalisation, as in the reference.
+pub(crate) const NORM_GROUPS: usize = 32;
+
+/// What the U-Net is built from. Every combination that exists has passed [`NetworkConfig::new`]'s checks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkConfig {
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output: twice the input's if the variance is learned.
+    pub out_channels: usize,
+    /// Channels of the time embedding's sinusoids.
+    pub model_channels: usize,
+    /// Channels of each level.
+    pub level_channels: Vec<usize>,
+    /// Residual blocks per level.
+    pub num_res_blocks: usize,
+    /// Downsampling factors at which there is attention.
+    pub attention_factors: Vec<usize>,
+    /// How heads are counted on the way down and in the middle.
+    pub heads: Heads,
+    /// How heads are counted on the way up.
+    pub heads_up: Heads,
+    /// Layout of queries, keys and values.
+    pub head_order: HeadOrder,
+    /// Dropout probability.
+    pub dropout: f64,
+    /// Classes, if the network is given labels.
+    pub num_classes: Option<usize>,
+    /// Scale and shift, or shift alone.
+    pub scale_shift_norm: bool,
+    /// Residual resampling blocks, or plain layers.
+    pub resblock_updown: bool,
+    /// A convolution in plain resampling layers.
+    pub conv_resample: bool,
+}
+
+/// How attention heads are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// A number of heads.
+    Count(usize),
+    /// A number of channels per head.
+    Channels(usize),
+}
+
+impl Heads {
+    /// Heads for a layer of `channels` channels.
+    pub fn count(self, channels: usize) -> usize {
+        match self {
+            Self::Count(n) => n,
+            Self::Channels(per_head) => channels / per_head,
+        }
+    }
+
+    fn divides(self, channels: usize) -> bool {
+        let (Self::Count(n) | Self::Channels(n)) = self;
+        n > 0 && channels.is_multiple_of(n)
+    }
+}
+
+impl NetworkConfig {
+    /// The network for images and flags, with a number of output channels by the kind of variance.
+    ///
+    /// # Errors
+    /// Flags that describe no network: each with the flag and what would do.
+    pub fn new(m: &ModelConfig, variance: Variance) -> Result<Self, ConfigError> {
+        let mult = channel_mult(m)?;
+        let size = m.image_size;
+        let levels = mult.len();
+        require(size > 0 && m.in_channels > 0, || "model.image_size and model.in_channels must be at least 1".into())?;
+        let halvings = u32::try_from(levels - 1).unwrap_or(u32::MAX);
+        let factor = 1usize.checked_shl(halvings).unwrap_or(0);
+        require(factor > 0 && size.is_multiple_of(factor), || {
+            format!(
+                "images of size {size} cannot be halved {halvings} times, as {levels} entries of model.channel_mult ask: \
+                 use a multiple of {factor} for --image-size or fewer entries for --channel-mult"
+            )
+        })?;
+        let level_channels: Vec<usize> = mult.iter().map(|f| (f * m.num_channels as f64) as usize).collect();
+        for (channels, f) in level_channels.iter().zip(&mult) {
+            require(*channels > 0 && channels.is_multiple_of(NORM_GROUPS), || {
+                format!(
+                    "model.num_channels {} times model.channel_mult {f} is {channels} channels, which {NORM_GROUPS} \
+                     normalisation groups do not divide: use a multiple of {NORM_GROUPS} for --num-channels",
+                    m.num_channels
+                )
+            })?;
+        }
+        let mut attention_factors = Vec::new();
+        for &resolution in &m.attention_resolutions {
+            require(resolution > 0, || "model.attention_resolutions has a 0: name image sizes such as 16,8".into())?;
+            attention_factors.push(size / resolution);
+        }
+        let heads = |count: i64| -> Result<Heads, ConfigError> {
+            let by_channels = usize::try_from(m.num_head_channels).ok();
+            Ok(match (by_channels, usize::try_from(count)) {
+                (Some(per_head), _) => Heads::Channels(per_head),
+                (None, Ok(n)) => Heads::Count(n),
+                (None, Err(_)) => return Err(ConfigError(format!("{count} attention heads make no sense"))),
+            })
+        };
+        let down = heads(m.num_heads as i64)?;
+        let up = heads(if m.num_heads_upsample == -1 { m.num_heads as i64 } else { m.num_heads_upsample })?;
+        for (level, &channels) in level_channels.iter().enumerate() {
+            let attends = attention_factors.contains(&(1 << level)) || level == levels - 1;
+            for heads in [down, up] {
+                require(!attends || heads.divides(channels), || {
+                    let (flag, n) = match heads {
+                        Heads::Count(n) => ("num_heads", n),
+                        Heads::Channels(n) => ("num_head_channels", n),
+                    };
+                    format!("model.{flag} {n} does not divide the {channels} channels of an attention layer")
+                })?;
+            }
+        }
+        require((0.0..1.0).contains(&m.dropout), || {
+            format!("model.dropout {} is outside [0, 1)", m.dropout)
+        })?;
+        Ok(Self {
+            in_channels: m.in_channels,
+            out_channels: if variance.is_learned() { 2 * m.in_channels } else { m.in_channels },
+            model_channels: m.num_channels,
+            level_channels,
+            num_res_blocks: m.num_res_blocks,
+            attention_factors,
+            heads: down,
+            heads_up: up,
+            head_order: if m.use_new_attention_order { HeadOrder::QkvFirst } else { HeadOrder::HeadsFirst },
+            dropout: m.dropout,
+            num_classes: m.class_cond.then_some(m.num_classes),
+            scale_shift_norm: m.use_scale_shift_norm,
+            resblock_updown: m.resblock_updown,
+            conv_resample: m.conv_resample,
+        })
+    }
+}
+
+/// Multipliers as given, or the reference's by image size.
+fn channel_mult(m: &ModelConfig) -> Result<Vec<f64>, ConfigError> {
+    if !m.channel_mult.is_empty() {
+        return Ok(m.channel_mult.clone());
+    }
+    Ok(match m.image_size {
+        512 => vec![0.5, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0],
+        256 => vec![1.0, 1.0, 2.0, 2.0, 4.0, 4.0],
+        128 => vec![1.0, 1.0, 2.0, 3.0, 4.0],
+        64 => vec![1.0, 2.0, 3.0, 4.0],
+        32 => vec![1.0, 2.0, 2.0, 2.0],
+        size => {
+            return Err(ConfigError(format!(
+                "no channel multipliers are known for images of size {size}: say them, as in --channel-mult 1,2,2"
+            )));
+        }
+    })
+}

@@ -1,0 +1,60 @@
+//! What can go wrong, in words for the person at the keyboard.
+
+use crate::config::ConfigError;
+use crate::data::DataError;
+use std::path::{Path, PathBuf};
+
+/// Any failure of the library's work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The training images cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A file given by the user is damaged, or is not what it should be.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        message: String,
+    },
+    /// Reading or writing failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, such as "read".
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Training met a loss or gradient that is not finite.
+    #[error(
+        "training diverged at step {step}: the {what} is not finite. {}Try a lower --lr or --grad-clip 1.",
+        match last_good { Some(p) => format!("The last good checkpoint is {}. ", p.display()), None => String::new() }
+    )]
+    Diverged {
+        /// The step at which it was seen.
+        step: u64,
+        /// "loss" or "gradient".
+        what: &'static str,
+        /// The newest checkpoint from before, if there is one.
+        last_good: Option<PathBuf>,
+    },
+}
+
+impl Error {
+    /// Damage or a mismatch in a file.
+    pub fn file(path: &Path, message: impl Into<String>) -> Self {
+        Self::File { path: path.to_path_buf(), message: message.into() }
+    }
+
+    /// For `map_err` on reading and writing.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}

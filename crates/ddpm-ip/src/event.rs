@@ -1,0 +1,86 @@
+//! What long work tells its front end. The library itself never prints.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Something a front end may want to show or write down.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A remark for the user.
+    Notice(String),
+    /// Training begins.
+    Started {
+        /// Parameters of the network.
+        parameters: usize,
+        /// Training images.
+        images: usize,
+        /// Steps already behind (more than 0 when resumed).
+        step: u64,
+        /// The step at which training ends, if steps decide.
+        last_step: Option<u64>,
+        /// The time at which training ends, if time decides (counted over all sessions of the run).
+        time_limit: Option<Duration>,
+        /// Images per step.
+        batch_size: usize,
+    },
+    /// One optimizer step is done.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Training time of the run so far, over all its sessions.
+        elapsed: Duration,
+        /// The step's loss.
+        loss: f64,
+    },
+    /// A line for the logs: the reference's keys and `images_per_sec`, in order.
+    Log(Vec<(String, f64)>),
+    /// A sample grid was written.
+    Grid {
+        /// Steps done.
+        step: u64,
+        /// The PNG file.
+        path: PathBuf,
+    },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// Sampling begins, or goes on from an earlier, interrupted call.
+    Sampling {
+        /// Images already there.
+        done: usize,
+        /// Images in all.
+        total: usize,
+        /// Network calls per image.
+        steps: usize,
+    },
+    /// One reverse step of the current batch is done.
+    SampleStep {
+        /// Images of finished batches.
+        done: usize,
+        /// Reverse steps done of the current batch.
+        step: usize,
+        /// Images in the current batch.
+        batch: usize,
+    },
+    /// Images so far, after a batch.
+    Sampled {
+        /// Images there now.
+        done: usize,
+    },
+}
+
+/// Receives events, in order.
+pub type Emit<'a> = dyn FnMut(Event) + 'a;
+
+/// How long work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything asked for is done.
+    Finished,
+    /// It was asked to stop, and saved what it had; the same call goes on from there.
+    Interrupted,
+}

@@ -1,0 +1,35 @@
+//! Train, sample and measure diffusion models with input perturbation (DDPM-IP, arXiv 2301.11706).
+//!
+//! The reference is `forever208/DDPM-IP`; the mathematics without tensors is in `ddpm-math`, the hot path's operations
+//! in `ddpm-kernels`. This crate never touches a terminal: long work emits [`Event`]s and stops when a flag is set.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`config`] | every setting of a run, presets, layering |
+//! | [`data`] | images on their way to the network |
+//! | [`model`] | the networks |
+//! | [`diffusion`] | noising, losses and reverse steps on tensors |
+//! | [`train`] | the training loop and its hooks |
+//! | [`sample`] | chains and files of samples |
+//! | [`checkpoint`] | saved runs |
+//! | [`predict`], [`info`] | one network call; what a file is |
+
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+mod device;
+pub mod diffusion;
+mod error;
+mod event;
+pub mod file;
+pub mod info;
+pub mod model;
+pub mod npz;
+pub mod predict;
+pub mod sample;
+pub mod train;
+
+pub use burn::tensor::Device;
+pub use device::{device, device_names};
+pub use error::Error;
+pub use event::{Emit, Event, Outcome};

@@ -1,0 +1,258 @@
+//! The layers of the U-Net, as places in a parameter list.
+
+use super::parameters::{Init, Parameters, Spec};
+use crate::config::NORM_GROUPS;
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+use ddpm_kernels::{GroupNorm, HeadOrder};
+
+/// Collects the parameters of a network as its layers are made.
+#[derive(Default)]
+pub(crate) struct Builder {
+    specs: Vec<Spec>,
+    /// Dropout layers so far: each has its own masks.
+    dropouts: u32,
+}
+
+impl Builder {
+    pub(crate) fn finish(self) -> Vec<Spec> {
+        self.specs
+    }
+
+    pub(crate) fn parameter(&mut self, name: String, shape: &[usize], init: Init) -> usize {
+        self.specs.push(Spec { name, shape: shape.to_vec(), init });
+        self.specs.len() - 1
+    }
+
+    /// Weight and bias of a linear map or convolution, in PyTorch's default beginning, or zero.
+    fn affine(&mut self, name: &str, shape: &[usize], zero: bool) -> usize {
+        let fan_in: usize = shape[1..].iter().product();
+        let init = if zero { Init::Zero } else { Init::Uniform(1.0 / (fan_in as f64).sqrt()) };
+        let place = self.parameter(format!("{name}.weight"), shape, init);
+        self.parameter(format!("{name}.bias"), &shape[..1], init);
+        place
+    }
+}
+
+/// A convolution; a linear map is one over a single pixel. The bias follows the weight in the list.
+pub(crate) struct Conv {
+    place: usize,
+    shape: [usize; 4],
+    stride: usize,
+}
+
+impl Conv {
+    pub(crate) fn new(b: &mut Builder, name: &str, from: usize, to: usize, kernel: usize) -> Self {
+        let shape = [to, from, kernel, kernel];
+        Self { place: b.affine(name, &shape, false), shape, stride: 1 }
+    }
+
+    /// A 3x3 convolution that begins as zero.
+    pub(crate) fn zero(b: &mut Builder, name: &str, from: usize, to: usize) -> Self {
+        let shape = [to, from, 3, 3];
+        Self { place: b.affine(name, &shape, true), shape, stride: 1 }
+    }
+
+    /// A map of the channels of each position: PyTorch's `Conv1d` with kernel 1.
+    pub(crate) fn pointwise(b: &mut Builder, name: &str, from: usize, to: usize, zero: bool) -> Self {
+        Self { place: b.affine(name, &[to, from, 1], zero), shape: [to, from, 1, 1], stride: 1 }
+    }
+
+    /// PyTorch's `Linear`.
+    pub(crate) fn linear(b: &mut Builder, name: &str, from: usize, to: usize) -> Self {
+        Self { place: b.affine(name, &[to, from], false), shape: [to, from, 1, 1], stride: 1 }
+    }
+
+    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+        let weight = p.get(self.place, self.shape);
+        let bias = p.get(self.place + 1, [self.shape[0]]);
+        ddpm_kernels::conv2d(x, weight, bias, ddpm_kernels::Conv2d { stride: self.stride })
+    }
+
+    /// On `[N, C]`: through the same kernel, whose rows do not depend on their number.
+    pub(crate) fn forward_rows(&self, p: &Parameters, x: Tensor<2>) -> Tensor<2> {
+        let [n, c] = x.dims();
+        self.forward(p, x.reshape([n, 1, 1, c])).reshape([n, self.shape[0]])
+    }
+}
+
+/// Group normalisation with the reference's 32 groups, then modulation and SiLU where asked.
+pub(crate) struct Norm {
+    place: usize,
+    channels: usize,
+    silu: bool,
+}
+
+impl Norm {
+    pub(crate) fn new(b: &mut Builder, name: &str, channels: usize, silu: bool) -> Self {
+        let place = b.parameter(format!("{name}.weight"), &[channels], Init::One);
+        b.parameter(format!("{name}.bias"), &[channels], Init::Zero);
+        Self { place, channels, silu }
+    }
+
+    /// `film` is scale and shift `[N, 2C]`; without it the layer is plain.
+    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>, film: Option<Tensor<2>>) -> Tensor<4> {
+        let film = film.unwrap_or_else(|| Tensor::zeros([x.dims()[0], 2 * self.channels], &x.device()));
+        let (weight, bias) = (p.get(self.place, [self.channels]), p.get(self.place + 1, [self.channels]));
+        let norm = GroupNorm { groups: NORM_GROUPS, eps: 1e-5, silu: self.silu };
+        ddpm_kernels::group_norm(x, weight, bias, film, norm)
+    }
+}
+
+/// A change of size by two inside a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    Keep,
+    Up,
+    Down,
+}
+
+impl Scale {
+    fn apply(self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Keep => x,
+            Self::Up => ddpm_kernels::upsample(x),
+            Self::Down => ddpm_kernels::downsample(x),
+        }
+    }
+}
+
+/// What a residual block is made from.
+#[derive(Clone, Copy)]
+pub(crate) struct ResBlockConfig {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) embedding: usize,
+    pub(crate) dropout: f64,
+    pub(crate) scale_shift_norm: bool,
+    pub(crate) scale: Scale,
+}
+
+/// A residual block, conditioned on the embedding of time and class.
+pub(crate) struct ResBlock {
+    config: ResBlockConfig,
+    in_norm: Norm,
+    in_conv: Conv,
+    embedding: Conv,
+    out_norm: Norm,
+    out_conv: Conv,
+    skip: Option<Conv>,
+    dropout_layer: u32,
+}
+
+impl ResBlock {
+    pub(crate) fn new(b: &mut Builder, name: &str, config: ResBlockConfig) -> Self {
+        let ResBlockConfig { from, to, embedding, scale_shift_norm, .. } = config;
+        b.dropouts += 1;
+        Self {
+            in_norm: Norm::new(b, &format!("{name}.in_layers.0"), from, true),
+            in_conv: Conv::new(b, &format!("{name}.in_layers.2"), from, to, 3),
+            embedding: Conv::linear(
+                b,
+                &format!("{name}.emb_layers.1"),
+                embedding,
+                if scale_shift_norm { 2 * to } else { to },
+            ),
+            out_norm: Norm::new(b, &format!("{name}.out_layers.0"), to, true),
+            out_conv: Conv::zero(b, &format!("{name}.out_layers.3"), to, to),
+            skip: (from != to).then(|| Conv::new(b, &format!("{name}.skip_connection"), from, to, 1)),
+            dropout_layer: b.dropouts,
+            config,
+        }
+    }
+
+    /// `x` `[N, H, W, C]`, `embedding` `[N, E]`.
+    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>, context: &Context) -> Tensor<4> {
+        let scale = self.config.scale;
+        let h = self.in_norm.forward(p, x.clone(), None);
+        let (h, x) = (scale.apply(h), scale.apply(x));
+        let h = self.in_conv.forward(p, h);
+        let embedding = self.embedding.forward_rows(p, silu(context.embedding.clone()));
+        let h = if self.config.scale_shift_norm {
+            self.out_norm.forward(p, h, Some(embedding))
+        } else {
+            let n = h.dims()[0];
+            self.out_norm.forward(p, h + embedding.reshape([n, 1, 1, self.config.to]), None)
+        };
+        let h = context.drop(h, self.config.dropout, self.dropout_layer);
+        let h = self.out_conv.forward(p, h);
+        let x = match &self.skip {
+            Some(skip) => skip.forward(p, x),
+            None => x,
+        };
+        x + h
+    }
+}
+
+/// What every block of one forward pass shares.
+pub(crate) struct Context {
+    /// Embedding of time and class, `[N, E]`.
+    pub(crate) embedding: Tensor<2>,
+    /// How to draw dropout masks; none outside training.
+    pub(crate) dropout: Option<super::dropout::Dropout>,
+}
+
+impl Context {
+    fn drop(&self, h: Tensor<4>, probability: f64, layer: u32) -> Tensor<4> {
+        match &self.dropout {
+            Some(dropout) if probability > 0.0 => {
+                let mask = dropout.mask(h.dims(), probability, layer, &h.device());
+                h * mask
+            }
+            _ => h,
+        }
+    }
+}
+
+/// Self-attention over all positions.
+pub(crate) struct AttentionBlock {
+    norm: Norm,
+    qkv: Conv,
+    proj: Conv,
+    heads: usize,
+    order: HeadOrder,
+}
+
+impl AttentionBlock {
+    pub(crate) fn new(b: &mut Builder, name: &str, channels: usize, heads: usize, order: HeadOrder) -> Self {
+        Self {
+            norm: Norm::new(b, &format!("{name}.norm"), channels, false),
+            qkv: Conv::pointwise(b, &format!("{name}.qkv"), channels, 3 * channels, false),
+            proj: Conv::pointwise(b, &format!("{name}.proj_out"), channels, channels, true),
+            heads,
+            order,
+        }
+    }
+
+    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+        let [n, h, w, c] = x.dims();
+        let qkv = self.qkv.forward(p, self.norm.forward(p, x.clone(), None));
+        let out = ddpm_kernels::attention(qkv.reshape([n, h * w, 3 * c]), self.heads, self.order);
+        x + self.proj.forward(p, out.reshape([n, h, w, c]))
+    }
+}
+
+/// A plain change of size: pooling or repetition, with a convolution if asked.
+pub(crate) enum Resize {
+    Down(Option<Conv>),
+    Up(Option<Conv>),
+}
+
+impl Resize {
+    pub(crate) fn down(b: &mut Builder, name: &str, channels: usize, conv: bool) -> Self {
+        Self::Down(conv.then(|| Conv { stride: 2, ..Conv::new(b, &format!("{name}.op"), channels, channels, 3) }))
+    }
+
+    pub(crate) fn up(b: &mut Builder, name: &str, channels: usize, conv: bool) -> Self {
+        Self::Up(conv.then(|| Conv::new(b, &format!("{name}.conv"), channels, channels, 3)))
+    }
+
+    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Down(Some(conv)) => conv.forward(p, x),
+            Self::Down(None) => Scale::Down.apply(x),
+            Self::Up(Some(conv)) => conv.forward(p, Scale::Up.apply(x)),
+            Self::Up(None) => Scale::Up.apply(x),
+        }
+    }
+}

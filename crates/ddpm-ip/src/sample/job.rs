@@ -1,0 +1,161 @@
+//! A file of samples.
+
+use super::partial::Partial;
+use super::{Chain, Draws, GivenNoise, Seeded};
+use crate::config::{Config, ConfigError, NetworkConfig};
+use crate::data::contact_sheet;
+use crate::diffusion::{Diffusion, Reverse, to_u8};
+use crate::event::{Emit, Event, Outcome};
+use crate::file::write_atomic;
+use crate::model::Unet;
+use crate::npz::NpzWriter;
+use crate::{Error, checkpoint};
+use burn::tensor::Device;
+use ddpm_math::{Domain, Stream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The most images a grid shows.
+const GRID_IMAGES: usize = 256;
+
+/// What to draw and where to put it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// A parameter file, checkpoint folder or run directory.
+    pub checkpoint: PathBuf,
+    /// Network, diffusion and sampling settings.
+    pub config: Config,
+    /// The npz to write; a folder (or nothing) stands for `samples_NxHxWxC.npz` in it.
+    pub out: Option<PathBuf>,
+    /// A PNG of the first images.
+    pub grid: Option<PathBuf>,
+    /// Classes, taken in turn; drawn at random if not given.
+    pub classes: Option<Vec<u32>>,
+    /// An npz whose noise the chains follow.
+    pub initial_noise: Option<PathBuf>,
+}
+
+impl Job {
+    /// The npz that will be written.
+    pub fn out_path(&self) -> PathBuf {
+        let (m, n) = (&self.config.model, self.config.sample.num_samples);
+        let name = format!("samples_{n}x{0}x{0}x{1}.npz", m.image_size, m.in_channels);
+        match &self.out {
+            Some(path) if path.extension().is_some_and(|e| e == "npz") => path.clone(),
+            Some(folder) => folder.join(name),
+            None => PathBuf::from(name),
+        }
+    }
+
+    /// The class of each image, if the network has classes.
+    fn labels(&self, images: &[u64], classes: Option<usize>) -> Result<Option<Vec<u32>>, Error> {
+        let Some(count) = classes else {
+            return match &self.classes {
+                Some(_) => Err(ConfigError("--classes was given, but the network has no classes".into()).into()),
+                None => Ok(None),
+            };
+        };
+        if let Some(wrong) = self.classes.iter().flatten().find(|&&c| c as usize >= count) {
+            return Err(ConfigError(format!("class {wrong} of --classes: the network has classes 0 to {}", count - 1)).into());
+        }
+        let seed = self.config.sample.seed;
+        Ok(Some(match &self.classes {
+            Some(given) if !given.is_empty() => images.iter().map(|&i| given[i as usize % given.len()]).collect(),
+            _ => images.iter().map(|&i| Stream::new(seed, Domain::Label, i, 0).below(count as u64) as u32).collect(),
+        }))
+    }
+}
+
+/// Draws the images, going on where an interrupted call with the same settings stopped.
+///
+/// # Errors
+/// Settings that do not fit the checkpoint, damaged files, failing reads or writes. Finished images are kept in
+/// `OUT.partial` until the npz is complete.
+pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
+    let config = &job.config;
+    config.validate()?;
+    let file = checkpoint::resolve(&job.checkpoint)?;
+    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    let parameters = checkpoint::load(&file, network.specs(), device)?;
+    let settings = &config.sample;
+    let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
+    let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
+    let (size, channels) = (config.model.image_size, config.model.in_channels);
+    let steps = diffusion.schedule.len();
+
+    let given = match &job.initial_noise {
+        Some(path) => {
+            let needs_steps = (0..steps).any(|i| reverse.draws(i));
+            Some(GivenNoise::read(path, [channels, size, size], steps, needs_steps)?)
+        }
+        None => None,
+    };
+    if let Some(given) = given.as_ref().filter(|given| given.images() < settings.num_samples) {
+        let message = format!("--num-samples {} but --initial-noise holds noise for {}", settings.num_samples, given.images());
+        return Err(ConfigError(message).into());
+    }
+    let seeded = Seeded(settings.seed);
+    let draws: &dyn Draws = given.as_ref().map_or(&seeded, |given| given);
+
+    let total = settings.num_samples;
+    let out = job.out_path();
+    let image_bytes = size * size * channels;
+    let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes)?;
+    done = done.min(total);
+    emit(Event::Sampling { done, total, steps });
+    let chain = Chain { diffusion: &diffusion, network: &network, parameters: &parameters, reverse, image_size: size, device };
+    let classes = network.config().num_classes;
+    while done < total {
+        let batch = settings.batch_size.min(total - done);
+        let images: Vec<u64> = (done..done + batch).map(|i| i as u64).collect();
+        let labels = job.labels(&images, classes)?;
+        let drawn = chain.run(&images, labels.as_deref(), draws, |step, _, _| {
+            emit(Event::SampleStep { done, step, batch });
+            !stop.load(Ordering::Relaxed)
+        });
+        let Some(drawn) = drawn else { return Ok(Outcome::Interrupted) };
+        partial.append(&to_u8(drawn))?;
+        done += batch;
+        emit(Event::Sampled { done });
+        if stop.load(Ordering::Relaxed) && done < total {
+            return Ok(Outcome::Interrupted);
+        }
+    }
+
+    let all: Vec<u64> = (0..total as u64).collect();
+    let labels = job.labels(&all, classes)?;
+    let mut shown = Vec::new();
+    write_atomic(&out, |w| {
+        let mut npz = NpzWriter::new(w);
+        npz.array::<u8>("arr_0", &[total, size, size, channels], |push| {
+            partial.read(total, |bytes| {
+                let wanted = GRID_IMAGES * image_bytes - shown.len();
+                shown.extend_from_slice(&bytes[..wanted.min(bytes.len())]);
+                push(bytes)
+            })
+        })?;
+        if let Some(labels) = labels {
+            let labels: Vec<i64> = labels.into_iter().map(i64::from).collect();
+            npz.array::<i64>("arr_1", &[total], |push| push(&labels))?;
+        }
+        npz.finish()
+    })?;
+    if let Some(grid) = &job.grid {
+        let images = shown.len() / image_bytes;
+        contact_sheet(&shown, images, size, channels).save(grid)?;
+    }
+    partial.remove()?;
+    Ok(Outcome::Finished)
+}
+
+/// A line that differs between two calls whenever their images could.
+fn identity(job: &Job, file: &std::path::Path) -> Result<String, Error> {
+    let meta = std::fs::metadata(file).map_err(Error::io("read", file))?;
+    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    let config = Config { sample: crate::config::SampleConfig { batch_size: 1, ..job.config.sample.clone() }, ..job.config.clone() };
+    let line = serde_json::json!({
+        "checkpoint": file, "bytes": meta.len(), "modified": modified.map(|d| d.as_nanos().to_string()),
+        "classes": job.classes, "initial_noise": job.initial_noise, "config": config,
+    });
+    Ok(line.to_string())
+}

@@ -1,0 +1,73 @@
+//! The images of an unfinished sampling call, kept so that the same call goes on where it stopped.
+
+use crate::Error;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// `OUT.partial`: a line that says what is being drawn, then the finished images' bytes.
+pub(super) struct Partial {
+    path: PathBuf,
+    file: File,
+    /// Where the images begin.
+    start: u64,
+    image_bytes: u64,
+}
+
+impl Partial {
+    /// Opens what an earlier call with the same `identity` (a line of text) left, or begins anew, and says how many
+    /// whole images are there.
+    pub(super) fn open(out: &Path, identity: &str, image_bytes: usize) -> Result<(Self, usize), Error> {
+        let mut name = out.as_os_str().to_owned();
+        name.push(".partial");
+        let path = PathBuf::from(name);
+        let io = |e| Error::io("write", &path)(e);
+        let start = identity.len() as u64 + 1;
+        let image_bytes = image_bytes as u64;
+        let mut same = false;
+        if let Ok(file) = File::open(&path) {
+            // No more is read of a foreign file than this call's own line is long.
+            let mut line = Vec::new();
+            let mut reader = BufReader::new(std::io::Read::take(file, start));
+            reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
+            same = line.strip_suffix(b"\n") == Some(identity.as_bytes());
+        }
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(!same).open(&path).map_err(io)?;
+        if !same {
+            file.write_all(identity.as_bytes()).and_then(|()| file.write_all(b"\n")).map_err(io)?;
+        }
+        let done = (file.metadata().map_err(io)?.len().saturating_sub(start)) / image_bytes;
+        // An image that was cut off is drawn again.
+        file.set_len(start + done * image_bytes).map_err(io)?;
+        file.seek(SeekFrom::End(0)).map_err(io)?;
+        Ok((Self { file, start, image_bytes, path }, done as usize))
+    }
+
+    /// Adds finished images.
+    pub(super) fn append(&mut self, images: &[u8]) -> Result<(), Error> {
+        self.file.write_all(images).and_then(|()| self.file.sync_data()).map_err(Error::io("write", &self.path))
+    }
+
+    /// Passes `count` images from the first on to `sink`, some at a time.
+    pub(super) fn read(
+        &mut self,
+        count: usize,
+        mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.start))?;
+        let mut buffer = vec![0; (self.image_bytes as usize).max(1 << 20) / self.image_bytes as usize * self.image_bytes as usize];
+        let mut left = count * self.image_bytes as usize;
+        while left > 0 {
+            let n = left.min(buffer.len());
+            std::io::Read::read_exact(&mut self.file, &mut buffer[..n])?;
+            sink(&buffer[..n])?;
+            left -= n;
+        }
+        Ok(())
+    }
+
+    /// The file has served: its images are elsewhere.
+    pub(super) fn remove(self) -> Result<(), Error> {
+        fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))
+    }
+}

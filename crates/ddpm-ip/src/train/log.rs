@@ -1,0 +1,79 @@
+//! The numbers of the logs, under the reference's names.
+
+use super::{Hook, StepReport, Trainer};
+use crate::Error;
+use crate::event::{Emit, Event};
+use std::time::Instant;
+
+/// Averages what steps report and emits a line every `log_interval` steps, after the first and after the last.
+pub struct LogHook {
+    means: Vec<(String, f64, u64)>,
+    since: Instant,
+    images: usize,
+}
+
+impl LogHook {
+    /// A log that begins now.
+    pub fn new() -> Self {
+        Self { means: Vec::new(), since: Instant::now(), images: 0 }
+    }
+
+    fn add(&mut self, key: &str, value: f64) {
+        match self.means.iter_mut().find(|(k, ..)| k == key) {
+            Some((_, sum, count)) => {
+                *sum += value;
+                *count += 1;
+            }
+            None => self.means.push((key.to_string(), value, 1)),
+        }
+    }
+
+    /// A loss term: its weighted mean, and the mean of each quarter of the timesteps.
+    fn add_term(&mut self, key: &str, values: &[f64], report: &StepReport, steps: usize) {
+        let weighted: Vec<f64> = values.iter().zip(&report.weights).map(|(v, w)| v * w).collect();
+        self.add(key, weighted.iter().sum::<f64>() / weighted.len() as f64);
+        for (value, t) in weighted.iter().zip(&report.t) {
+            self.add(&format!("{key}_q{}", 4 * t / steps), *value);
+        }
+    }
+}
+
+impl Default for LogHook {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hook for LogHook {
+    fn after_step(&mut self, trainer: &Trainer, report: &StepReport, last: bool, emit: &mut Emit) -> Result<(), Error> {
+        let steps = trainer.diffusion.schedule.len();
+        self.add_term("loss", &report.loss, report, steps);
+        if let Some(mse) = &report.mse {
+            self.add_term("mse", mse, report, steps);
+            if report.constant.iter().any(|&c| c != 0.0) {
+                let comparable: Vec<f64> = mse.iter().zip(&report.constant).map(|(m, c)| m + c).collect();
+                self.add_term("mse_plus_c", &comparable, report, steps);
+            }
+        }
+        if let Some(vb) = &report.vb {
+            self.add_term("vb", vb, report, steps);
+        }
+        self.add("grad_norm", report.grad_norm);
+        self.images += report.loss.len();
+        let step = trainer.step();
+        if step > 1 && !last && !step.is_multiple_of(trainer.config.train.log_interval) {
+            return Ok(());
+        }
+        let mut line = vec![
+            ("step".to_string(), step as f64),
+            ("samples".to_string(), trainer.state.progress.images as f64),
+            ("param_norm".to_string(), trainer.state.parameters.norm()),
+            ("lr".to_string(), report.lr),
+            ("images_per_sec".to_string(), self.images as f64 / self.since.elapsed().as_secs_f64()),
+        ];
+        line.extend(self.means.drain(..).map(|(key, sum, count)| (key, sum / count as f64)));
+        emit(Event::Log(line));
+        (self.since, self.images) = (Instant::now(), 0);
+        Ok(())
+    }
+}

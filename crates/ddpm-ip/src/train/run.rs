@@ -1,0 +1,181 @@
+//! A run directory, from the first step or from where it stopped.
+
+use super::{CheckpointHook, GridHook, Hook, LogHook, Trainer};
+use crate::checkpoint::Store;
+use crate::config::{Config, ConfigError, NetworkConfig};
+use crate::data::{Dataset, Loader, Options};
+use crate::event::{Emit, Event, Outcome};
+use crate::file::write_atomic;
+use crate::model::Unet;
+use crate::Error;
+use burn::tensor::Device;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Batches that decoding may be ahead of the training.
+const PREFETCH: usize = 4;
+
+/// Trains until the configuration's end, in the run directory `dir`; goes on from its newest checkpoint if it has one.
+/// After `stop` is set it finishes the step, saves and returns [`Outcome::Interrupted`]. `hooks` run after the run's
+/// own log and grids, and before its checkpoint.
+///
+/// # Errors
+/// A configuration, data or checkpoint that cannot be used; failing reads or writes; divergence.
+pub fn train(
+    config: &Config,
+    dir: &Path,
+    device: &Device,
+    hooks: Vec<Box<dyn Hook>>,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<Outcome, Error> {
+    config.validate()?;
+    let dataset = open_data(config)?;
+    let config = with_classes(config, &dataset)?;
+    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let store = Store::new(dir);
+    let state = match store.newest()? {
+        Some((step, path)) => {
+            note_changes(&path, &config, emit)?;
+            let (state, fresh) = Store::load(&path, network.specs(), &config.train.ema_rate, device)?;
+            emit(Event::Notice(format!("resuming at step {step} from {}", path.display())));
+            for rate in fresh {
+                emit(Event::Notice(format!("no average of rate {rate} was saved: it begins at the current parameters")));
+            }
+            Some(state)
+        }
+        None => None,
+    };
+    write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
+
+    let parameters = network.parameter_count();
+    let mut trainer = Trainer::new(config, network, state, device.clone())?;
+    let config = trainer.config.clone();
+    let time_limit = config.train.time_limit()?;
+    let last_step = config.train.last_step();
+    emit(Event::Started {
+        parameters,
+        images: dataset.len(),
+        step: trainer.step(),
+        last_step,
+        time_limit,
+        batch_size: config.train.batch_size,
+    });
+    let over = |step: u64, elapsed: f64| {
+        last_step.is_some_and(|last| step >= last)
+            || time_limit.is_some_and(|limit: Duration| elapsed >= limit.as_secs_f64())
+    };
+    if over(trainer.step(), trainer.state.progress.elapsed_secs) {
+        emit(Event::Notice(format!("the run is complete at step {}: raise --steps or --duration to go on", trainer.step())));
+        return Ok(Outcome::Finished);
+    }
+    if last_step.is_none() && time_limit.is_none() {
+        emit(Event::Notice("neither --steps nor --duration was given: training goes on until Ctrl-C".into()));
+    }
+    let mut loader = Loader::start(
+        dataset,
+        config.train.batch_size,
+        config.train.seed,
+        trainer.state.progress.images,
+        config.data.workers,
+        PREFETCH,
+    )?;
+    let mut all: Vec<Box<dyn Hook>> = vec![Box::new(LogHook::new()), Box::new(GridHook::new(dir.join("samples")))];
+    all.extend(hooks);
+    all.push(Box::new(CheckpointHook::new(store)));
+
+    let before = Duration::from_secs_f64(trainer.state.progress.elapsed_secs);
+    let begin = Instant::now();
+    loop {
+        let batch = loader.next()?;
+        let report = trainer.train_step(&batch).map_err(|e| with_last_good(e, dir))?;
+        let elapsed = before + begin.elapsed();
+        trainer.state.progress.elapsed_secs = elapsed.as_secs_f64();
+        emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
+        let finished = over(trainer.step(), elapsed.as_secs_f64());
+        let interrupted = stop.load(Ordering::Relaxed);
+        for hook in &mut all {
+            hook.after_step(&trainer, &report, finished || interrupted, emit)?;
+        }
+        if finished || interrupted {
+            for (image, reason) in loader.skipped() {
+                emit(Event::Notice(format!("skipped {image}: {reason}")));
+            }
+            return Ok(if finished { Outcome::Finished } else { Outcome::Interrupted });
+        }
+    }
+}
+
+/// Opens the configuration's images.
+pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
+    let (data, model) = (&config.data, &config.model);
+    if data.data_dir.is_empty() {
+        let message = "no training images: name them with --data-dir (`digits`, a folder, an npz or an IDX file)";
+        return Err(ConfigError(message.into()).into());
+    }
+    let options = Options {
+        image_size: model.image_size,
+        channels: model.in_channels,
+        labels: data.labels,
+        fit: data.fit,
+        allow_upscale: data.allow_upscale,
+        random_crop: data.random_crop,
+        random_flip: data.random_flip,
+        on_bad_image: data.on_bad_image,
+    };
+    Ok(Arc::new(Dataset::open(&data.data_dir, &options)?))
+}
+
+/// Fills in or checks the number of classes.
+fn with_classes(config: &Config, dataset: &Dataset) -> Result<Config, Error> {
+    let mut config = config.clone();
+    if !config.model.class_cond {
+        return Ok(config);
+    }
+    let Some(labels) = dataset.labels() else {
+        let message = "--class-cond needs labels, and these images have none: say where they are with --labels prefix \
+                       (file names up to the first `_`) or --labels folder";
+        return Err(ConfigError(message.into()).into());
+    };
+    let found = labels.iter().max().map_or(0, |&l| l as usize + 1).max(dataset.class_names().len());
+    if config.model.num_classes == 0 {
+        config.model.num_classes = found;
+    } else if config.model.num_classes < found {
+        let message = format!("--num-classes is {} but the images have {found} classes", config.model.num_classes);
+        return Err(ConfigError(message).into());
+    }
+    Ok(config)
+}
+
+/// Says which settings differ from those a checkpoint was made with.
+fn note_changes(checkpoint: &Path, config: &Config, emit: &mut Emit) -> Result<(), Error> {
+    let path = checkpoint.join("model.safetensors");
+    let Some(old) = crate::checkpoint::config_of(&path)? else { return Ok(()) };
+    let table = |c: &Config| -> toml::Table { c.to_toml().parse().unwrap_or_default() };
+    let (old, new) = (table(&old), table(config));
+    for (section, keys) in &new {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            let before = old.get(section).and_then(|s| s.get(key));
+            if before != Some(value) {
+                let before = before.map_or("unset".into(), ToString::to_string);
+                emit(Event::Notice(format!("{section}.{key} is {value} now; the checkpoint was made with {before}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn with_last_good(error: Error, dir: &Path) -> Error {
+    match error {
+        Error::Diverged { step, what, .. } => {
+            let last_good = Store::new(dir).newest().ok().flatten().map(|(_, path)| path);
+            Error::Diverged { step, what, last_good }
+        }
+        other => other,
+    }
+}
+

@@ -1,0 +1,271 @@
+//! One optimizer step after another.
+
+use crate::Error;
+use crate::checkpoint::{Progress, State};
+use crate::config::Config;
+use crate::data::Batch;
+use crate::diffusion::{Diffusion, Terms};
+use crate::model::{Dropout, Parameters, Unet, host_values};
+use burn::tensor::{Device, Tensor, TensorData};
+use ddpm_kernels::AdamW;
+use ddpm_math::{Domain, Mix, Stream, TimeSampler};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// What one step saw, image by image where a field is a list.
+#[derive(Clone, Debug, Default)]
+pub struct StepReport {
+    /// Indices of the process.
+    pub t: Vec<usize>,
+    /// Importance weights.
+    pub weights: Vec<f64>,
+    /// What was minimised, before weighting.
+    pub loss: Vec<f64>,
+    /// The prediction's error, unless the loss is a pure bound.
+    pub mse: Option<Vec<f64>>,
+    /// The bound, if the variance is learned.
+    pub vb: Option<Vec<f64>>,
+    /// What separates each loss from the reference's (the equivalent form's c).
+    pub constant: Vec<f64>,
+    /// Norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+}
+
+impl StepReport {
+    /// The weighted mean loss of the step.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss.iter().zip(&self.weights).map(|(l, w)| l * w).sum::<f64>() / self.loss.len() as f64
+    }
+
+    fn extend(&mut self, terms: &Terms) {
+        let values = |x: &Tensor<1>| host_values(x.clone()).into_iter().map(f64::from);
+        self.loss.extend(values(&terms.loss));
+        for (mine, theirs) in [(&mut self.mse, &terms.mse), (&mut self.vb, &terms.vb)] {
+            if let Some(theirs) = theirs {
+                mine.get_or_insert_default().extend(values(theirs));
+            }
+        }
+    }
+}
+
+/// A run between two steps.
+pub struct Trainer {
+    pub(crate) config: Config,
+    pub(crate) network: Unet,
+    pub(crate) diffusion: Diffusion,
+    pub(crate) state: State,
+    pub(crate) time_sampler: TimeSampler,
+    pub(crate) device: Device,
+}
+
+/// The random draws of one step, for a batch of N images.
+#[derive(Clone, Debug)]
+pub struct Draws {
+    /// Indices of the process `[N]`.
+    pub t: Vec<usize>,
+    /// Importance weights `[N]`.
+    pub weights: Vec<f64>,
+    /// How each image mixes its noises `[N]`.
+    pub mixes: Vec<Mix>,
+    /// Standard normal `[N, C, H, W]`.
+    pub eps: Vec<f32>,
+    /// A second draw, if any image's mixture uses it.
+    pub xi: Option<Vec<f32>>,
+}
+
+impl Trainer {
+    /// A trainer at `state`, or at the beginning. The device is one without autodiff.
+    ///
+    /// # Errors
+    /// An impossible respacing, or a time-sampler history of another length.
+    pub fn new(config: Config, network: Unet, state: Option<State>, device: Device) -> Result<Self, Error> {
+        let diffusion = Diffusion::new(&config.diffusion, &config.diffusion.timestep_respacing)?;
+        let mut time_sampler = TimeSampler::new(config.train.schedule_sampler, diffusion.schedule.len());
+        let state = state.unwrap_or_else(|| {
+            let parameters = Parameters::initial(network.specs(), config.train.seed, &device);
+            // Averages own their values: they are updated in place.
+            let own = || Parameters::from_values(parameters.to_values(), &device);
+            State {
+                progress: Progress::default(),
+                ema: config.train.ema_rate.iter().map(|&rate| (rate, own())).collect(),
+                moments: [parameters.zeros_like(), parameters.zeros_like()],
+                parameters,
+            }
+        });
+        if let Some(history) = state.progress.time_sampler.clone() {
+            time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
+        }
+        Ok(Self { config, network, diffusion, state, time_sampler, device })
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.state.progress.step
+    }
+
+    /// Parameters, averages, moments and counters.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The run's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The parameters to sample with: the first average, or the network's own.
+    pub fn sampling_parameters(&self) -> &Parameters {
+        self.state.ema.first().map_or(&self.state.parameters, |(_, ema)| ema)
+    }
+
+    /// The learning rate of a step (from 0): warm-up, then the reference's annealing, which reaches a step one late.
+    fn learning_rate(&self, step: u64) -> f64 {
+        let c = &self.config.train;
+        let warm = if step < c.lr_warmup_steps { (step + 1) as f64 / c.lr_warmup_steps as f64 } else { 1.0 };
+        let annealed = match c.lr_anneal_steps {
+            0 => 1.0,
+            n => 1.0 - step.saturating_sub(1) as f64 / n as f64,
+        };
+        c.lr * warm * annealed.max(0.0)
+    }
+
+    /// Trains on one batch. The trainer is unchanged if it fails.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if the loss or the gradient is not finite.
+    pub fn train_step(&mut self, batch: &Batch) -> Result<StepReport, Error> {
+        let draws = self.draw(batch);
+        self.train_step_with(batch, draws)
+    }
+
+    /// Values of one image.
+    fn per_image(&self) -> usize {
+        self.config.model.in_channels * self.config.model.image_size.pow(2)
+    }
+
+    /// Each image's draws: from the seed and its position in the run alone.
+    fn draw(&self, batch: &Batch) -> Draws {
+        let (seed, rule) = (self.config.train.seed, &self.config.perturbation);
+        let (steps, per_image) = (self.diffusion.schedule.len(), self.per_image());
+        let count = batch.images.len() / per_image;
+        let stream = |domain, i: usize| Stream::new(seed, domain, batch.position + i as u64, 0);
+        let (t, weights): (Vec<usize>, Vec<f64>) =
+            (0..count).map(|i| self.time_sampler.sample(&mut stream(Domain::Time, i))).unzip();
+        let mixes: Vec<Mix> = (0..count)
+            .map(|i| {
+                let u = stream(Domain::Gamma, i).uniform();
+                rule.mix(rule.gamma_for(t[i], steps, self.state.progress.step, u))
+            })
+            .collect();
+        let normal = |domain: Domain| {
+            let mut values = vec![0.0; count * per_image];
+            values.par_chunks_mut(per_image).enumerate().for_each(|(i, v)| stream(domain, i).fill_normal(v));
+            values
+        };
+        let xi = mixes.iter().any(|m| m.xi != 0.0).then(|| normal(Domain::Perturbation));
+        Draws { t, weights, mixes, eps: normal(Domain::Noise), xi }
+    }
+
+    /// Trains on one batch with given draws. The trainer is unchanged if it fails.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if the loss or the gradient is not finite.
+    pub fn train_step_with(&mut self, batch: &Batch, draws: Draws) -> Result<StepReport, Error> {
+        let step = self.state.progress.step;
+        let diverged = |what| Error::Diverged { step: step + 1, what, last_good: None };
+        let count = draws.t.len();
+        let mut report = StepReport {
+            lr: self.learning_rate(step),
+            constant: draws.mixes.iter().map(|m| m.constant).collect(),
+            ..StepReport::default()
+        };
+        let mut gradient: Option<Parameters> = None;
+        let micro = self.config.train.microbatch_size();
+        for from in (0..count).step_by(micro) {
+            let part = self.gradient(batch, &draws, from..(from + micro).min(count), &mut report);
+            gradient = Some(match gradient {
+                Some(sum) => Parameters(sum.0.into_iter().zip(part.0).map(|(a, b)| a + b).collect()),
+                None => part,
+            });
+        }
+        (report.t, report.weights) = (draws.t, draws.weights);
+        if !report.mean_loss().is_finite() {
+            return Err(diverged("loss"));
+        }
+        let gradient = gradient.unwrap_or_else(|| self.state.parameters.zeros_like());
+        report.grad_norm = gradient.norm();
+        if !report.grad_norm.is_finite() {
+            return Err(diverged("gradient"));
+        }
+        self.update(gradient, &report);
+        // The reference's loss differs by c: the sampler looks at its square.
+        let comparable: Vec<f64> = report.loss.iter().zip(&report.constant).map(|(l, c)| l + c).collect();
+        self.time_sampler.update(&report.t, &comparable);
+        self.state.progress.step += 1;
+        self.state.progress.images += count as u64;
+        self.state.progress.time_sampler = self.time_sampler.state().cloned();
+        Ok(report)
+    }
+
+    /// The gradient of a microbatch's share of the mean loss; its loss terms go to `report`.
+    fn gradient(&self, batch: &Batch, draws: &Draws, images: Range<usize>, report: &mut StepReport) -> Parameters {
+        let device = self.device.clone().autodiff();
+        let (per_image, model) = (self.per_image(), &self.config.model);
+        let shape = [images.len(), model.in_channels, model.image_size, model.image_size];
+        let tensor = |values: &[f32]| {
+            let values = values[images.start * per_image..images.end * per_image].to_vec();
+            Tensor::<4>::from_data(TensorData::new(values, shape), &device)
+        };
+        let noised = self.diffusion.noise(
+            tensor(&batch.images),
+            &draws.t[images.clone()],
+            &draws.mixes[images.clone()],
+            tensor(&draws.eps),
+            draws.xi.as_deref().map(tensor),
+        );
+        let tracked = self.state.parameters.tracked();
+        let dropout = Dropout { seed: self.config.train.seed, position: batch.position + images.start as u64 };
+        let labels = self.network.config().num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]);
+        let times = self.diffusion.model_times(&noised.t);
+        let output = self.network.forward(&tracked, noised.x_t.clone(), &times, labels, Some(dropout));
+        let terms = self.diffusion.losses(&noised, output);
+        let weights: Vec<f32> =
+            draws.weights[images.clone()].iter().map(|w| (w / draws.t.len() as f64) as f32).collect();
+        let weights = Tensor::<1>::from_data(TensorData::new(weights, [images.len()]), &device);
+        let mut grads = (terms.loss.clone() * weights).sum().backward();
+        report.extend(&terms);
+        tracked.gradients(&mut grads)
+    }
+
+    /// AdamW and the averages, in place.
+    fn update(&mut self, gradient: Parameters, report: &StepReport) {
+        let c = &self.config.train;
+        let clip = if c.grad_clip > 0.0 { (c.grad_clip / (report.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let adamw = AdamW {
+            lr: report.lr,
+            weight_decay: c.weight_decay,
+            betas: c.adam_betas,
+            eps: c.adam_eps,
+            step: self.state.progress.step + 1,
+            grad_scale: clip,
+        };
+        let take = |p: &mut Parameters| std::mem::take(&mut p.0);
+        let [m, v] = &mut self.state.moments;
+        let lists = take(&mut self.state.parameters).into_iter().zip(take(m)).zip(take(v)).zip(gradient.0);
+        for (((p, pm), pv), g) in lists {
+            let (p, pm, pv) = ddpm_kernels::adamw(p, g, pm, pv, adamw);
+            self.state.parameters.0.push(p);
+            m.0.push(pm);
+            v.0.push(pv);
+        }
+        for (rate, ema) in &mut self.state.ema {
+            ema.0 = take(ema)
+                .into_iter()
+                .zip(&self.state.parameters.0)
+                .map(|(average, p)| ddpm_kernels::ema(average, p.clone(), *rate))
+                .collect();
+        }
+    }
+}

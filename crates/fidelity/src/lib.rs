@@ -1,0 +1,23 @@
+//! Fidelity metrics for generated images. The crate sees features and images, and knows nothing of diffusion.
+//!
+//! Features arrive in batches of rows `[n, d]`, C-order, and are accumulated in `f64` whatever their own type.
+//!
+//! ```
+//! use fidelity::{Moments, frechet_distance};
+//!
+//! let mut reference = Moments::new(2);
+//! reference.push(&[0.0_f32, 0.0, 1.0, 0.0, 0.0, 1.0], [3, 2])?;
+//! let mut sample = Moments::new(2);
+//! sample.push(&[3.0_f32, 4.0, 4.0, 4.0], [2, 2])?;
+//! sample.push(&[3.0_f32, 5.0], [1, 2])?;
+//! assert!((frechet_distance(&reference, &sample)? - 25.0).abs() < 1e-12);
+//! # Ok::<(), fidelity::FidelityError>(())
+//! ```
+
+pub mod error;
+pub mod frechet;
+pub mod moments;
+
+pub use error::FidelityError;
+pub use frechet::frechet_distance;
+pub use moments::Moments;

@@ -1,0 +1,145 @@
+//! The backward passes.
+
+use crate::{Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Resample};
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::FloatTensor;
+use burn_autodiff::Autodiff;
+use burn_autodiff::NodeId;
+use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
+
+impl<B: Kernels + GradKernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn conv2d_nhwc(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        conv: Conv2d,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Conv2dBackward;
+        impl<B: Kernels + GradKernels> Backward<B, 3> for Conv2dBackward {
+            type State = (NodeId, NodeId, Conv2d);
+            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
+                let [on_x, on_weight, on_bias] = ops.parents;
+                let (x, weight, conv) = ops.state;
+                let grad = grads.consume::<B>(&ops.node);
+                let x: FloatTensor<B> = saved.retrieve_node_output(x);
+                let weight: FloatTensor<B> = saved.retrieve_node_output(weight);
+                if let Some(node) = on_x {
+                    let [n, h, w, c] = x.shape().dims();
+                    let dx = B::conv2d_input_grad(grad.clone(), weight.clone(), [n, h, w, c], conv);
+                    grads.register::<B>(node.id, dx);
+                }
+                if on_weight.is_some() || on_bias.is_some() {
+                    let (dweight, dbias) = B::conv2d_weight_grad(x, grad, weight, conv);
+                    for (node, grad) in [(on_weight, dweight), (on_bias, dbias)] {
+                        if let Some(node) = node {
+                            grads.register::<B>(node.id, grad);
+                        }
+                    }
+                }
+            }
+        }
+        let y = B::conv2d_nhwc(x.primitive().clone(), weight.primitive().clone(), bias.primitive().clone(), conv);
+        let nodes = [x.node(), weight.node(), bias.node()];
+        match Conv2dBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), conv);
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn group_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        film: FloatTensor<Self>,
+        norm: GroupNorm,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct GroupNormBackward;
+        impl<B: Kernels + GradKernels> Backward<B, 4> for GroupNormBackward {
+            type State = ([NodeId; 4], FloatTensor<B>, GroupNorm);
+            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, saved: &mut Checkpointer) {
+                let ([x, weight, bias, film], statistics, norm) = ops.state;
+                let grad = grads.consume::<B>(&ops.node);
+                let x: FloatTensor<B> = saved.retrieve_node_output(x);
+                let weight: FloatTensor<B> = saved.retrieve_node_output(weight);
+                let bias: FloatTensor<B> = saved.retrieve_node_output(bias);
+                let film: FloatTensor<B> = saved.retrieve_node_output(film);
+                let (dx, dweight, dbias, dfilm) = B::group_norm_grads(grad, x, statistics, weight, bias, film, norm);
+                for (node, grad) in ops.parents.into_iter().zip([dx, dweight, dbias, dfilm]) {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, grad);
+                    }
+                }
+            }
+        }
+        let statistics = B::group_norm_statistics(x.primitive().clone(), norm);
+        let y = B::group_norm_apply(
+            x.primitive().clone(),
+            statistics.clone(),
+            weight.primitive().clone(),
+            bias.primitive().clone(),
+            film.primitive().clone(),
+            norm,
+        );
+        let nodes = [x.node(), weight.node(), bias.node(), film.node()];
+        match GroupNormBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&x, &weight, &bias, &film].map(|input| prep.checkpoint(input));
+                prep.finish((inputs, statistics, norm), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn resample(x: FloatTensor<Self>, to: Resample, scale: f32) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct ResampleBackward;
+        impl<B: Kernels + GradKernels> Backward<B, 1> for ResampleBackward {
+            type State = (Resample, f32);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let ([on_x], (to, scale)) = (ops.parents, ops.state);
+                let grad = grads.consume::<B>(&ops.node);
+                let back = if to == Resample::Up { Resample::Down } else { Resample::Up };
+                if let Some(node) = on_x {
+                    grads.register::<B>(node.id, B::resample(grad, back, scale));
+                }
+            }
+        }
+        let y = B::resample(x.primitive().clone(), to, scale);
+        match ResampleBackward.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((to, scale), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn self_attention(qkv: FloatTensor<Self>, heads: usize, order: HeadOrder) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct AttentionBackward;
+        impl<B: Kernels + GradKernels> Backward<B, 1> for AttentionBackward {
+            type State = (NodeId, usize, HeadOrder);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
+                let [on_qkv] = ops.parents;
+                let (qkv, heads, order) = ops.state;
+                let grad = grads.consume::<B>(&ops.node);
+                let qkv: FloatTensor<B> = saved.retrieve_node_output(qkv);
+                if let Some(node) = on_qkv {
+                    grads.register::<B>(node.id, B::attention_grad(grad, qkv, heads, order));
+                }
+            }
+        }
+        let y = B::self_attention(qkv.primitive().clone(), heads, order);
+        match AttentionBackward.prepare::<C>([qkv.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&qkv), heads, order);
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Tensor operations of the diffusion networks that Burn does not have, or not fast enough.
+//!
+//! Activations are channels-last, `[N, H, W, C]`; weights keep PyTorch's `[O, C, k, k]`. Every operation is a function
+//! on Burn tensors with a hand-written backward pass. On the CPU a result depends neither on the number of threads nor,
+//! image by image, on the batch size.
+
+mod autodiff;
+mod flex;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+
+/// A convolution with a square odd kernel, padding `k / 2` and the given stride.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv2d {
+    /// Step between output pixels, in input pixels.
+    pub stride: usize,
+}
+
+impl Conv2d {
+    /// Height and width of the output for an input's.
+    pub fn output_size(&self, input: [usize; 2]) -> [usize; 2] {
+        input.map(|size| size.div_ceil(self.stride))
+    }
+}
+
+/// Group normalisation over the trailing channels.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm {
+    /// Number of groups; it divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+/// How the channels of queries, keys and values are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadOrder {
+    /// `[head][q, k, v][channel]`: the reference's legacy order.
+    HeadsFirst,
+    /// `[q, k, v][head][channel]`: the reference's new order.
+    QkvFirst,
+}
+
+/// Direction of a change of size by two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resample {
+    /// Nearest-neighbour doubling.
+    Up,
+    /// Sums of 2x2 squares.
+    Down,
+}
+
+/// One step of AdamW (Loshchilov & Hutter, arXiv 1711.05101) with PyTorch's parametrisation.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decoupled weight decay, multiplied by the learning rate.
+    pub weight_decay: f64,
+    /// Decay rates of the first and second moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// The number of this step, from 1.
+    pub step: u64,
+    /// The gradient is multiplied by this first: 1, or less to clip its norm.
+    pub grad_scale: f64,
+}
+
+/// What [`AdamW`] comes to in the arithmetic of the parameters.
+pub(crate) struct AdamWCoefficients {
+    pub(crate) grad_scale: f32,
+    pub(crate) one_minus_beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) one_minus_beta2: f32,
+    pub(crate) decay: f32,
+    pub(crate) step_size: f32,
+    pub(crate) sqrt_correction2: f32,
+    pub(crate) eps: f32,
+}
+
+impl AdamW {
+    pub(crate) fn coefficients(&self) -> AdamWCoefficients {
+        let [beta1, beta2] = self.betas;
+        AdamWCoefficients {
+            grad_scale: self.grad_scale as f32,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            decay: (1.0 - self.lr * self.weight_decay) as f32,
+            step_size: (self.lr / (1.0 - beta1.powf(self.step as f64))) as f32,
+            sqrt_correction2: (1.0 - beta2.powf(self.step as f64)).sqrt() as f32,
+            eps: self.eps as f32,
+        }
+    }
+}
+
+/// The differentiable operations, per backend.
+#[backend_extension(Flex, Autodiff)]
+pub trait Kernels: Backend {
+    /// See [`conv2d`].
+    fn conv2d_nhwc(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        conv: Conv2d,
+    ) -> FloatTensor<Self>;
+
+    /// See [`group_norm`].
+    fn group_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        film: FloatTensor<Self>,
+        norm: GroupNorm,
+    ) -> FloatTensor<Self>;
+
+    /// Doubles or halves height and width, times `scale`.
+    fn resample(x: FloatTensor<Self>, to: Resample, scale: f32) -> FloatTensor<Self>;
+
+    /// See [`attention`].
+    fn self_attention(qkv: FloatTensor<Self>, heads: usize, order: HeadOrder) -> FloatTensor<Self>;
+}
+
+/// The operations without a derivative, per backend: the parts of the backward passes and the optimizer's updates.
+#[backend_extension(Flex)]
+pub trait GradKernels: Backend {
+    /// Gradient of a convolution's input `[N, H, W, C]`, from that of its output `[N, H', W', O]`.
+    fn conv2d_input_grad(
+        grad: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        input: [usize; 4],
+        conv: Conv2d,
+    ) -> FloatTensor<Self>;
+
+    /// Gradients of a convolution's weight and bias. Of `weight` only the shape is used.
+    fn conv2d_weight_grad(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        conv: Conv2d,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Mean and 1/√(variance + eps) of each image and channel's group, `[N, 2, C]`.
+    fn group_norm_statistics(x: FloatTensor<Self>, norm: GroupNorm) -> FloatTensor<Self>;
+
+    /// The normalised, modulated and activated values, given the statistics.
+    fn group_norm_apply(
+        x: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        film: FloatTensor<Self>,
+        norm: GroupNorm,
+    ) -> FloatTensor<Self>;
+
+    /// Gradients of `x`, `weight`, `bias` and `film`.
+    fn group_norm_grads(
+        grad: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        film: FloatTensor<Self>,
+        norm: GroupNorm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Gradient of the queries, keys and values.
+    fn attention_grad(
+        grad: FloatTensor<Self>,
+        qkv: FloatTensor<Self>,
+        heads: usize,
+        order: HeadOrder,
+    ) -> FloatTensor<Self>;
+
+    /// See [`adamw`].
+    fn adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        adamw: AdamW,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`ema`].
+    fn ema(target: FloatTensor<Self>, source: FloatTensor<Self>, rate: f64) -> FloatTensor<Self>;
+
+    /// See [`sum_squares`].
+    fn sum_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, k]` and `bias` `[O]`: `[N, H', W', O]`.
+///
+/// # Panics
+/// Panics if the shapes do not fit, or if k is even.
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, conv: Conv2d) -> Tensor<4> {
+    let ([.., c], [o, i, k, l]) = (x.dims(), weight.dims());
+    assert!(i == c && k == l && k % 2 == 1, "a kernel {:?} for an input {:?}", weight.dims(), x.dims());
+    assert_eq!(bias.dims(), [o], "shape of the bias");
+    let y = <Dispatch as Kernels>::conv2d_nhwc(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch(), conv);
+    Tensor::from_dispatch(y)
+}
+
+/// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then
+/// `·(1 + scale) + shift` from `film` `[N, 2C]` (scale before shift), then SiLU if `norm` says so.
+///
+/// # Panics
+/// Panics if the shapes do not fit, or if the groups do not divide C.
+pub fn group_norm<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    film: Tensor<2>,
+    norm: GroupNorm,
+) -> Tensor<D> {
+    let (n, c) = (x.dims()[0], x.dims()[D - 1]);
+    assert!(c.is_multiple_of(norm.groups), "{} groups do not divide {c} channels", norm.groups);
+    assert_eq!((weight.dims(), bias.dims()), ([c], [c]), "shapes of weight and bias");
+    assert_eq!(film.dims(), [n, 2 * c], "shape of scale and shift");
+    Tensor::from_dispatch(<Dispatch as Kernels>::group_norm(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        bias.into_dispatch(),
+        film.into_dispatch(),
+        norm,
+    ))
+}
+
+/// Multi-head self-attention (Vaswani et al., arXiv 1706.03762): `qkv` `[N, T, 3C]` to `[N, T, C]`, with `heads`
+/// dividing C.
+///
+/// # Panics
+/// Panics if the channels are not three times a multiple of `heads`.
+pub fn attention(qkv: Tensor<3>, heads: usize, order: HeadOrder) -> Tensor<3> {
+    let [.., width] = qkv.dims();
+    assert!(width.is_multiple_of(3 * heads), "{width} channels for {heads} heads of queries, keys and values");
+    Tensor::from_dispatch(<Dispatch as Kernels>::self_attention(qkv.into_dispatch(), heads, order))
+}
+
+/// Nearest-neighbour upsampling: `[N, H, W, C]` to `[N, 2H, 2W, C]`.
+pub fn upsample(x: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::resample(x.into_dispatch(), Resample::Up, 1.0))
+}
+
+/// Average pooling over 2x2 squares: `[N, 2H, 2W, C]` to `[N, H, W, C]`.
+///
+/// # Panics
+/// Panics if a side is odd.
+pub fn downsample(x: Tensor<4>) -> Tensor<4> {
+    let [_, h, w, _] = x.dims();
+    assert!(h % 2 == 0 && w % 2 == 0, "an image of {h} x {w} cannot be halved");
+    Tensor::from_dispatch(<Dispatch as Kernels>::resample(x.into_dispatch(), Resample::Down, 0.25))
+}
+
+/// One AdamW step on tensors without autodiff: the new parameter and moments. In place where a tensor has one owner.
+///
+/// # Panics
+/// Panics if the lengths differ.
+pub fn adamw(
+    param: Tensor<1>,
+    grad: Tensor<1>,
+    m: Tensor<1>,
+    v: Tensor<1>,
+    adamw: AdamW,
+) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
+    assert_eq!([grad.dims(), m.dims(), v.dims()], [param.dims(); 3], "lengths of gradient and moments");
+    let (param, m, v) = <Dispatch as GradKernels>::adamw(
+        param.into_dispatch(),
+        grad.into_dispatch(),
+        m.into_dispatch(),
+        v.into_dispatch(),
+        adamw,
+    );
+    (Tensor::from_dispatch(param), Tensor::from_dispatch(m), Tensor::from_dispatch(v))
+}
+
+/// Exponential moving average: `target·rate + source·(1 − rate)`, in place where `target` has one owner.
+///
+/// # Panics
+/// Panics if the lengths differ.
+pub fn ema(target: Tensor<1>, source: Tensor<1>, rate: f64) -> Tensor<1> {
+    assert_eq!(target.dims(), source.dims(), "lengths of target and source");
+    Tensor::from_dispatch(<Dispatch as GradKernels>::ema(target.into_dispatch(), source.into_dispatch(), rate))
+}
+
+/// Σ x² as a tensor of one value.
+pub fn sum_squares(x: Tensor<1>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as GradKernels>::sum_squares(x.into_dispatch()))
+}

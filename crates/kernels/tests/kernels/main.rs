@@ -1,0 +1,9 @@
+//! The kernels against plain loops in f64, through the public tensor functions.
+
+mod attention;
+mod conv;
+mod norm;
+mod optim;
+mod plain;
+mod resample;
+mod support;

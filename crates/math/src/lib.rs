@@ -1,0 +1,60 @@
+//! The mathematics of denoising diffusion with input perturbation, without tensors: numbers in, numbers out, no I/O.
+//!
+//! Everything that decides *what* is computed lives here and is tested here to the last digit; the crates above decide
+//! where and how fast. Start reading at [`perturb`], the reason this project exists.
+//!
+//! # Notation
+//!
+//! One spelling per symbol, throughout the workspace:
+//!
+//! | name | symbol | meaning |
+//! | --- | --- | --- |
+//! | `beta` | β_t | variance added by step t of the forward process |
+//! | `alpha_bar` | ᾱ_t = Π_{i≤t} (1 − β_i) | share of the signal's variance that is left after step t |
+//! | `beta_bar` | β̄_t = √(1 − ᾱ_t) | standard deviation of the noise in x_t |
+//! | `x_start` | x_0 | an image, scaled to [−1, 1] |
+//! | `eps` | ε ~ N(0, I) | the noise the network learns to predict |
+//! | `xi` | ξ ~ N(0, I) | the extra noise of input perturbation, independent of ε |
+//! | `gamma` | γ ≥ 0 | perturbation strength: the standard deviation of γξ in units of β̄_t |
+//! | `s` | √(1 + γ²) | how much larger the perturbed noise ε + γξ is |
+//! | `c` | γ² / (1 + γ²) | the constant between the sampled and the equivalent loss |
+//! | `t` | 0 ≤ t < T | a timestep; t = 0 is the least noisy one, as in code (papers count from 1) |
+//! | `T` | | timesteps of the process that the network is trained on |
+//! | `T'` | | timesteps that sampling keeps of it ([`respace`]) |
+//!
+//! Unless a name says otherwise, all quantities are without unit, logarithms are natural, and likelihoods are in nats.
+//!
+//! # Map
+//!
+//! | module | holds | source |
+//! | --- | --- | --- |
+//! | [`perturb`] | input perturbation and its equivalent loss | Ning et al. 2023, arXiv 2301.11706 |
+//! | [`beta`] | the named noise schedules | Ho et al. 2020, arXiv 2006.11239; Nichol & Dhariwal 2021, arXiv 2102.09672 |
+//! | [`respace`] | choosing T' of T timesteps | Nichol & Dhariwal 2021; Song et al. 2020, arXiv 2010.02502 |
+//! | [`schedule`] | every per-timestep table | Ho et al. 2020 |
+//! | [`variance`] | what the network's outputs mean and how they are scored | Nichol & Dhariwal 2021 |
+//! | [`gaussian`] | KL divergence and the decoder's likelihood | Ho et al. 2020 |
+//! | [`step`] | coefficients of one reverse step | Ho et al. 2020; Song et al. 2020 |
+//! | [`timestep`] | which t to train on | Nichol & Dhariwal 2021 |
+//! | [`philox`] | counter-based randomness | Salmon et al. 2011 |
+
+mod name;
+
+pub mod beta;
+pub mod gaussian;
+pub mod perturb;
+pub mod philox;
+pub mod respace;
+pub mod schedule;
+pub mod step;
+pub mod timestep;
+pub mod variance;
+
+pub use beta::{NoiseSchedule, betas};
+pub use name::UnknownName;
+pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength};
+pub use philox::{Domain, Stream};
+pub use respace::{Respacing, RespacingError};
+pub use schedule::{Schedule, ScheduleError};
+pub use timestep::{TimeSampler, TimeSamplerError, TimeSamplerKind, TimeSamplerState};
+pub use variance::{LossKind, Prediction, Variance};
