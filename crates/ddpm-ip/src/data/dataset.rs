@@ -1,0 +1,184 @@
+//! Data sets of any source behind one interface.
+
+use super::memory::Memory;
+use super::{DataError, Fit, Labels, OnBadImage, Pixels, folder, idx, pillow};
+use crate::Error;
+use ddpm_math::{Domain, Stream};
+use std::path::{Path, PathBuf};
+
+/// How images are brought into shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Side of the square, in pixels.
+    pub image_size: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Where a folder's labels come from.
+    pub labels: Labels,
+    /// How other sizes are treated.
+    pub fit: Fit,
+    /// Whether smaller images may be enlarged.
+    pub allow_upscale: bool,
+    /// Crop at random when training.
+    pub random_crop: bool,
+    /// Mirror at random when training.
+    pub random_flip: bool,
+    /// What to do with bad images.
+    pub on_bad_image: OnBadImage,
+}
+
+enum Source {
+    Memory(Memory),
+    Files(Vec<PathBuf>),
+}
+
+/// A list of images, with labels if there are any.
+pub struct Dataset {
+    name: String,
+    source: Source,
+    labels: Option<Vec<u32>>,
+    class_names: Vec<String>,
+    options: Options,
+}
+
+impl Dataset {
+    /// Opens `digits` (embedded), a folder of images, a folder of the MNIST family, an npz or an IDX file.
+    ///
+    /// # Errors
+    /// What does not exist, is empty, damaged or of an unknown kind, or has channels that do not fit.
+    pub fn open(name: &str, options: &Options) -> Result<Self, Error> {
+        let path = Path::new(name);
+        let mut class_names = Vec::new();
+        let (source, labels) = if name == "digits" {
+            let (memory, labels) = Memory::digits();
+            (Source::Memory(memory), labels)
+        } else if !path.exists() {
+            return Err(DataError::Missing(path.into()).into());
+        } else if path.is_dir() && let Some(file) = idx::in_folder(path) {
+            let (memory, labels) = Memory::idx(&file)?;
+            (Source::Memory(memory), labels)
+        } else if path.is_dir() {
+            let mut files = Vec::new();
+            folder::list(path, &mut files)?;
+            if files.is_empty() {
+                return Err(DataError::Empty(path.into()).into());
+            }
+            let labels = folder::classes(path, &files, options.labels).map(|(labels, names)| {
+                class_names = names;
+                labels
+            });
+            (Source::Files(files), labels)
+        } else if path.extension().is_some_and(|e| e == "npz") {
+            let (memory, labels) = Memory::npz(path)?;
+            (Source::Memory(memory), labels)
+        } else if idx::is_named(path) {
+            let (memory, labels) = Memory::idx(path)?;
+            (Source::Memory(memory), labels)
+        } else {
+            return Err(DataError::Unknown(path.into()).into());
+        };
+        let dataset = Self { name: name.to_string(), source, labels, class_names, options: *options };
+        if let Source::Memory(memory) = &dataset.source {
+            // All images are alike: one tells whether any fits.
+            let [.., found] = memory.image_shape();
+            if memory.image(0).with_channels(options.channels).is_none() {
+                let source_name = dataset.name.clone();
+                return Err(DataError::Channels { source_name, found, wanted: options.channels }.into());
+            }
+            dataset.fitted(0, None)?;
+        }
+        Ok(dataset)
+    }
+
+    /// Number of images: at least 1.
+    #[expect(clippy::len_without_is_empty, reason = "a data set is never empty")]
+    pub fn len(&self) -> usize {
+        match &self.source {
+            Source::Memory(memory) => memory.len(),
+            Source::Files(files) => files.len(),
+        }
+    }
+
+    /// Class of each image.
+    pub fn labels(&self) -> Option<&[u32]> {
+        self.labels.as_deref()
+    }
+
+    /// Names of the classes, where they have any.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// What the data are, in a line.
+    pub fn describe(&self) -> String {
+        let name = &self.name;
+        match &self.source {
+            Source::Memory(memory) => {
+                let [h, w, c] = memory.image_shape();
+                format!("{name}: {} images of {w}x{h} pixels with {c} channel(s)", memory.len())
+            }
+            Source::Files(files) => format!("{name}: a folder of {} image files", files.len()),
+        }
+    }
+
+    /// Image `i` in shape, without augmentation: `[H, W, C]`.
+    ///
+    /// # Errors
+    /// An image that cannot be read or used.
+    pub fn image(&self, i: usize) -> Result<Vec<u8>, Error> {
+        Ok(self.fitted(i, None)?.data)
+    }
+
+    /// Image `i` as the network gets it in training, augmented as drawn for `position`: `[C, H, W]` in [-1, 1].
+    ///
+    /// # Errors
+    /// An image that cannot be read or used.
+    pub fn example(&self, i: usize, seed: u64, position: u64) -> Result<Vec<f32>, DataError> {
+        let mut stream = Stream::new(seed, Domain::Augment, position, 0);
+        let crop = self.options.random_crop.then_some(&mut stream);
+        let image = self.fitted(i, crop)?;
+        let mirrored = self.options.random_flip && stream.uniform() < 0.5;
+        Ok(image.to_network(mirrored))
+    }
+
+    /// What bad images are called in messages.
+    pub(super) fn image_name(&self, i: usize) -> String {
+        match &self.source {
+            Source::Memory(_) => format!("image {i} of {}", self.name),
+            Source::Files(files) => files[i].display().to_string(),
+        }
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn fitted(&self, i: usize, random_crop: Option<&mut Stream>) -> Result<Pixels, DataError> {
+        let o = &self.options;
+        let image = match &self.source {
+            Source::Memory(memory) => memory.image(i),
+            Source::Files(files) => folder::decode(&files[i])?,
+        };
+        let (w, h, found, size) = (image.width, image.height, image.channels, o.image_size);
+        let bad = |reason: String| DataError::BadImage { image: self.image_name(i), reason };
+        let image = image.with_channels(o.channels).ok_or_else(|| {
+            DataError::Channels { source_name: self.image_name(i), found, wanted: o.channels }
+        })?;
+        if o.fit == Fit::Pad {
+            if w > size || h > size {
+                return Err(bad(format!("{w}x{h} pixels are larger than {size}x{size}: use --fit crop or a larger --image-size")));
+            }
+            return Ok(image.pad(size));
+        }
+        if w.min(h) < size && !o.allow_upscale {
+            return Err(bad(format!(
+                "{w}x{h} pixels are smaller than {size}x{size}: use a smaller --image-size, --fit pad, or --allow-upscale"
+            )));
+        }
+        Ok(match random_crop {
+            Some(stream) => pillow::random_crop(&image, size, stream),
+            None if (w, h) == (size, size) => image,
+            None => pillow::center_crop(&image, size),
+        })
+    }
+}

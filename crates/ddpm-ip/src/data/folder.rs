@@ -1,0 +1,87 @@
+//! Folders of image files.
+
+use super::{DataError, Labels, Pixels};
+use crate::Error;
+use image::{DynamicImage, ImageReader, Limits};
+use std::collections::BTreeSet;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+/// Memory that decoding one image may take.
+const MOST_DECODED_BYTES: u64 = 1 << 30;
+
+/// All PNG and JPEG files in a folder and below, as the reference lists them: sorted by name, folders in their place.
+pub(super) fn list(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let mut entries = std::fs::read_dir(folder)
+        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+        .map_err(Error::io("list", folder))?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let kind = entry.file_type().map_err(Error::io("read", &path))?;
+        let ending = path.extension().map(|e| e.to_ascii_lowercase());
+        if kind.is_dir() {
+            list(&path, found)?;
+        } else if ending.is_some_and(|e| e == "png" || e == "jpg" || e == "jpeg") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Class number of each file, and the classes' names.
+pub(super) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<(Vec<u32>, Vec<String>)> {
+    let name = |path: &PathBuf| -> String {
+        match labels {
+            Labels::Prefix => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.split('_').next().unwrap_or_default().to_string()
+            }
+            _ => {
+                let folder = path.parent().unwrap_or(root);
+                folder.strip_prefix(root).unwrap_or(folder).to_string_lossy().into_owned()
+            }
+        }
+    };
+    if labels == Labels::None {
+        return None;
+    }
+    let names: Vec<String> = files.iter().map(name).collect();
+    let sorted: Vec<String> = names.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+    let number = |name: &String| sorted.binary_search(name).unwrap_or_default() as u32;
+    Some((names.iter().map(number).collect(), sorted))
+}
+
+/// Decodes a PNG or JPEG: grey as one channel, everything else as three, without transparency.
+pub(super) fn decode(path: &Path) -> Result<Pixels, DataError> {
+    let bad = |reason: String| DataError::BadImage { image: path.display().to_string(), reason };
+    let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read ({e})")))?;
+    if is_cut_off_jpeg(&bytes) {
+        return Err(bad("the JPEG is cut off".into()));
+    }
+    let mut reader = ImageReader::new(Cursor::new(&bytes))
+        .with_guessed_format()
+        .map_err(|e| bad(format!("cannot be read ({e})")))?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MOST_DECODED_BYTES);
+    reader.limits(limits);
+    let image = reader.decode().map_err(|e| bad(format!("cannot be decoded ({e})")))?;
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let (channels, data) = match image {
+        DynamicImage::ImageLuma8(_) | DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA8(_) | DynamicImage::ImageLumaA16(_) => {
+            (1, image.to_luma8().into_raw())
+        }
+        colour => (3, colour.to_rgb8().into_raw()),
+    };
+    Ok(Pixels { width, height, channels, data })
+}
+
+/// Whether a JPEG has no end after its last scan. Decoders fill in what is missing without a word.
+fn is_cut_off_jpeg(bytes: &[u8]) -> bool {
+    const SCAN: [u8; 2] = [0xFF, 0xDA];
+    const END: [u8; 2] = [0xFF, 0xD9];
+    bytes.starts_with(&[0xFF, 0xD8]) && {
+        let scan = bytes.windows(2).rposition(|w| w == SCAN).unwrap_or(0);
+        !bytes[scan..].windows(2).any(|w| w == END)
+    }
+}

@@ -1,0 +1,105 @@
+//! Images on their way to the network.
+//!
+//! A [`Dataset`] is a list of images behind one interface; a [`Loader`] delivers shuffled, augmented batches ahead of
+//! the training. Order and augmentation follow from the seed and the position alone.
+
+mod dataset;
+mod folder;
+mod idx;
+mod loader;
+mod memory;
+mod pillow;
+mod pixels;
+mod sheet;
+
+pub use dataset::{Dataset, Options};
+pub use loader::{Batch, Loader};
+pub use pillow::center_crop;
+pub use pixels::Pixels;
+pub use sheet::{Sheet, contact_sheet};
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Where the class labels of a folder's images come from. Labels in npz and IDX files are always taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Labels {
+    /// There are none.
+    #[default]
+    None,
+    /// The file name up to its first `_`, as the reference does; classes are numbered in sorted order.
+    Prefix,
+    /// The folder an image lies in; classes are numbered in sorted order.
+    Folder,
+}
+
+/// How images of another size are brought to the network's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fit {
+    /// The reference's centre crop: the shorter side is scaled to the size, the middle is cut out.
+    #[default]
+    Crop,
+    /// The image is centred on black.
+    Pad,
+}
+
+/// What to do with an image that cannot be read or used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBadImage {
+    /// Stop.
+    #[default]
+    Fail,
+    /// Take the next good one instead, and say so at the end.
+    Skip,
+}
+
+/// Images that cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DataError {
+    /// The named source does not exist.
+    #[error("{}: there is no such file or folder: name `digits`, a folder of images, an npz or an IDX file with --data-dir", .0.display())]
+    Missing(PathBuf),
+    /// A folder without images.
+    #[error("{}: no PNG or JPEG images in this folder or below it", .0.display())]
+    Empty(PathBuf),
+    /// A file of another kind.
+    #[error("{}: not a kind of data that is known: use a folder of PNG or JPEG images, an .npz or an IDX file", .0.display())]
+    Unknown(PathBuf),
+    /// One image that is damaged, too small or too large.
+    #[error("{image}: {reason}. Use --on-bad-image skip to go on without such images")]
+    BadImage {
+        /// File name, or number in its file.
+        image: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No image of the set could be used.
+    #[error("none of the {count} images can be used; the first failed with: {first}")]
+    AllBad {
+        /// Number of images.
+        count: usize,
+        /// Why the first failed.
+        first: String,
+    },
+    /// Fewer images than one batch.
+    #[error("{images} images are fewer than one batch of {batch_size}: use a --batch-size of at most {images}")]
+    TooFew {
+        /// Images there.
+        images: usize,
+        /// Images asked for at once.
+        batch_size: usize,
+    },
+    /// Channels that cannot be made from those there.
+    #[error("{source_name} has {found} channels, --in-channels asks for {wanted}: only 1 and 3 are converted into each other")]
+    Channels {
+        /// The data.
+        source_name: String,
+        /// Channels there.
+        found: usize,
+        /// Channels asked for.
+        wanted: usize,
+    },
+}

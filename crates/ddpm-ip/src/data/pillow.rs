@@ -1,0 +1,148 @@
+//! Pillow's BOX and BICUBIC resampling, bit for bit, and the reference's crops on them.
+//!
+//! Pillow resamples 8-bit images in two passes, rows then columns, with 22-bit fixed-point weights and rounding to 8
+//! bits after each pass.
+
+use super::Pixels;
+use ddpm_math::Stream;
+
+/// Fraction bits of the weights.
+const PRECISION: u32 = 22;
+
+#[derive(Clone, Copy)]
+enum Filter {
+    Box,
+    Bicubic,
+}
+
+impl Filter {
+    /// Half of the filter's width at scale 1.
+    fn support(self) -> f64 {
+        match self {
+            Self::Box => 0.5,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        /// Keys' parameter in Pillow.
+        const A: f64 = -0.5;
+        match self {
+            Self::Box => f64::from(x > -0.5 && x <= 0.5),
+            Self::Bicubic => match x.abs() {
+                x if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+                x if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+                _ => 0.0,
+            },
+        }
+    }
+}
+
+/// For every output position: the first input position and its fixed-point weights.
+fn weights(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i32>)> {
+    let scale = from as f64 / to as f64;
+    let filter_scale = scale.max(1.0);
+    let support = filter.support() * filter_scale;
+    (0..to)
+        .map(|i| {
+            let centre = (i as f64 + 0.5) * scale;
+            let first = (centre - support + 0.5).max(0.0) as usize;
+            let last = ((centre + support + 0.5) as usize).min(from);
+            let raw: Vec<f64> =
+                (first..last).map(|x| filter.weight((x as f64 - centre + 0.5) * (1.0 / filter_scale))).collect();
+            let sum: f64 = raw.iter().sum();
+            let one = f64::from(1u32 << PRECISION);
+            let fixed = raw.iter().map(|w| {
+                let w = if sum == 0.0 { *w } else { w / sum } * one;
+                (if w < 0.0 { w - 0.5 } else { w + 0.5 }) as i32
+            });
+            (first, fixed.collect())
+        })
+        .collect()
+}
+
+/// One output value from inputs `stride` apart.
+fn sample(data: &[u8], start: usize, stride: usize, weights: &[i32]) -> u8 {
+    let sum = weights
+        .iter()
+        .enumerate()
+        .fold(1i32 << (PRECISION - 1), |sum, (k, w)| sum + w * i32::from(data[start + k * stride]));
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+fn resize(image: &Pixels, width: usize, height: usize, filter: Filter) -> Pixels {
+    let c = image.channels;
+    let mut data = image.data.clone();
+    if width != image.width {
+        let weights = weights(image.width, width, filter);
+        data = data
+            .chunks_exact(image.width * c)
+            .flat_map(|row| {
+                weights.iter().flat_map(move |(first, w)| (0..c).map(move |ch| sample(row, first * c + ch, c, w)))
+            })
+            .collect();
+    }
+    if height != image.height {
+        let line = width * c;
+        let rows = weights(image.height, height, filter);
+        data = rows
+            .iter()
+            .flat_map(|(first, w)| (0..line).map(move |x| (first * line + x, w)))
+            .map(|(start, w)| sample(&data, start, line, w))
+            .collect();
+    }
+    Pixels { width, height, channels: c, data }
+}
+
+/// The shorter side to `target`: halvings by BOX while it is at least twice that, then BICUBIC.
+fn scale_to(image: &Pixels, target: usize) -> Pixels {
+    let mut image = image.clone();
+    while image.width.min(image.height) >= 2 * target {
+        image = resize(&image, image.width / 2, image.height / 2, Filter::Box);
+    }
+    let scale = target as f64 / image.width.min(image.height) as f64;
+    // Python rounds halves to even.
+    let size = |side: usize| (side as f64 * scale).round_ties_even() as usize;
+    resize(&image, size(image.width), size(image.height), Filter::Bicubic)
+}
+
+/// The reference's `center_crop_arr`: a square of side `size`, from an image of at least one pixel.
+pub fn center_crop(image: &Pixels, size: usize) -> Pixels {
+    let image = scale_to(image, size);
+    image.cut((image.width - size) / 2, (image.height - size) / 2, size)
+}
+
+/// The reference's `random_crop_arr`: the square covers 0.8 to 1.0 of the shorter side.
+pub(super) fn random_crop(image: &Pixels, size: usize, stream: &mut Stream) -> Pixels {
+    let largest = (size as f64 / 0.8).ceil() as usize;
+    let target = size + stream.below((largest - size + 1) as u64) as usize;
+    let image = scale_to(image, target);
+    let y = stream.below((image.height - size + 1) as u64) as usize;
+    let x = stream.below((image.width - size + 1) as u64) as usize;
+    image.cut(x, y, size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flat_image_stays_flat() {
+        for (width, height, size) in [(7, 5, 4), (40, 33, 8), (3, 3, 9), (1, 9, 2)] {
+            let image = Pixels { width, height, channels: 3, data: vec![77; width * height * 3] };
+            let out = center_crop(&image, size);
+            assert_eq!((out.width, out.height), (size, size));
+            assert!(out.data.iter().all(|&v| v == 77));
+        }
+    }
+
+    #[test]
+    fn random_crops_have_the_size_and_differ() {
+        let data: Vec<u8> = (0..50 * 40).map(|i| (i % 251) as u8).collect();
+        let image = Pixels { width: 50, height: 40, channels: 1, data };
+        let crop = |i| random_crop(&image, 16, &mut Stream::new(1, ddpm_math::Domain::Augment, i, 0));
+        assert!((0..50).all(|i| crop(i).data.len() == 256));
+        assert_ne!(crop(0), crop(1));
+        assert_eq!(crop(3), crop(3));
+    }
+}
