@@ -1,1 +1,42 @@
-fn main(){}
+//! The ddpm-ip program.
+
+mod args;
+mod commands;
+mod interrupt;
+mod output;
+mod sink;
+
+use ddpm_ip::Error;
+use ddpm_ip::data::DataError;
+use std::process::ExitCode;
+
+/// Usage or configuration is wrong.
+const USAGE: u8 = 2;
+/// Training diverged.
+const DIVERGED: u8 = 3;
+/// Interrupted, after saving.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let matches = args::parse(std::env::args_os());
+    match commands::run(&matches) {
+        Ok(ddpm_ip::Outcome::Finished) => ExitCode::SUCCESS,
+        Ok(ddpm_ip::Outcome::Interrupted) => INTERRUPTED.into(),
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&format!("error: {error:#}"));
+            exit_code(&error).into()
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Diverged { .. }) => DIVERGED,
+        Some(Error::Config(_)) => USAGE,
+        Some(Error::Data(e)) if !matches!(e, DataError::BadImage { .. } | DataError::AllBad { .. }) => USAGE,
+        Some(_) => 1,
+        None if error.is::<ddpm_ip::config::ConfigError>() => USAGE,
+        None => 1,
+    }
+}

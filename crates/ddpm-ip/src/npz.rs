@@ -110,9 +110,10 @@ impl Npz {
         let names = self.names();
         let entry = format!("{name}.npy");
         let mut entry = self.zip.by_name(&entry).map_err(|e| match e {
-            zip::result::ZipError::FileNotFound => {
-                fail(format!("has no array `{name}`; it holds: {}", if names.is_empty() { "none".into() } else { names.join(", ") }))
-            }
+            zip::result::ZipError::FileNotFound => fail(format!(
+                "has no array `{name}`; it holds: {}",
+                if names.is_empty() { "none".into() } else { names.join(", ") }
+            )),
             e => fail(format!("array `{name}` cannot be read ({e})")),
         })?;
         let most = entry.compressed_size().saturating_mul(MOST_EXPANSION).min(entry.size());
@@ -128,7 +129,9 @@ impl Npz {
         let count = shape.iter().try_fold(1u64, |a, &b| a.checked_mul(b as u64));
         let bytes = count.and_then(|n| n.checked_mul(dtype.size_field()));
         if bytes.is_none_or(|bytes| bytes > most) {
-            return Err(fail(format!("array `{name}` claims the shape {shape:?}, more than the file holds: it is damaged or cut off")));
+            return Err(fail(format!(
+                "array `{name}` claims the shape {shape:?}, more than the file holds: it is damaged or cut off"
+            )));
         }
         let code = (dtype.type_char(), dtype.size_field());
         let values = parse(file, code)

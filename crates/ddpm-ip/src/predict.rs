@@ -14,7 +14,13 @@ use std::path::Path;
 /// # Errors
 /// Flags that describe no network or another one than the checkpoint's, arrays of the wrong shape, failing reads or
 /// writes.
-pub fn predict(checkpoint: &Path, config: &Config, input: &Path, output: &Path, device: &Device) -> Result<Vec<usize>, Error> {
+pub fn predict(
+    checkpoint: &Path,
+    config: &Config,
+    input: &Path,
+    output: &Path,
+    device: &Device,
+) -> Result<Vec<usize>, Error> {
     let mut config = config.clone();
     let file = checkpoint::resolve(checkpoint)?;
     if config.model.class_cond && config.model.num_classes == 0 {
@@ -52,12 +58,16 @@ pub fn predict(checkpoint: &Path, config: &Config, input: &Path, output: &Path, 
                 return Err(wrong(format!("`y` has {} values for {n} images in `x`", y.values.len())));
             }
             let labels = y.values.iter().map(|&l| u32::try_from(l).ok().filter(|&l| (l as usize) < classes));
-            Some(labels.collect::<Option<Vec<u32>>>().ok_or_else(|| {
-                wrong(format!("`y` holds a label outside 0 … {}", classes.saturating_sub(1)))
-            })?)
+            Some(
+                labels
+                    .collect::<Option<Vec<u32>>>()
+                    .ok_or_else(|| wrong(format!("`y` holds a label outside 0 … {}", classes.saturating_sub(1))))?,
+            )
         }
         None if npz.has("y") => {
-            return Err(ConfigError("the input has labels `y`, but the network has no classes (--class-cond)".into()).into());
+            return Err(
+                ConfigError("the input has labels `y`, but the network has no classes (--class-cond)".into()).into()
+            );
         }
         None => None,
     };

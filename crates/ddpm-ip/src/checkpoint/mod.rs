@@ -25,6 +25,9 @@ use std::path::{Path, PathBuf};
 const MODEL: &str = "model.safetensors";
 const STATE: &str = "state.safetensors";
 
+/// How the names of unfinished checkpoints begin.
+const TEMPORARY: &str = ".tmp-";
+
 /// All that continues a run, apart from its configuration.
 pub struct State {
     /// Counters and small state.
@@ -100,8 +103,9 @@ impl Store {
     /// What writing says; nothing half-written is left and no older checkpoint is touched.
     pub fn save(&self, state: &State, specs: &[Spec], config: &Config, keep: usize) -> Result<PathBuf, Error> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+        self.remove_unfinished()?;
         let temporary = tempfile::Builder::new()
-            .prefix(".tmp-")
+            .prefix(TEMPORARY)
             .tempdir_in(&self.folder)
             .map_err(Error::io("write into", &self.folder))?;
         let at = temporary.path();
@@ -127,6 +131,17 @@ impl Store {
             }
         }
         Ok(target)
+    }
+
+    /// Removes what a process that was killed while saving has left.
+    fn remove_unfinished(&self) -> Result<(), Error> {
+        let entries = fs::read_dir(&self.folder).map_err(Error::io("list", &self.folder))?;
+        for entry in entries.filter_map(Result::ok) {
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
+                fs::remove_dir_all(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Loads the checkpoint in `folder`. Rates without a saved average begin at the parameters, and are named in the
@@ -156,8 +171,7 @@ impl Store {
             ));
         }
         let state = folder.join(STATE);
-        let moments =
-            [load_for(&state, specs, "exp_avg/", device)?, load_for(&state, specs, "exp_avg_sq/", device)?];
+        let moments = [load_for(&state, specs, "exp_avg/", device)?, load_for(&state, specs, "exp_avg_sq/", device)?];
         let progress = progress(folder)?;
         Ok((State { progress, parameters, ema, moments }, fresh))
     }

@@ -1,1 +1,247 @@
-//! Interim.
+//! Settings on top of settings: preset < file < `--set` < flag.
+
+use super::{Config, ConfigError, KEYS, Key};
+use std::path::Path;
+use toml::{Table, Value};
+
+/// Settings collected so far; later ones win.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    table: Table,
+}
+
+impl Layers {
+    /// The configuration: what was set, and defaults for the rest. Its values still want [`Config::validate`].
+    ///
+    /// # Errors
+    /// None that [`Self::set`] and [`Self::add`] would have let through.
+    pub fn resolve(&self) -> Result<Config, ConfigError> {
+        Config::from_table(self.table.clone())
+    }
+
+    /// Lays a table of sections on top.
+    ///
+    /// # Errors
+    /// Unknown sections or keys, with the nearest known one; values of the wrong type.
+    pub fn add(&mut self, layer: Table) -> Result<(), ConfigError> {
+        let limits = |t: &Table| ["steps", "duration"].map(|k| t.get("train").is_some_and(|t| t.get(k).is_some()));
+        // A layer that says when training ends replaces what lower layers said.
+        let ends = limits(&layer);
+        for (ends, other) in [(ends[0], "duration"), (ends[1], "steps")] {
+            if let Some(train) = self.table.get_mut("train").and_then(Value::as_table_mut).filter(|_| ends) {
+                train.remove(other);
+            }
+        }
+        for (section, keys) in layer {
+            let Value::Table(keys) = keys else {
+                return Err(ConfigError(format!(
+                    "`{section}` stands outside a section: write it as {}",
+                    advice(&section)
+                )));
+            };
+            for (name, value) in keys {
+                self.insert(find(&format!("{section}.{name}"))?, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays a TOML file on top.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no TOML, and as [`Self::add`]; each message names the file.
+    pub fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let named = |message: String| ConfigError(format!("{}: {}", path.display(), message.trim_end()));
+        let text = std::fs::read_to_string(path).map_err(|e| named(format!("cannot read this configuration: {e}")))?;
+        let layer: Table = text.parse().map_err(|e: toml::de::Error| named(e.to_string()))?;
+        self.add(layer).map_err(|e| named(e.0))
+    }
+
+    /// Sets keys as a command line spells them: `section.key`, or the key alone where only one section has it. All of
+    /// them make one layer.
+    ///
+    /// # Errors
+    /// Unknown or ambiguous keys, values that do not read as the key's type.
+    pub fn set<'a>(&mut self, assignments: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), ConfigError> {
+        let mut layer = Table::new();
+        for (name, text) in assignments {
+            let key = find(name)?;
+            let value = parse(key, text)?;
+            let section = layer.entry(key.section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                section.insert(key.name.to_string(), value);
+            }
+        }
+        self.add(layer)
+    }
+
+    fn insert(&mut self, key: &Key, value: Value) -> Result<(), ConfigError> {
+        let shown = value.to_string();
+        let single = |value| {
+            let section: Table = [(key.name.to_string(), value)].into_iter().collect();
+            [(key.section.to_string(), Value::Table(section))].into_iter().collect::<Table>()
+        };
+        Config::from_table(single(value.clone())).map_err(|e| {
+            ConfigError(format!("{} = {shown}: {}", key.path(), e.0.lines().next().unwrap_or_default()))
+        })?;
+        let section = self.table.entry(key.section).or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(section) = section {
+            section.insert(key.name.to_string(), value);
+        }
+        Ok(())
+    }
+}
+
+/// The key of that name, `section.key` or the key alone.
+fn find(name: &str) -> Result<&'static Key, ConfigError> {
+    let name = name.replace('-', "_");
+    let exact = KEYS.iter().find(|k| k.path() == name);
+    let mut by_name = KEYS.iter().filter(|k| k.name == name);
+    match (exact, by_name.next(), by_name.next()) {
+        (Some(key), ..) | (None, Some(key), None) => Ok(key),
+        (None, Some(one), Some(other)) => {
+            Err(ConfigError(format!("`{name}` could be {} or {}: say which", one.path(), other.path())))
+        }
+        (None, None, _) => Err(ConfigError(format!("there is no setting `{name}`: did you mean {}?", advice(&name)))),
+    }
+}
+
+/// The known key most like `name`.
+fn advice(name: &str) -> String {
+    let likeness = |k: &Key| {
+        let whole = strsim::jaro_winkler(name, &k.path());
+        let last = name.rsplit('.').next().unwrap_or(name);
+        whole.max(strsim::jaro_winkler(last, k.name))
+    };
+    let best = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    best.map_or_else(String::new, |k| format!("`{}`", k.path()))
+}
+
+/// Reads a truth value as the reference's scripts do.
+pub fn boolean(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "1" => Some(true),
+        "false" | "f" | "no" | "n" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// Reads a value as its default's type; lists have commas.
+fn parse(key: &Key, text: &str) -> Result<Value, ConfigError> {
+    let text = text.trim();
+    let defaults: Table =
+        Config::default().to_toml().parse().map_err(|e: toml::de::Error| ConfigError(e.to_string()))?;
+    let wrong = |expected: &str| ConfigError(format!("{} = {text:?} is not {expected}", key.path()));
+    let number = |text: &str| match text.parse::<i64>() {
+        Ok(n) => Some(Value::Integer(n)),
+        Err(_) => text.parse::<f64>().ok().map(Value::Float),
+    };
+    match &defaults[key.section][key.name] {
+        Value::Boolean(_) => boolean(text).map(Value::Boolean).ok_or_else(|| wrong("true or false")),
+        Value::Integer(_) => text.parse().map(Value::Integer).map_err(|_| wrong("a whole number")),
+        Value::Float(_) => text.parse().map(Value::Float).map_err(|_| wrong("a number")),
+        Value::Array(_) => {
+            let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+            let entries = inner.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+            entries
+                .map(number)
+                .collect::<Option<_>>()
+                .map(Value::Array)
+                .ok_or_else(|| wrong("a list of numbers such as 16,8"))
+        }
+        _ => Ok(Value::String(text.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ddpm_math::{Mode, Variance};
+
+    fn message(assignment: (&str, &str)) -> String {
+        Layers::default().set([assignment]).unwrap_err().0
+    }
+
+    #[test]
+    fn later_layers_win_and_the_rest_is_default() {
+        let mut layers = Layers::default();
+        layers.add("[train]\nlr = 0.1\nbatch_size = 8".parse().unwrap()).unwrap();
+        layers.set([("lr", "2e-3"), ("perturbation.mode", "equivalent"), ("attention_resolutions", "16,8")]).unwrap();
+        let config = layers.resolve().unwrap();
+        assert_eq!((config.train.lr, config.train.batch_size), (2e-3, 8));
+        assert_eq!(config.perturbation.mode, Mode::Equivalent);
+        assert_eq!(config.model.attention_resolutions, [16, 8]);
+        assert_eq!(config.sample, Config::default().sample);
+    }
+
+    #[test]
+    fn values_are_read_as_the_references_scripts_read_them() {
+        let mut layers = Layers::default();
+        layers
+            .set([("class_cond", "True"), ("random-flip", "0"), ("channel_mult", "1,2,2"), ("ema_rate", "0.9,0.99")])
+            .unwrap();
+        layers.set([("variance", "learned-range"), ("diffusion.timestep_respacing", "ddim50")]).unwrap();
+        let config = layers.resolve().unwrap();
+        assert!(config.model.class_cond && !config.data.random_flip);
+        assert_eq!(config.model.channel_mult, [1.0, 2.0, 2.0]);
+        assert_eq!(config.train.ema_rate, [0.9, 0.99]);
+        assert_eq!(config.diffusion.variance, Variance::LearnedRange);
+        assert_eq!(config.diffusion.timestep_respacing.to_string(), "ddim50");
+    }
+
+    #[test]
+    fn when_training_ends_is_said_by_the_topmost_layer_that_says_it() {
+        let mut layers = Layers::default();
+        layers.add("[train]\nsteps = 100".parse().unwrap()).unwrap();
+        layers.set([("duration", "20m")]).unwrap();
+        let config = layers.resolve().unwrap();
+        assert_eq!((config.train.steps, config.train.duration.as_str()), (0, "20m"));
+        layers.set([("steps", "7"), ("duration", "1h")]).unwrap();
+        let config = layers.resolve().unwrap();
+        assert_eq!((config.train.steps, config.train.duration.as_str()), (7, "1h"));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_what_to_write_instead() {
+        assert_eq!(
+            message(("num_chanels", "3")),
+            "there is no setting `num_chanels`: did you mean `model.num_channels`?"
+        );
+        assert_eq!(
+            message(("train.gama", "3")),
+            "there is no setting `train.gama`: did you mean `perturbation.gamma`?"
+        );
+        assert_eq!(message(("seed", "3")), "`seed` could be train.seed or sample.seed: say which");
+        assert_eq!(message(("class_cond", "maybe")), r#"model.class_cond = "maybe" is not true or false"#);
+        assert_eq!(message(("num_heads", "2.5")), r#"model.num_heads = "2.5" is not a whole number"#);
+        assert_eq!(
+            message(("attention_resolutions", "a,b")),
+            r#"model.attention_resolutions = "a,b" is not a list of numbers such as 16,8"#
+        );
+        let schedule = message(("noise_schedule", "sigmoid"));
+        assert!(
+            schedule.starts_with("diffusion.noise_schedule = \"sigmoid\"") && schedule.contains("cosine"),
+            "{schedule}"
+        );
+        assert!(message(("num_heads", "-3")).starts_with("model.num_heads = -3: "));
+        assert!(message(("timestep_respacing", "5")).contains("could be diffusion.timestep_respacing or"));
+    }
+
+    #[test]
+    fn files_are_named_in_their_mistakes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        for (text, expected) in [
+            ("[model]\nimage_sise = 3", "did you mean `model.image_size`"),
+            ("image_size = 3", "write it as `model.image_size`"),
+            ("[model]\nimage_size = \"x\"", "model.image_size = \"x\""),
+            ("[model\n", "line 1"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let message = Layers::default().add_file(&path).unwrap_err().0;
+            assert!(message.contains("mine.toml") && message.contains(expected), "{message}");
+        }
+        let message = Layers::default().add_file(&folder.path().join("none.toml")).unwrap_err().0;
+        assert!(message.contains("none.toml"), "{message}");
+    }
+}

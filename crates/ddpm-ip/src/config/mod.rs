@@ -1,18 +1,21 @@
 //! One configuration for everything a run depends on, in sections of plain keys.
 //!
-//! The keys are the reference's where it has them. A configuration is layered from TOML tables (see [`layer`]) and
+//! The keys are the reference's where it has them. A configuration is layered from TOML tables (see [`Layers`]) and
 //! resolved once; what comes out is written into every run directory and checkpoint.
 
-pub mod layer;
+mod keys;
+mod layer;
 mod network;
 mod preset;
 
+pub use keys::{KEYS, Key};
+pub use layer::{Layers, boolean};
 pub(crate) use network::NORM_GROUPS;
 pub use network::{Heads, NetworkConfig};
 pub use preset::{PRESETS, Preset};
 
 use crate::data::{Fit, Labels, OnBadImage};
-use ddpm_math::{LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, TimeSamplerKind, Variance};
+pub use ddpm_math::{LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, TimeSamplerKind, Variance};
 use serde::{Deserialize, Serialize};
 
 /// A configuration that cannot be used, said for the person who wrote it.
@@ -328,7 +331,10 @@ impl TrainConfig {
             return Ok(None);
         }
         humantime::parse_duration(&self.duration).map(Some).map_err(|e| {
-            ConfigError(format!("train.duration = {:?} is no duration ({e}): write it like 90s, 20m or 2h", self.duration))
+            ConfigError(format!(
+                "train.duration = {:?} is no duration ({e}): write it like 90s, 20m or 2h",
+                self.duration
+            ))
         })
     }
 

@@ -119,9 +119,7 @@ impl NetworkConfig {
                 })?;
             }
         }
-        require((0.0..1.0).contains(&m.dropout), || {
-            format!("model.dropout {} is outside [0, 1)", m.dropout)
-        })?;
+        require((0.0..1.0).contains(&m.dropout), || format!("model.dropout {} is outside [0, 1)", m.dropout))?;
         Ok(Self {
             in_channels: m.in_channels,
             out_channels: if variance.is_learned() { 2 * m.in_channels } else { m.in_channels },

@@ -54,7 +54,9 @@ impl Dataset {
             (Source::Memory(memory), labels)
         } else if !path.exists() {
             return Err(DataError::Missing(path.into()).into());
-        } else if path.is_dir() && let Some(file) = idx::in_folder(path) {
+        } else if path.is_dir()
+            && let Some(file) = idx::in_folder(path)
+        {
             let (memory, labels) = Memory::idx(&file)?;
             (Source::Memory(memory), labels)
         } else if path.is_dir() {
@@ -161,12 +163,16 @@ impl Dataset {
         };
         let (w, h, found, size) = (image.width, image.height, image.channels, o.image_size);
         let bad = |reason: String| DataError::BadImage { image: self.image_name(i), reason };
-        let image = image.with_channels(o.channels).ok_or_else(|| {
-            DataError::Channels { source_name: self.image_name(i), found, wanted: o.channels }
+        let image = image.with_channels(o.channels).ok_or_else(|| DataError::Channels {
+            source_name: self.image_name(i),
+            found,
+            wanted: o.channels,
         })?;
         if o.fit == Fit::Pad {
             if w > size || h > size {
-                return Err(bad(format!("{w}x{h} pixels are larger than {size}x{size}: use --fit crop or a larger --image-size")));
+                return Err(bad(format!(
+                    "{w}x{h} pixels are larger than {size}x{size}: use --fit crop or a larger --image-size"
+                )));
             }
             return Ok(image.pad(size));
         }

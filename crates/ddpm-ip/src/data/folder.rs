@@ -68,9 +68,10 @@ pub(super) fn decode(path: &Path) -> Result<Pixels, DataError> {
     let image = reader.decode().map_err(|e| bad(format!("cannot be decoded ({e})")))?;
     let (width, height) = (image.width() as usize, image.height() as usize);
     let (channels, data) = match image {
-        DynamicImage::ImageLuma8(_) | DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA8(_) | DynamicImage::ImageLumaA16(_) => {
-            (1, image.to_luma8().into_raw())
-        }
+        DynamicImage::ImageLuma8(_)
+        | DynamicImage::ImageLuma16(_)
+        | DynamicImage::ImageLumaA8(_)
+        | DynamicImage::ImageLumaA16(_) => (1, image.to_luma8().into_raw()),
         colour => (3, colour.to_rgb8().into_raw()),
     };
     Ok(Pixels { width, height, channels, data })

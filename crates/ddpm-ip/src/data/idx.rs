@@ -43,7 +43,9 @@ fn read(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), Error> {
     let mut magic = [0; 4];
     reader.read_exact(&mut magic).map_err(|e| damaged(format!("its beginning cannot be read ({e})")))?;
     if magic != [0, 0, 8, rank as u8] {
-        return Err(damaged(format!("it begins with {magic:?}; {rank}-dimensional bytes begin with [0, 0, 8, {rank}]")));
+        return Err(damaged(format!(
+            "it begins with {magic:?}; {rank}-dimensional bytes begin with [0, 0, 8, {rank}]"
+        )));
     }
     let mut dims = Vec::new();
     for _ in 0..rank {
@@ -71,7 +73,10 @@ pub(super) fn load(path: &Path) -> Result<([usize; 3], Vec<u8>, Option<Vec<u32>>
         Some(file) => {
             let (count, labels) = read(&file, 1)?;
             if count[0] != dims[0] {
-                return Err(Error::file(&file, format!("{} labels for {} images in {}", count[0], dims[0], path.display())));
+                return Err(Error::file(
+                    &file,
+                    format!("{} labels for {} images in {}", count[0], dims[0], path.display()),
+                ));
             }
             Some(labels.into_iter().map(u32::from).collect())
         }

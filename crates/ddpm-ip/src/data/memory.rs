@@ -57,7 +57,10 @@ impl Memory {
         let labels = if npz.has("arr_1") {
             let labels = npz.integers("arr_1")?;
             if labels.shape != [n] {
-                return Err(Error::file(path, format!("`arr_1` has shape {:?}, expected one label for each of the {n} images", labels.shape)));
+                return Err(Error::file(
+                    path,
+                    format!("`arr_1` has shape {:?}, expected one label for each of the {n} images", labels.shape),
+                ));
             }
             let labels: Result<Vec<u32>, _> = labels.values.into_iter().map(u32::try_from).collect();
             Some(labels.map_err(|_| Error::file(path, "`arr_1` holds a negative label"))?)

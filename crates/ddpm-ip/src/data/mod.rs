@@ -93,7 +93,9 @@ pub enum DataError {
         batch_size: usize,
     },
     /// Channels that cannot be made from those there.
-    #[error("{source_name} has {found} channels, --in-channels asks for {wanted}: only 1 and 3 are converted into each other")]
+    #[error(
+        "{source_name} has {found} channels, --in-channels asks for {wanted}: only 1 and 3 are converted into each other"
+    )]
     Channels {
         /// The data.
         source_name: String,

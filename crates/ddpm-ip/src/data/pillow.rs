@@ -1,6 +1,6 @@
 //! Pillow's BOX and BICUBIC resampling, bit for bit, and the reference's crops on them.
 //!
-//! Pillow resamples 8-bit images in two passes, rows then columns, with 22-bit fixed-point weights and rounding to 8
+//! Pillow resamples 8-bit images in two passes with 22-bit fixed-point weights and rounding to 8
 //! bits after each pass.
 
 use super::Pixels;
@@ -70,40 +70,54 @@ fn sample(data: &[u8], start: usize, stride: usize, weights: &[i32]) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-fn resize(image: &Pixels, width: usize, height: usize, filter: Filter) -> Pixels {
-    let c = image.channels;
-    let mut data = image.data.clone();
-    if width != image.width {
-        let weights = weights(image.width, width, filter);
-        data = data
-            .chunks_exact(image.width * c)
-            .flat_map(|row| {
-                weights.iter().flat_map(move |(first, w)| (0..c).map(move |ch| sample(row, first * c + ch, c, w)))
-            })
-            .collect();
+fn resize_rows(image: Pixels, width: usize, filter: Filter) -> Pixels {
+    if width == image.width {
+        return image;
     }
-    if height != image.height {
-        let line = width * c;
-        let rows = weights(image.height, height, filter);
-        data = rows
-            .iter()
-            .flat_map(|(first, w)| (0..line).map(move |x| (first * line + x, w)))
-            .map(|(start, w)| sample(&data, start, line, w))
-            .collect();
+    let (c, weights) = (image.channels, weights(image.width, width, filter));
+    let row = |row| {
+        weights.iter().flat_map(move |(first, w)| (0..c).map(move |channel| sample(row, first * c + channel, c, w)))
+    };
+    let data = image.data.chunks_exact(image.width * c).flat_map(row).collect();
+    Pixels { width, data, ..image }
+}
+
+fn resize_columns(image: Pixels, height: usize, filter: Filter) -> Pixels {
+    if height == image.height {
+        return image;
     }
-    Pixels { width, height, channels: c, data }
+    let line = image.width * image.channels;
+    let weights = weights(image.height, height, filter);
+    let row = |(first, w)| (0..line).map(move |x| (first * line + x, w));
+    let data = weights.iter().map(|(first, w)| (*first, w)).flat_map(row);
+    let data = data.map(|(start, w)| sample(&image.data, start, line, w)).collect();
+    Pixels { height, data, ..image }
+}
+
+fn resize(image: Pixels, width: usize, height: usize, filter: Filter) -> Pixels {
+    // Since Pillow 13 columns come first where they lose more than twice as many pixels as rows do. Earlier versions
+    // always begin with rows; values then differ by one here and there, through the rounding between the passes.
+    let lost = |from: usize, to: usize| from as i64 - to as i64;
+    let (lost_width, lost_height) = (lost(image.width, width), lost(image.height, height));
+    if lost_height > 0 && lost_height > 2 * lost_width {
+        resize_rows(resize_columns(image, height, filter), width, filter)
+    } else {
+        resize_columns(resize_rows(image, width, filter), height, filter)
+    }
 }
 
 /// The shorter side to `target`: halvings by BOX while it is at least twice that, then BICUBIC.
 fn scale_to(image: &Pixels, target: usize) -> Pixels {
     let mut image = image.clone();
     while image.width.min(image.height) >= 2 * target {
-        image = resize(&image, image.width / 2, image.height / 2, Filter::Box);
+        let (width, height) = (image.width / 2, image.height / 2);
+        image = resize(image, width, height, Filter::Box);
     }
     let scale = target as f64 / image.width.min(image.height) as f64;
     // Python rounds halves to even.
     let size = |side: usize| (side as f64 * scale).round_ties_even() as usize;
-    resize(&image, size(image.width), size(image.height), Filter::Bicubic)
+    let (width, height) = (size(image.width), size(image.height));
+    resize(image, width, height, Filter::Bicubic)
 }
 
 /// The reference's `center_crop_arr`: a square of side `size`, from an image of at least one pixel.

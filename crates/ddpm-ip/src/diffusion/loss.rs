@@ -44,7 +44,14 @@ impl Diffusion {
     ///
     /// # Panics
     /// If `xi` is missing and an image's mixture needs it.
-    pub fn noise(&self, x_start: Tensor<4>, t: &[usize], mixes: &[Mix], eps: Tensor<4>, xi: Option<Tensor<4>>) -> Noised {
+    pub fn noise(
+        &self,
+        x_start: Tensor<4>,
+        t: &[usize],
+        mixes: &[Mix],
+        eps: Tensor<4>,
+        xi: Option<Tensor<4>>,
+    ) -> Noised {
         let device = x_start.device();
         let mut noise = eps.clone() * per_image(mixes.iter().map(|m| m.noise), &device);
         if mixes.iter().any(|m| m.xi != 0.0) {
@@ -104,8 +111,8 @@ impl Diffusion {
         let device = output.device();
         let Noised { x_start, x_t, t, .. } = noised;
         let true_mean = self.posterior_mean(x_start.clone(), x_t.clone(), t);
-        let true_logvar =
-            per_image(t.iter().map(|&i| self.schedule.posterior_log_variance_clipped[i]), &device).expand(x_start.shape());
+        let true_logvar = per_image(t.iter().map(|&i| self.schedule.posterior_log_variance_clipped[i]), &device)
+            .expand(x_start.shape());
         let p = self.moments(x_t.clone(), t, output, false);
         let in_bits = 1.0 / std::f64::consts::LN_2;
         let kl = normal_kl(true_mean, true_logvar, p.mean.clone(), p.log_variance.clone());

@@ -37,7 +37,8 @@ pub fn infer(tensors: &[TensorInfo]) -> Option<Architecture> {
     let dim = |name: &str, i: usize| shapes.get(name).and_then(|s| s.get(i).copied());
     let num_channels = dim("time_embed.0.weight", 1).filter(|&n| n > 0)?;
     let in_channels = dim("input_blocks.0.0.weight", 1)?;
-    let outputs = (0..).take_while(|i| shapes.contains_key(format!("output_blocks.{i}.0.in_layers.0.weight").as_str())).count();
+    let outputs =
+        (0..).take_while(|i| shapes.contains_key(format!("output_blocks.{i}.0.in_layers.0.weight").as_str())).count();
     // The last block of every level but the outermost ends in a change of size.
     let part = |i: usize, layer: &str| {
         [1, 2].iter().any(|j| shapes.contains_key(format!("output_blocks.{i}.{j}.{layer}.weight").as_str()))
@@ -104,7 +105,8 @@ mod tests {
 
     fn tensors(config: &Config) -> Vec<TensorInfo> {
         let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
-        let info = |s: &crate::model::Spec| TensorInfo { name: s.name.clone(), shape: s.shape.clone(), dtype: "F32".into() };
+        let info =
+            |s: &crate::model::Spec| TensorInfo { name: s.name.clone(), shape: s.shape.clone(), dtype: "F32".into() };
         network.specs().iter().map(info).collect()
     }
 
@@ -114,7 +116,10 @@ mod tests {
             let config = preset.config();
             let a = infer(&tensors(&config)).unwrap();
             let m = &config.model;
-            assert_eq!((a.in_channels, a.num_channels, a.num_res_blocks), (m.in_channels, m.num_channels, m.num_res_blocks));
+            assert_eq!(
+                (a.in_channels, a.num_channels, a.num_res_blocks),
+                (m.in_channels, m.num_channels, m.num_res_blocks)
+            );
             assert_eq!(a.learn_sigma, config.diffusion.variance.is_learned());
             assert_eq!(a.resblock_updown, Some(m.resblock_updown));
             let resolutions: Vec<_> = a.attention_factors.iter().map(|f| m.image_size / f).collect();

@@ -4,11 +4,11 @@ mod architecture;
 
 pub use architecture::{Architecture, infer};
 
+use crate::Error;
 use crate::checkpoint::{self, Store, TensorInfo};
 use crate::config::Config;
 use crate::data::contact_sheet as sheet;
 use crate::train::open_data;
-use crate::Error;
 use serde::Serialize;
 use std::fmt::{Display, Formatter};
 use std::path::Path;
@@ -68,7 +68,9 @@ pub enum Report {
 /// What does not exist, is damaged or cannot be loaded as images.
 pub fn describe(what: &str, config: &Config) -> Result<Report, Error> {
     let path = Path::new(what);
-    if path.is_dir() && let Some((_, newest)) = Store::new(path).newest()? {
+    if path.is_dir()
+        && let Some((_, newest)) = Store::new(path).newest()?
+    {
         return describe_run(path, &newest);
     }
     let is_checkpoint = |p: &Path| p.extension().is_some_and(|e| e == "safetensors");

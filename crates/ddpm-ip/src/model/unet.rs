@@ -183,8 +183,7 @@ impl Unet {
         let device = x.device();
         let embedding = timestep_embedding(t, self.config.model_channels);
         let embedding = Tensor::from_data(TensorData::new(embedding, [t.len(), self.config.model_channels]), &device);
-        let mut embedding =
-            self.time_embed[1].forward_rows(p, silu(self.time_embed[0].forward_rows(p, embedding)));
+        let mut embedding = self.time_embed[1].forward_rows(p, silu(self.time_embed[0].forward_rows(p, embedding)));
         assert_eq!(labels.is_some(), self.label_emb.is_some(), "labels if and only if the network has classes");
         if let (Some(labels), Some(place)) = (labels, self.label_emb) {
             let shape = [self.config.num_classes.unwrap_or(0), 4 * self.config.model_channels];

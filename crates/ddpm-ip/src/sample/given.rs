@@ -22,20 +22,28 @@ impl GivenNoise {
         if initial.shape.len() != 4 || initial.shape[1..] != image || initial.shape[0] == 0 {
             return Err(Error::file(
                 path,
-                format!("`initial_noise` has shape {:?}, expected [N, C, H, W] with [C, H, W] = {image:?}", initial.shape),
+                format!(
+                    "`initial_noise` has shape {:?}, expected [N, C, H, W] with [C, H, W] = {image:?}",
+                    initial.shape
+                ),
             ));
         }
         let step = if npz.has("step_noise") {
             let step = npz.floats("step_noise")?;
             let expected = [&[steps], initial.shape.as_slice()].concat();
             if step.shape != expected {
-                return Err(Error::file(path, format!("`step_noise` has shape {:?}, expected {expected:?}", step.shape)));
+                return Err(Error::file(
+                    path,
+                    format!("`step_noise` has shape {:?}, expected {expected:?}", step.shape),
+                ));
             }
             Some(step)
         } else if needs_steps {
             return Err(Error::file(
                 path,
-                format!("has no `step_noise` [{steps}, N, C, H, W], and this sampler adds noise at its steps: add it, or use DDIM with eta 0"),
+                format!(
+                    "has no `step_noise` [{steps}, N, C, H, W], and this sampler adds noise at its steps: add it, or use DDIM with eta 0"
+                ),
             ));
         } else {
             None

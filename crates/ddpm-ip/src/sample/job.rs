@@ -56,7 +56,9 @@ impl Job {
             };
         };
         if let Some(wrong) = self.classes.iter().flatten().find(|&&c| c as usize >= count) {
-            return Err(ConfigError(format!("class {wrong} of --classes: the network has classes 0 to {}", count - 1)).into());
+            return Err(
+                ConfigError(format!("class {wrong} of --classes: the network has classes 0 to {}", count - 1)).into()
+            );
         }
         let seed = self.config.sample.seed;
         Ok(Some(match &self.classes {
@@ -91,7 +93,11 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
         None => None,
     };
     if let Some(given) = given.as_ref().filter(|given| given.images() < settings.num_samples) {
-        let message = format!("--num-samples {} but --initial-noise holds noise for {}", settings.num_samples, given.images());
+        let message = format!(
+            "--num-samples is {}, but --initial-noise holds noise for {1}: use --num-samples {1}",
+            settings.num_samples,
+            given.images()
+        );
         return Err(ConfigError(message).into());
     }
     let seeded = Seeded(settings.seed);
@@ -100,10 +106,14 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let total = settings.num_samples;
     let out = job.out_path();
     let image_bytes = size * size * channels;
+    if let Some(folder) = out.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
     let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes)?;
     done = done.min(total);
     emit(Event::Sampling { done, total, steps });
-    let chain = Chain { diffusion: &diffusion, network: &network, parameters: &parameters, reverse, image_size: size, device };
+    let chain =
+        Chain { diffusion: &diffusion, network: &network, parameters: &parameters, reverse, image_size: size, device };
     let classes = network.config().num_classes;
     while done < total {
         let batch = settings.batch_size.min(total - done);
@@ -152,7 +162,10 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
 fn identity(job: &Job, file: &std::path::Path) -> Result<String, Error> {
     let meta = std::fs::metadata(file).map_err(Error::io("read", file))?;
     let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-    let config = Config { sample: crate::config::SampleConfig { batch_size: 1, ..job.config.sample.clone() }, ..job.config.clone() };
+    let config = Config {
+        sample: crate::config::SampleConfig { batch_size: 1, ..job.config.sample.clone() },
+        ..job.config.clone()
+    };
     let line = serde_json::json!({
         "checkpoint": file, "bytes": meta.len(), "modified": modified.map(|d| d.as_nanos().to_string()),
         "classes": job.classes, "initial_noise": job.initial_noise, "config": config,

@@ -32,7 +32,8 @@ impl Partial {
             reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
             same = line.strip_suffix(b"\n") == Some(identity.as_bytes());
         }
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(!same).open(&path).map_err(io)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(!same).open(&path).map_err(io)?;
         if !same {
             file.write_all(identity.as_bytes()).and_then(|()| file.write_all(b"\n")).map_err(io)?;
         }
@@ -55,7 +56,8 @@ impl Partial {
         mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
     ) -> std::io::Result<()> {
         self.file.seek(SeekFrom::Start(self.start))?;
-        let mut buffer = vec![0; (self.image_bytes as usize).max(1 << 20) / self.image_bytes as usize * self.image_bytes as usize];
+        let mut buffer =
+            vec![0; (self.image_bytes as usize).max(1 << 20) / self.image_bytes as usize * self.image_bytes as usize];
         let mut left = count * self.image_bytes as usize;
         while left > 0 {
             let n = left.min(buffer.len());

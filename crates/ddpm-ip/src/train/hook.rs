@@ -8,20 +8,31 @@ use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
 use crate::sample::{Chain, Seeded};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Something to do between steps: log, draw a grid, save, evaluate.
 pub trait Hook {
-    /// Called after every step with what it saw, and whether it was the run's last (or the last before an
-    /// interruption).
+    /// Called after every step with what it saw and whether the run goes on.
     ///
     /// # Errors
     /// What goes wrong ends the run.
-    fn after_step(&mut self, trainer: &Trainer, report: &StepReport, last: bool, emit: &mut Emit) -> Result<(), Error>;
+    fn after_step(&mut self, trainer: &Trainer, report: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error>;
 }
 
-/// Whether something with this interval is due after `step`; an interval of 0 is due at the end alone.
-fn due(step: u64, interval: u64, last: bool) -> bool {
-    last || (interval > 0 && step.is_multiple_of(interval))
+/// What follows a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another step.
+    Step,
+    /// The end: the run is complete.
+    Finish,
+    /// A stop at the user's wish, who waits: save, and leave the rest.
+    Interrupt,
+}
+
+/// Whether something with this interval is due after `step`; an interval of 0 is never due between steps.
+fn due(step: u64, interval: u64) -> bool {
+    interval > 0 && step.is_multiple_of(interval)
 }
 
 /// Saves checkpoints.
@@ -37,9 +48,9 @@ impl CheckpointHook {
 }
 
 impl Hook for CheckpointHook {
-    fn after_step(&mut self, trainer: &Trainer, _: &StepReport, last: bool, emit: &mut Emit) -> Result<(), Error> {
+    fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let config = &trainer.config;
-        if due(trainer.step(), config.train.save_interval, last) {
+        if next != Next::Step || due(trainer.step(), config.train.save_interval) {
             let path =
                 self.store.save(&trainer.state, trainer.network.specs(), config, config.train.keep_checkpoints)?;
             emit(Event::Checkpoint { step: trainer.step(), path });
@@ -49,22 +60,28 @@ impl Hook for CheckpointHook {
 }
 
 /// Draws sample grids with the averaged parameters and always the same noise.
-pub struct GridHook {
+pub struct GridHook<'a> {
     folder: PathBuf,
+    stop: &'a AtomicBool,
 }
 
-impl GridHook {
-    /// Draws into a folder.
-    pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+impl<'a> GridHook<'a> {
+    /// Draws into a folder; leaves a grid undrawn once `stop` is set.
+    pub fn new(folder: PathBuf, stop: &'a AtomicBool) -> Self {
+        Self { folder, stop }
     }
 }
 
-impl Hook for GridHook {
-    fn after_step(&mut self, trainer: &Trainer, _: &StepReport, last: bool, emit: &mut Emit) -> Result<(), Error> {
+impl Hook for GridHook<'_> {
+    fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let (config, step) = (&trainer.config, trainer.step());
         let count = config.train.grid_images;
-        if count == 0 || !due(step, config.train.grid_interval, last) {
+        let wanted = match next {
+            Next::Step => due(step, config.train.grid_interval),
+            Next::Finish => true,
+            Next::Interrupt => false,
+        };
+        if count == 0 || !wanted {
             return Ok(());
         }
         let settings = &config.sample;
@@ -82,10 +99,11 @@ impl Hook for GridHook {
         let mut bytes = Vec::new();
         for images in images.chunks(settings.batch_size) {
             let classes = trainer.network.config().num_classes;
-            let labels: Option<Vec<u32>> =
-                classes.map(|n| images.iter().map(|i| (i % n as u64) as u32).collect());
-            if let Some(x) = chain.run(images, labels.as_deref(), &Seeded(settings.seed), |_, _, _| true) {
-                bytes.extend(to_u8(x));
+            let labels: Option<Vec<u32>> = classes.map(|n| images.iter().map(|i| (i % n as u64) as u32).collect());
+            let go_on = |_, _: &_, _: &_| !self.stop.load(Ordering::Relaxed);
+            match chain.run(images, labels.as_deref(), &Seeded(settings.seed), go_on) {
+                Some(x) => bytes.extend(to_u8(x)),
+                None => return Ok(()),
             }
         }
         std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;

@@ -1,6 +1,6 @@
 //! The numbers of the logs, under the reference's names.
 
-use super::{Hook, StepReport, Trainer};
+use super::{Hook, Next, StepReport, Trainer};
 use crate::Error;
 use crate::event::{Emit, Event};
 use std::time::Instant;
@@ -32,8 +32,10 @@ impl LogHook {
     fn add_term(&mut self, key: &str, values: &[f64], report: &StepReport, steps: usize) {
         let weighted: Vec<f64> = values.iter().zip(&report.weights).map(|(v, w)| v * w).collect();
         self.add(key, weighted.iter().sum::<f64>() / weighted.len() as f64);
-        for (value, t) in weighted.iter().zip(&report.t) {
-            self.add(&format!("{key}_q{}", 4 * t / steps), *value);
+        for quartile in 0..4 {
+            for (value, _) in weighted.iter().zip(&report.t).filter(|(_, t)| 4 * *t / steps == quartile) {
+                self.add(&format!("{key}_q{quartile}"), *value);
+            }
         }
     }
 }
@@ -45,7 +47,7 @@ impl Default for LogHook {
 }
 
 impl Hook for LogHook {
-    fn after_step(&mut self, trainer: &Trainer, report: &StepReport, last: bool, emit: &mut Emit) -> Result<(), Error> {
+    fn after_step(&mut self, trainer: &Trainer, report: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let steps = trainer.diffusion.schedule.len();
         self.add_term("loss", &report.loss, report, steps);
         if let Some(mse) = &report.mse {
@@ -61,7 +63,7 @@ impl Hook for LogHook {
         self.add("grad_norm", report.grad_norm);
         self.images += report.loss.len();
         let step = trainer.step();
-        if step > 1 && !last && !step.is_multiple_of(trainer.config.train.log_interval) {
+        if step > 1 && next == Next::Step && !step.is_multiple_of(trainer.config.train.log_interval) {
             return Ok(());
         }
         let mut line = vec![

@@ -1,13 +1,13 @@
 //! A run directory, from the first step or from where it stopped.
 
-use super::{CheckpointHook, GridHook, Hook, LogHook, Trainer};
+use super::{CheckpointHook, GridHook, Hook, LogHook, Next, Trainer};
+use crate::Error;
 use crate::checkpoint::Store;
 use crate::config::{Config, ConfigError, NetworkConfig};
 use crate::data::{Dataset, Loader, Options};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::write_atomic;
 use crate::model::Unet;
-use crate::Error;
 use burn::tensor::Device;
 use std::io::Write;
 use std::path::Path;
@@ -20,7 +20,7 @@ const PREFETCH: usize = 4;
 
 /// Trains until the configuration's end, in the run directory `dir`; goes on from its newest checkpoint if it has one.
 /// After `stop` is set it finishes the step, saves and returns [`Outcome::Interrupted`]. `hooks` run after the run's
-/// own log and grids, and before its checkpoint.
+/// own log, checkpoint and grid.
 ///
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used; failing reads or writes; divergence.
@@ -28,7 +28,7 @@ pub fn train(
     config: &Config,
     dir: &Path,
     device: &Device,
-    hooks: Vec<Box<dyn Hook>>,
+    hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
@@ -36,7 +36,6 @@ pub fn train(
     let dataset = open_data(config)?;
     let config = with_classes(config, &dataset)?;
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
-    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let store = Store::new(dir);
     let state = match store.newest()? {
         Some((step, path)) => {
@@ -44,49 +43,46 @@ pub fn train(
             let (state, fresh) = Store::load(&path, network.specs(), &config.train.ema_rate, device)?;
             emit(Event::Notice(format!("resuming at step {step} from {}", path.display())));
             for rate in fresh {
-                emit(Event::Notice(format!("no average of rate {rate} was saved: it begins at the current parameters")));
+                emit(Event::Notice(format!(
+                    "no average of rate {rate} was saved: it begins at the current parameters"
+                )));
             }
             Some(state)
         }
         None => None,
     };
-    write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
-
     let parameters = network.parameter_count();
     let mut trainer = Trainer::new(config, network, state, device.clone())?;
     let config = trainer.config.clone();
     let time_limit = config.train.time_limit()?;
     let last_step = config.train.last_step();
-    emit(Event::Started {
-        parameters,
-        images: dataset.len(),
-        step: trainer.step(),
-        last_step,
-        time_limit,
-        batch_size: config.train.batch_size,
-    });
     let over = |step: u64, elapsed: f64| {
         last_step.is_some_and(|last| step >= last)
             || time_limit.is_some_and(|limit: Duration| elapsed >= limit.as_secs_f64())
     };
     if over(trainer.step(), trainer.state.progress.elapsed_secs) {
-        emit(Event::Notice(format!("the run is complete at step {}: raise --steps or --duration to go on", trainer.step())));
+        emit(Event::Notice(format!(
+            "the run is complete at step {}: raise --steps or --duration to go on",
+            trainer.step()
+        )));
         return Ok(Outcome::Finished);
     }
     if last_step.is_none() && time_limit.is_none() {
         emit(Event::Notice("neither --steps nor --duration was given: training goes on until Ctrl-C".into()));
     }
-    let mut loader = Loader::start(
-        dataset,
-        config.train.batch_size,
-        config.train.seed,
-        trainer.state.progress.images,
-        config.data.workers,
-        PREFETCH,
-    )?;
-    let mut all: Vec<Box<dyn Hook>> = vec![Box::new(LogHook::new()), Box::new(GridHook::new(dir.join("samples")))];
+    let images = dataset.len();
+    let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
+    let mut loader = Loader::start(dataset, batch_size, seed, seen, config.data.workers, PREFETCH)?;
+    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
+    emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
+    // A checkpoint comes before what takes long.
+    let mut all: Vec<Box<dyn Hook + '_>> = vec![
+        Box::new(LogHook::new()),
+        Box::new(CheckpointHook::new(store)),
+        Box::new(GridHook::new(dir.join("samples"), stop)),
+    ];
     all.extend(hooks);
-    all.push(Box::new(CheckpointHook::new(store)));
 
     let before = Duration::from_secs_f64(trainer.state.progress.elapsed_secs);
     let begin = Instant::now();
@@ -97,11 +93,15 @@ pub fn train(
         trainer.state.progress.elapsed_secs = elapsed.as_secs_f64();
         emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
         let finished = over(trainer.step(), elapsed.as_secs_f64());
-        let interrupted = stop.load(Ordering::Relaxed);
+        let next = match (finished, stop.load(Ordering::Relaxed)) {
+            (true, _) => Next::Finish,
+            (false, true) => Next::Interrupt,
+            (false, false) => Next::Step,
+        };
         for hook in &mut all {
-            hook.after_step(&trainer, &report, finished || interrupted, emit)?;
+            hook.after_step(&trainer, &report, next, emit)?;
         }
-        if finished || interrupted {
+        if next != Next::Step {
             for (image, reason) in loader.skipped() {
                 emit(Event::Notice(format!("skipped {image}: {reason}")));
             }
@@ -128,6 +128,15 @@ pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
         on_bad_image: data.on_bad_image,
     };
     Ok(Arc::new(Dataset::open(&data.data_dir, &options)?))
+}
+
+/// The configuration that a run would have: checked, with the number of classes that the images have.
+///
+/// # Errors
+/// As [`train`], before it writes anything.
+pub fn resolve(config: &Config) -> Result<Config, Error> {
+    config.validate()?;
+    with_classes(config, open_data(config)?.as_ref())
 }
 
 /// Fills in or checks the number of classes.
@@ -178,4 +187,3 @@ fn with_last_good(error: Error, dir: &Path) -> Error {
         other => other,
     }
 }
-

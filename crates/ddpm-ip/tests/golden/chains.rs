@@ -34,8 +34,14 @@ fn golden_chains() {
         let path = folder().join(name);
         let steps = diffusion.schedule.len();
         let noise = GivenNoise::read(&path, [shape[1], image_size, image_size], steps, true).unwrap();
-        let chain =
-            Chain { diffusion: &diffusion, network: &network, parameters: &parameters, reverse, image_size, device: &device };
+        let chain = Chain {
+            diffusion: &diffusion,
+            network: &network,
+            parameters: &parameters,
+            reverse,
+            image_size,
+            device: &device,
+        };
         let images: Vec<u64> = (0..noise.images() as u64).collect();
         let (mut first, mut middle) = (Vec::new(), Vec::new());
         let last = chain.run(&images, None, &noise, |k, x_start, x| {

@@ -39,7 +39,8 @@ fn golden_losses() {
         let diffusion = diffusion(&case);
         let mut file = open(&case, "file");
         let t: Vec<usize> = file.integers("t").unwrap().values.into_iter().map(|t| t as usize).collect();
-        let rule = Perturbation { mode: Mode::Sampled, gamma: case["gamma"].as_f64().unwrap(), ..Perturbation::default() };
+        let rule =
+            Perturbation { mode: Mode::Sampled, gamma: case["gamma"].as_f64().unwrap(), ..Perturbation::default() };
         let mixes = vec![rule.mix(rule.gamma); t.len()];
         let mut array = |key: &str| -> Tensor<4> { tensor(file.floats(key).unwrap(), &device) };
         let noised = diffusion.noise(array("x_start"), &t, &mixes, array("eps"), Some(array("xi")));

@@ -9,6 +9,7 @@
 mod chains;
 mod losses;
 mod networks;
+mod preprocess;
 mod schedules;
 mod support;
 mod trajectory;

@@ -60,7 +60,8 @@ fn golden_loss_second_moment() {
         let expected = file.doubles("weights_after").unwrap();
         let (batch, steps) = (t.shape[1], expected.shape[1]);
         let mut sampler = TimeSampler::new(TimeSamplerKind::LossSecondMoment, steps);
-        let updates = t.values.chunks_exact(batch).zip(loss.chunks_exact(batch)).zip(expected.values.chunks_exact(steps));
+        let updates =
+            t.values.chunks_exact(batch).zip(loss.chunks_exact(batch)).zip(expected.values.chunks_exact(steps));
         for (update, ((t, loss), expected)) in updates.enumerate() {
             let t: Vec<usize> = t.iter().map(|&t| t as usize).collect();
             sampler.update(&t, loss);

@@ -9,37 +9,37 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// The folder of cases.
-pub fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     match std::env::var_os("GOLDEN_DIR") {
         Some(folder) => folder.into(),
         None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
     }
 }
 
-pub fn json(file: &str) -> Value {
+pub(crate) fn json(file: &str) -> Value {
     let path = folder().join(file);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap()
 }
 
 /// The cases of a section.
-pub fn cases(section: &str) -> Vec<Value> {
+pub(crate) fn cases(section: &str) -> Vec<Value> {
     let cases = json("index.json")[section].as_array().cloned().unwrap_or_default();
     let own = std::env::var_os("GOLDEN_DIR").is_none();
     assert!(!own || !cases.is_empty(), "the repository's index has no {section}");
     cases
 }
 
-pub fn open(case: &Value, key: &str) -> Npz {
+pub(crate) fn open(case: &Value, key: &str) -> Npz {
     Npz::open(&folder().join(case[key].as_str().unwrap())).unwrap()
 }
 
-pub fn tensor<const D: usize>(array: Array<f32>, device: &Device) -> Tensor<D> {
+pub(crate) fn tensor<const D: usize>(array: Array<f32>, device: &Device) -> Tensor<D> {
     let shape: [usize; D] = array.shape.try_into().unwrap();
     Tensor::from_data(TensorData::new(array.values, shape), device)
 }
 
-pub fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+pub(crate) fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().try_to_vec().unwrap()
 }
 
@@ -57,7 +57,7 @@ fn unit(name: &str, n: usize) -> Vec<f64> {
 }
 
 /// The weights that the formula gives a network.
-pub fn weights(network: &Unet, salt: &str) -> Vec<Vec<f32>> {
+pub(crate) fn weights(network: &Unet, salt: &str) -> Vec<Vec<f32>> {
     let one = |spec: &ddpm_ip::model::Spec| -> Vec<f32> {
         let u = unit(&format!("{salt}/{}", spec.name), spec.len());
         if spec.shape.len() == 1 {
@@ -71,7 +71,7 @@ pub fn weights(network: &Unet, salt: &str) -> Vec<Vec<f32>> {
 }
 
 /// The network of the index's entry of that salt, unless it is not a plain U-Net.
-pub fn network(salt: &str) -> Option<Unet> {
+pub(crate) fn network(salt: &str) -> Option<Unet> {
     let entry = cases("networks").into_iter().find(|n| n["salt"] == salt)?;
     let json = json(entry["config"].as_str()?);
     if json["class"] != "UNetModel" {
@@ -112,7 +112,7 @@ pub fn network(salt: &str) -> Option<Unet> {
 }
 
 /// A network with its formula weights on a device.
-pub fn weighted(salt: &str, device: &Device) -> Option<(Unet, Parameters)> {
+pub(crate) fn weighted(salt: &str, device: &Device) -> Option<(Unet, Parameters)> {
     let network = network(salt)?;
     let parameters = Parameters::from_values(weights(&network, salt), device);
     Some((network, parameters))
@@ -123,12 +123,12 @@ fn norm(x: &[f32]) -> f64 {
 }
 
 /// ‖actual − expected‖ ≤ tolerance·‖expected‖.
-pub fn assert_near(what: &str, actual: &[f32], expected: &[f32], tolerance: f64) {
+pub(crate) fn assert_near(what: &str, actual: &[f32], expected: &[f32], tolerance: f64) {
     assert_near_or_below(what, actual, expected, tolerance, 0.0);
 }
 
 /// ‖actual − expected‖ ≤ tolerance·‖expected‖ + floor.
-pub fn assert_near_or_below(what: &str, actual: &[f32], expected: &[f32], tolerance: f64, floor: f64) {
+pub(crate) fn assert_near_or_below(what: &str, actual: &[f32], expected: &[f32], tolerance: f64, floor: f64) {
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
     let difference: Vec<f32> = actual.iter().zip(expected).map(|(a, e)| a - e).collect();
     let (off, size) = (norm(&difference), norm(expected));
@@ -136,13 +136,16 @@ pub fn assert_near_or_below(what: &str, actual: &[f32], expected: &[f32], tolera
 }
 
 /// Every |actual − expected| ≤ tolerance.
-pub fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
+pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
     let worst = actual.iter().zip(expected).map(|(a, e)| (a - e).abs()).fold(0.0, f32::max);
     assert!(worst <= tolerance, "{what}: off by up to {worst:e}");
 }
 
 /// |actual − expected| ≤ tolerance·|expected|.
-pub fn assert_relative(what: &str, actual: f64, expected: f64, tolerance: f64) {
-    assert!((actual - expected).abs() <= tolerance * expected.abs(), "{what}: {actual:e}, the reference has {expected:e}");
+pub(crate) fn assert_relative(what: &str, actual: f64, expected: f64, tolerance: f64) {
+    assert!(
+        (actual - expected).abs() <= tolerance * expected.abs(),
+        "{what}: {actual:e}, the reference has {expected:e}"
+    );
 }

@@ -17,11 +17,14 @@ fn golden_trajectory() {
         let Some(network) = super::support::network(salt) else { continue };
         let mut file = open(&case, "file");
         let images = file.floats("x_start").unwrap();
-        let [steps, count, channels, size, _] = images.shape[..] else { panic!("x_start has shape {:?}", images.shape) };
+        let [steps, count, channels, size, _] = images.shape[..] else {
+            panic!("x_start has shape {:?}", images.shape)
+        };
 
         let number = |key: &str| case[key].as_f64().unwrap();
         let flag = |key: &str| case[key].as_bool().unwrap();
-        let list = |key: &str| -> Vec<f64> { case[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
+        let list =
+            |key: &str| -> Vec<f64> { case[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
         let mut config = Config::default();
         config.model.image_size = size;
         config.model.in_channels = channels;

@@ -1,7 +1,7 @@
 //! Multi-head self-attention over `[N, T, 3C]` queries, keys and values, channels last.
 
 use super::gemm::{Mat, matmul};
-use super::math::{exp, vectorised};
+use super::math::{exp, multiversion};
 use crate::HeadOrder;
 use rayon::prelude::*;
 
@@ -38,21 +38,7 @@ impl Extent {
     /// Softmax of the scaled scores of one head, `[T, T]`.
     fn weights(&self, q: Mat, k: Mat, p: &mut [f32]) {
         matmul(p, self.t, q, k.t(), false);
-        let scale = self.scale();
-        vectorised(|| {
-            for row in p.chunks_exact_mut(self.t) {
-                let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a || b.is_nan() { b } else { a });
-                let mut sum = 0.0;
-                for v in row.iter_mut() {
-                    *v = exp((*v - max) * scale);
-                    sum += *v;
-                }
-                let norm = 1.0 / sum;
-                for v in row.iter_mut() {
-                    *v *= norm;
-                }
-            }
-        });
+        softmax_rows(p, self.t, self.scale());
     }
 
     fn scale(&self) -> f32 {
@@ -98,12 +84,7 @@ pub(crate) fn backward(e: Extent, grad: &[f32], qkv: &[f32]) -> Vec<f32> {
                 matmul(&mut out[offsets[2]..], 3 * c, Mat::row_major(p, t, t).t(), dout, false);
                 matmul(ds, t, dout, v.t(), false);
                 let scale = e.scale();
-                vectorised(|| {
-                    for (ds, p) in ds.chunks_exact_mut(t).zip(p.chunks_exact(t)) {
-                        let dot: f32 = ds.iter().zip(p).map(|(d, p)| d * p).sum();
-                        ds.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot) * scale);
-                    }
-                });
+                softmax_rows_grad(ds, p, t, scale);
                 let ds = Mat::row_major(ds, t, t);
                 matmul(&mut out[offsets[0]..], 3 * c, ds, k, false);
                 matmul(&mut out[offsets[1]..], 3 * c, ds.t(), q, false);
@@ -111,4 +92,40 @@ pub(crate) fn backward(e: Extent, grad: &[f32], qkv: &[f32]) -> Vec<f32> {
         },
     );
     out
+}
+
+/// Partial sums kept apart, so that a sum can be vectorised; their number is fixed, so that it is the same everywhere.
+const LANES: usize = 16;
+
+/// Σ f(a, b), in a fixed order.
+#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#[inline(always)]
+fn sum_pairs(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        lanes.iter_mut().zip(a).zip(b).for_each(|((l, &a), &b)| *l += f(a, b));
+    }
+    lanes.iter().sum()
+}
+
+multiversion! {
+    /// Softmax of every row of `t` values, times `scale` before.
+    fn softmax_rows(p: &mut [f32], t: usize, scale: f32) {
+        for row in p.chunks_exact_mut(t) {
+            let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a || b.is_nan() { b } else { a });
+            row.iter_mut().for_each(|v| *v = exp((*v - max) * scale));
+            let norm = 1.0 / sum_pairs(row, row, |v, _| v);
+            row.iter_mut().for_each(|v| *v *= norm);
+        }
+    }
+}
+
+multiversion! {
+    /// From the gradient of the softmax `p` in `ds` to that of the scores.
+    fn softmax_rows_grad(ds: &mut [f32], p: &[f32], t: usize, scale: f32) {
+        for (ds, p) in ds.chunks_exact_mut(t).zip(p.chunks_exact(t)) {
+            let dot = sum_pairs(ds, p, |d, p| d * p);
+            ds.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot) * scale);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! With x̂ = (x − mean)/std over a group, the layer computes `act(x̂·a + b)` where a = weight·(1 + scale) and
 //! b = bias·(1 + scale) + shift are per image and channel. Statistics are two-pass and summed in f64.
 
-use super::math::{sigmoid, vectorised};
+use super::math::{multiversion, sigmoid};
 use rayon::prelude::*;
 
 /// Sizes of one call: `n` images of `pixels` pixels with `c` channels in `groups` groups.
@@ -24,21 +24,6 @@ impl Extent {
         self.c / self.groups
     }
 
-    /// Per-channel sums over one image, where `add` adds a pixel's terms to partial sums: in f32 over a few pixels, then
-    /// in f64, so that a large mean over many pixels loses no digits.
-    fn sums(&self, x: &[f32], add: impl Fn(&mut [f32], &[f32])) -> Vec<f64> {
-        const PIXELS: usize = 16;
-        let (mut sums, mut partial) = (vec![0.0f64; self.c], vec![0.0f32; self.c]);
-        vectorised(|| {
-            for pixels in x.chunks(PIXELS * self.c) {
-                partial.fill(0.0);
-                pixels.chunks_exact(self.c).for_each(|pixel| add(&mut partial, pixel));
-                sums.iter_mut().zip(&partial).for_each(|(s, &p)| *s += f64::from(p));
-            }
-        });
-        sums
-    }
-
     /// Means of per-channel sums over each group, spread back to the channels.
     fn group_means(&self, sums: &[f64]) -> Vec<f32> {
         let count = (self.per_group() * self.pixels) as f64;
@@ -55,13 +40,14 @@ impl Extent {
 pub(crate) fn statistics(e: Extent, x: &[f32], eps: f32) -> Vec<f32> {
     let mut stats = vec![0.0; e.n * 2 * e.c];
     stats.par_chunks_mut(2 * e.c).zip(x.par_chunks(e.image())).for_each(|(stats, x)| {
-        let mean = e.group_means(&e.sums(x, |sums, pixel| sums.iter_mut().zip(pixel).for_each(|(s, v)| *s += v)));
-        let squares = e.sums(x, |sums, pixel| {
-            sums.iter_mut().zip(pixel).zip(&mean).for_each(|((s, v), m)| *s += (v - m) * (v - m));
-        });
+        let mut sums = vec![0.0f64; e.c];
+        sum_channels(x, &mut sums);
+        let mean = e.group_means(&sums);
+        sums.fill(0.0);
+        sum_squared_deviations(x, &mean, &mut sums);
         let (means, rstds) = stats.split_at_mut(e.c);
         means.copy_from_slice(&mean);
-        rstds.iter_mut().zip(e.group_means(&squares)).for_each(|(r, var)| *r = 1.0 / (var + eps).sqrt());
+        rstds.iter_mut().zip(e.group_means(&sums)).for_each(|(r, var)| *r = 1.0 / (var + eps).sqrt());
     });
     stats
 }
@@ -94,16 +80,125 @@ pub(crate) fn apply(
         .zip(stats.par_chunks(2 * e.c).zip(film.par_chunks(2 * e.c)))
         .for_each(|((out, x), (stats, film))| {
             let (slope, offset) = affine(e, stats, film, weight, bias);
-            vectorised(|| {
-                for (out, x) in out.chunks_exact_mut(e.c).zip(x.chunks_exact(e.c)) {
-                    for (((y, &x), a), b) in out.iter_mut().zip(x).zip(&slope).zip(&offset) {
-                        let u = x * a + b;
-                        *y = if silu { u * sigmoid(u) } else { u };
-                    }
-                }
-            });
+            if silu {
+                modulate_silu(out, x, &slope, &offset);
+            } else {
+                modulate(out, x, &slope, &offset);
+            }
         });
     out
+}
+
+/// Pixels summed in f32 before f64 takes over: few enough to lose nothing that matters, enough to be fast.
+const PIXELS: usize = 16;
+
+multiversion! {
+    /// Adds each channel's sum over all pixels to `sums`.
+    fn sum_channels(x: &[f32], sums: &mut [f64]) {
+        let c = sums.len();
+        let mut partial = vec![0.0f32; c];
+        for pixels in x.chunks(PIXELS * c) {
+            partial.fill(0.0);
+            for pixel in pixels.chunks_exact(c) {
+                partial.iter_mut().zip(pixel).for_each(|(s, v)| *s += v);
+            }
+            sums.iter_mut().zip(&partial).for_each(|(s, &p)| *s += f64::from(p));
+        }
+    }
+}
+
+multiversion! {
+    /// Adds each channel's sum of squared deviations from `mean` over all pixels to `sums`.
+    fn sum_squared_deviations(x: &[f32], mean: &[f32], sums: &mut [f64]) {
+        let c = sums.len();
+        let mut partial = vec![0.0f32; c];
+        for pixels in x.chunks(PIXELS * c) {
+            partial.fill(0.0);
+            for pixel in pixels.chunks_exact(c) {
+                partial.iter_mut().zip(pixel).zip(mean).for_each(|((s, v), m)| *s += (v - m) * (v - m));
+            }
+            sums.iter_mut().zip(&partial).for_each(|(s, &p)| *s += f64::from(p));
+        }
+    }
+}
+
+multiversion! {
+    /// `out = x·slope + offset`, channel by channel.
+    fn modulate(out: &mut [f32], x: &[f32], slope: &[f32], offset: &[f32]) {
+        for (out, x) in out.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
+            for (((y, &x), a), b) in out.iter_mut().zip(x).zip(slope).zip(offset) {
+                *y = x * a + b;
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `out = silu(x·slope + offset)`, channel by channel.
+    fn modulate_silu(out: &mut [f32], x: &[f32], slope: &[f32], offset: &[f32]) {
+        for (out, x) in out.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
+            for (((y, &x), a), b) in out.iter_mut().zip(x).zip(slope).zip(offset) {
+                let u = x * a + b;
+                *y = u * sigmoid(u);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `dx = grad·silu'(x·slope + offset)`, channel by channel.
+    fn silu_grad(dx: &mut [f32], grad: &[f32], x: &[f32], slope: &[f32], offset: &[f32]) {
+        let c = slope.len();
+        for ((dx, grad), x) in dx.chunks_exact_mut(c).zip(grad.chunks_exact(c)).zip(x.chunks_exact(c)) {
+            for ((((dx, grad), &x), a), b) in dx.iter_mut().zip(grad).zip(x).zip(slope).zip(offset) {
+                let u = x * a + b;
+                let s = sigmoid(u);
+                *dx = grad * (s * (1.0 + u * (1.0 - s)));
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Σ du and Σ du·x̂ of each channel over all pixels, added to `sums` and `normal_sums`.
+    fn sum_grads(
+        du: &[f32],
+        x: &[f32],
+        mean: &[f32],
+        rstd: &[f32],
+        sums: &mut [f32],
+        normal_sums: &mut [f32],
+    ) {
+        let c = sums.len();
+        for (du, x) in du.chunks_exact(c).zip(x.chunks_exact(c)) {
+            let normal = x.iter().zip(mean).zip(rstd).map(|((x, m), r)| (x - m) * r);
+            for (((s, ns), du), normal) in sums.iter_mut().zip(normal_sums.iter_mut()).zip(du).zip(normal) {
+                *s += du;
+                *ns += du * normal;
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// From du in `dx` to rstd·(a·du − m1 − x̂·m2), channel by channel.
+    fn input_grad(
+        dx: &mut [f32],
+        x: &[f32],
+        mean: &[f32],
+        rstd: &[f32],
+        slope: &[f32],
+        m1: &[f32],
+        m2: &[f32],
+    ) {
+        let c = mean.len();
+        for (dx, x) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+            let group = mean.iter().zip(rstd).zip(slope).zip(m1.iter().zip(m2));
+            for ((dx, x), (((mean, rstd), slope), (m1, m2))) in dx.iter_mut().zip(x).zip(group) {
+                *dx = slope * *dx - rstd * (m1 + (x - mean) * rstd * m2);
+            }
+        }
+    }
 }
 
 /// Gradients of the layer.
@@ -139,38 +234,21 @@ pub(crate) fn backward(
             let (mean, rstd) = stats.split_at(c);
             let (slope, offset) = affine(e, stats, film, weight, bias);
             let (du_sum, dux_sum) = sums.split_at_mut(c);
-            // First pass: du = grad·act'(u), kept in dx, and its sums.
-            vectorised(|| {
-                for ((dx, grad), x) in dx.chunks_exact_mut(c).zip(grad.chunks_exact(c)).zip(x.chunks_exact(c)) {
-                    for i in 0..c {
-                        let du = if silu {
-                            let u = x[i] * slope[i] + offset[i];
-                            let s = sigmoid(u);
-                            grad[i] * (s * (1.0 + u * (1.0 - s)))
-                        } else {
-                            grad[i]
-                        };
-                        dx[i] = du;
-                        du_sum[i] += du;
-                        dux_sum[i] += du * ((x[i] - mean[i]) * rstd[i]);
-                    }
-                }
-            });
+            // First du = grad·act'(u), kept in dx, and its sums.
+            if silu {
+                silu_grad(dx, grad, x, &slope, &offset);
+            } else {
+                dx.copy_from_slice(grad);
+            }
+            sum_grads(dx, x, mean, rstd, du_sum, dux_sum);
             let scaled = |sums: &[f32]| -> Vec<f32> {
                 let scaled =
                     sums.iter().zip(weight).zip(film).map(|((s, w), scale)| f64::from(s * (w * (1.0 + scale))));
                 e.group_means(&scaled.collect::<Vec<_>>())
             };
             let (m1, m2) = (scaled(du_sum), scaled(dux_sum));
-            // Second pass: dx = rstd·(a·du − mean(a·du) − x̂·mean(a·du·x̂)).
-            vectorised(|| {
-                for (dx, x) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                    for i in 0..c {
-                        let normal = (x[i] - mean[i]) * rstd[i];
-                        dx[i] = slope[i] * dx[i] - rstd[i] * (m1[i] + normal * m2[i]);
-                    }
-                }
-            });
+            // Then dx = rstd·(a·du − mean(a·du) − x̂·mean(a·du·x̂)).
+            input_grad(dx, x, mean, rstd, &slope, &m1, &m2);
             for i in 0..c {
                 dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
                 dfilm[c + i] = du_sum[i];

@@ -1,0 +1,85 @@
+//! The command line: what exists, and how it becomes a configuration.
+
+mod reference;
+mod settings;
+
+pub(crate) use settings::Settings;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::ffi::OsString;
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted after saving.";
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    Command::new("ddpm-ip")
+        .version(clap::crate_version!())
+        .about("Train, sample and measure diffusion models with input perturbation (DDPM-IP, ICML 2023)")
+        .after_help(EXIT_CODES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands(crate::commands::all())
+}
+
+/// Reads the command line; ends the program on a mistake, `--help` or `--version`.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> ArgMatches {
+    command().get_matches_from(arguments.into_iter().map(kebab_case))
+}
+
+/// Flags may be spelled with underscores, as the reference's are.
+fn kebab_case(argument: OsString) -> OsString {
+    match argument.to_str().filter(|a| a.starts_with("--")) {
+        Some(flag) => {
+            let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+            (name.replace('_', "-") + value).into()
+        }
+        None => argument,
+    }
+}
+
+/// A flag without a value.
+pub(crate) fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// A flag with a path.
+pub(crate) fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).value_parser(clap::value_parser!(std::path::PathBuf)).help(help)
+}
+
+/// `--device` and `--precision`.
+pub(crate) fn machine() -> [Arg; 2] {
+    let names = ddpm_ip::device_names();
+    [
+        Arg::new("device").long("device").default_value("cpu").help(format!("where to compute: {}", names.join(", "))),
+        Arg::new("precision").long("precision").default_value("f32").help("number format: f32"),
+    ]
+}
+
+/// The device asked for.
+pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ddpm_ip::config::ConfigError> {
+    let precision = matches.get_one::<String>("precision").map_or("f32", String::as_str);
+    if precision != "f32" {
+        let message = format!("--precision {precision} does not exist yet: f32 is all there is for now");
+        return Err(ddpm_ip::config::ConfigError(message));
+    }
+    ddpm_ip::device(matches.get_one::<String>("device").map_or("cpu", String::as_str))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::command().debug_assert();
+    }
+
+    #[test]
+    fn underscores_in_flags_become_dashes_and_values_stay() {
+        for (given, expected) in
+            [("--image_size", "--image-size"), ("--data_dir=a_b", "--data-dir=a_b"), ("a_b", "a_b"), ("--", "--")]
+        {
+            assert_eq!(super::kebab_case(given.into()), expected);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Flags of the reference's scripts that say in another way what a setting here says.
+
+use super::settings::{given, truth};
+use clap::{Arg, ArgMatches};
+use ddpm_ip::config::{self, Config, ConfigError, LossKind, Prediction, SamplerKind, Variance};
+
+/// Flag, the section it belongs to, what it means here.
+const SWITCHES: &[(&str, &str, &str)] = &[
+    ("learn-sigma", "diffusion", "as --variance learned-range"),
+    ("sigma-small", "diffusion", "as --variance fixed-small"),
+    ("predict-xstart", "diffusion", "as --prediction x-start"),
+    ("use-kl", "diffusion", "as --loss rescaled-kl"),
+    ("rescale-learned-sigmas", "diffusion", "as --loss rescaled-mse"),
+    ("use-ddim", "sample", "as --sampler ddim"),
+    ("use-checkpoint", "model", "accepted; nothing is recomputed to save memory yet"),
+    ("use-fp16", "model", "only False: --precision says the number format"),
+];
+
+const VALUES: &[(&str, &str, &str)] = &[
+    ("fp16-scale-growth", "train", "accepted and not used: f32 needs no loss scale"),
+    ("resume-checkpoint", "train", "only empty: the same command resumes from its run directory"),
+];
+
+const HEADING: &str = "Names from the reference";
+
+/// The flags that go with these sections.
+pub(super) fn args(sections: &[&str]) -> Vec<Arg> {
+    let here = |(_, section, _): &&(&str, &str, &str)| sections.contains(section);
+    let switches = SWITCHES.iter().filter(here).map(|(flag, _, help)| truth((*flag).into(), (*flag).into(), help));
+    let values =
+        VALUES.iter().filter(here).map(|(flag, _, help)| Arg::new(*flag).long(*flag).value_name("VALUE").help(*help));
+    switches.chain(values).map(|arg| arg.help_heading(HEADING)).collect()
+}
+
+/// Applies what was written to `config`; returns remarks.
+pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config) -> Result<Vec<String>, ConfigError> {
+    let value = |flag: &str| {
+        let known = SWITCHES.iter().chain(VALUES).any(|(f, section, _)| *f == flag && sections.contains(section));
+        if known { given(matches, flag) } else { None }
+    };
+    let switch = |flag: &str| -> Result<Option<bool>, ConfigError> {
+        let Some(text) = value(flag) else { return Ok(None) };
+        let wrong = || ConfigError(format!("--{flag} {text:?} is not true or false"));
+        config::boolean(text).map(Some).ok_or_else(wrong)
+    };
+    let diffusion = &mut config.diffusion;
+    let (learn, small) = (switch("learn-sigma")?, switch("sigma-small")?);
+    if learn.is_some() || small.is_some() {
+        let now = diffusion.variance;
+        diffusion.variance =
+            Variance::from_flags(learn.unwrap_or(now.is_learned()), small.unwrap_or(now == Variance::FixedSmall));
+    }
+    if let Some(xstart) = switch("predict-xstart")? {
+        diffusion.prediction = Prediction::from_flags(xstart);
+    }
+    let (kl, rescale) = (switch("use-kl")?, switch("rescale-learned-sigmas")?);
+    if kl.is_some() || rescale.is_some() {
+        let now = diffusion.loss;
+        diffusion.loss =
+            LossKind::from_flags(kl.unwrap_or(now.is_vb()), rescale.unwrap_or(now == LossKind::RescaledMse));
+    }
+    if let Some(ddim) = switch("use-ddim")? {
+        config.sample.sampler = if ddim { SamplerKind::Ddim } else { SamplerKind::Ddpm };
+    }
+    if switch("use-fp16")? == Some(true) {
+        return Err(ConfigError("--use-fp16 True: f32 is the only precision for now, leave the flag out".into()));
+    }
+    if let Some(path) = value("resume-checkpoint").filter(|path| !path.is_empty()) {
+        return Err(ConfigError(format!(
+            "--resume-checkpoint {path}: a run resumes from its own directory: name it with --out, with the same settings"
+        )));
+    }
+    let mut notices = Vec::new();
+    if switch("use-checkpoint")? == Some(true) {
+        notices.push("--use-checkpoint: nothing is recomputed to save memory yet; results are the same".to_string());
+    }
+    if value("fp16-scale-growth").is_some() {
+        notices.push("--fp16-scale-growth is not used: f32 needs no loss scale".to_string());
+    }
+    Ok(notices)
+}

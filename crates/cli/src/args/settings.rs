@@ -1,0 +1,100 @@
+//! Flags for the keys of the configuration.
+
+use super::reference;
+use clap::{Arg, ArgAction, ArgMatches, parser::ValueSource};
+use ddpm_ip::config::{Config, ConfigError, KEYS, Key, Layers};
+use std::path::PathBuf;
+use toml::Value;
+
+/// The sections a command has flags for. Where two sections have a flag of the same name, the later one's is meant.
+#[derive(Clone, Copy)]
+pub(crate) struct Settings(pub(crate) &'static [&'static str]);
+
+impl Settings {
+    fn keys(self) -> Vec<&'static Key> {
+        let rank = |k: &Key| self.0.iter().position(|s| *s == k.section);
+        let shadowed = |k: &Key| KEYS.iter().any(|other| other.flag() == k.flag() && rank(other) > rank(k));
+        KEYS.iter().filter(|k| rank(k).is_some() && !shadowed(k)).collect()
+    }
+
+    /// A flag for every key, `--config` and `--set`.
+    pub(crate) fn args(self) -> Vec<Arg> {
+        let defaults: toml::Table = Config::default().to_toml().parse().unwrap_or_default();
+        let mut args = vec![
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .action(ArgAction::Append)
+                .help("TOML file with settings, as in a run's config.toml"),
+            Arg::new("set")
+                .long("set")
+                .value_name("KEY=VALUE")
+                .action(ArgAction::Append)
+                .help("any setting by its key, as in sample.seed=1"),
+        ];
+        args.extend(self.keys().into_iter().map(|key| arg(key, &defaults[key.section][key.name])));
+        args.extend(reference::args(self.0));
+        args
+    }
+
+    /// Lays files, `--set` and flags, in this order, on `base`. Also remarks for the user.
+    pub(crate) fn resolve(self, base: Layers, matches: &ArgMatches) -> Result<(Config, Vec<String>), ConfigError> {
+        let mut layers = base;
+        for file in matches.get_many::<PathBuf>("config").into_iter().flatten() {
+            layers.add_file(file)?;
+        }
+        let sets = matches.get_many::<String>("set").into_iter().flatten();
+        let sets: Vec<(&str, &str)> = sets
+            .map(|s| s.split_once('=').ok_or_else(|| ConfigError(format!("--set {s}: write it as --set KEY=VALUE"))))
+            .collect::<Result<_, _>>()?;
+        layers.set(sets)?;
+        let mut flags = Vec::new();
+        for key in self.keys() {
+            if let Some(value) = given(matches, &key.path()) {
+                flags.push((key.path(), value));
+            }
+        }
+        layers.set(flags.iter().map(|(key, value)| (key.as_str(), *value)))?;
+        let mut config = layers.resolve()?;
+        let notices = reference::apply(self.0, matches, &mut config)?;
+        Ok((config, notices))
+    }
+}
+
+/// The value of a flag that was written, not defaulted.
+pub(super) fn given<'a>(matches: &'a ArgMatches, id: &str) -> Option<&'a str> {
+    let written = matches.value_source(id) == Some(ValueSource::CommandLine);
+    written.then(|| matches.get_one::<String>(id).map(String::as_str)).flatten()
+}
+
+/// A flag for a truth value: alone it means true.
+pub(super) fn truth(id: String, flag: String, help: &str) -> Arg {
+    let help = help.to_string();
+    Arg::new(id).long(flag).value_name("BOOL").num_args(0..=1).default_missing_value("true").help(help)
+}
+
+fn arg(key: &Key, default: &Value) -> Arg {
+    let arg = match default {
+        Value::Boolean(_) => truth(key.path(), key.flag(), key.help),
+        Value::String(_) => Arg::new(key.path()).long(key.flag()).value_name("TEXT").help(key.help),
+        Value::Array(_) => Arg::new(key.path()).long(key.flag()).value_name("LIST").help(key.help),
+        _ => Arg::new(key.path()).long(key.flag()).value_name("N").allow_negative_numbers(true).help(key.help),
+    };
+    let aliases: &[&str] = match key.name {
+        "gamma" => &["input-perturbation", "input-pertub", "input-perturb"],
+        _ => &[],
+    };
+    arg.help_heading(heading(key.section)).visible_aliases(aliases.iter().copied())
+}
+
+fn heading(section: &str) -> &'static str {
+    match section {
+        "model" => "Network",
+        "diffusion" => "Diffusion",
+        "perturbation" => "Input perturbation",
+        "data" => "Data",
+        "train" => "Training",
+        _ => "Sampling",
+    }
+}

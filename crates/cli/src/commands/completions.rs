@@ -1,0 +1,20 @@
+//! `ddpm-ip completions`: a shell's completion script.
+
+use clap::{Arg, ArgMatches, Command, value_parser};
+use clap_complete::Shell;
+use ddpm_ip::Outcome;
+
+pub(crate) fn command() -> Command {
+    Command::new("completions")
+        .about("Print a completion script for a shell")
+        .arg(Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(Shell)))
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    if let Some(shell) = matches.get_one::<Shell>("shell") {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut crate::args::command(), "ddpm-ip", &mut script);
+        crate::output::print(&String::from_utf8_lossy(&script))?;
+    }
+    Ok(Outcome::Finished)
+}

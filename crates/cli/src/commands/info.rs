@@ -1,0 +1,49 @@
+//! `ddpm-ip info`: what a checkpoint, a data set or a run is.
+
+use crate::args::{self, Settings};
+use crate::output::{complain, print};
+use anyhow::Context;
+use clap::{Arg, ArgMatches, Command, value_parser};
+use ddpm_ip::config::Layers;
+use ddpm_ip::{Outcome, info};
+use std::path::PathBuf;
+
+const SETTINGS: Settings = Settings(&["model", "data"]);
+
+pub(crate) fn command() -> Command {
+    Command::new("info")
+        .about("Describe a checkpoint, a data set or a run")
+        .arg(Arg::new("what").value_name("WHAT").required(true).help(
+            "a .safetensors file, a run directory, or data as --data-dir takes them: digits, a folder, .npz, IDX",
+        ))
+        .arg(args::path("contact-sheet", "PNG", "write a sheet of the data set's first images"))
+        .arg(
+            Arg::new("images")
+                .long("images")
+                .value_name("N")
+                .default_value("100")
+                .value_parser(value_parser!(u16).range(1..))
+                .help("images on the contact sheet"),
+        )
+        .arg(args::switch("json", "report as JSON"))
+        .args(SETTINGS.args())
+        .args_override_self(true)
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let what = matches.get_one::<String>("what").context("WHAT is missing")?;
+    let mut base = Layers::default();
+    if what == "digits" {
+        base.set([("image_size", "8"), ("in_channels", "1")])?;
+    }
+    let (config, notices) = SETTINGS.resolve(base, matches)?;
+    notices.iter().for_each(|n| complain(n));
+    let report = info::describe(what, &config)?;
+    print(&if matches.get_flag("json") { serde_json::to_string_pretty(&report)? } else { report.to_string() })?;
+    if let Some(out) = matches.get_one::<PathBuf>("contact-sheet") {
+        let count = matches.get_one::<u16>("images").map_or(100, |&n| n.into());
+        info::contact_sheet(what, &config, out, count)?;
+        complain(&format!("wrote {}", out.display()));
+    }
+    Ok(Outcome::Finished)
+}

@@ -1,0 +1,39 @@
+//! `ddpm-ip predict`: one network call on given input.
+
+use super::sample::base;
+use crate::args::{self, Settings};
+use clap::{ArgMatches, Command};
+use ddpm_ip::Outcome;
+use std::path::PathBuf;
+
+const SETTINGS: Settings = Settings(&["model", "diffusion"]);
+
+pub(crate) fn command() -> Command {
+    Command::new("predict")
+        .about("Run the network once on given arrays")
+        .long_about(
+            "Run the network once on the arrays of an npz: `x` [N,C,H,W], `t` [N] (times as the network sees them) and, \
+             for a network with classes, `y` [N]. Writes the array `out`: the tool for porting or checking a model.",
+        )
+        .arg(args::path("checkpoint", "FILE", "run directory, checkpoint folder or .safetensors file").required(true).visible_alias("model-path"))
+        .arg(args::path("input", "IN.npz", "the arrays to run on").required(true))
+        .arg(args::path("output", "OUT.npz", "the file to write").required(true))
+        .arg(args::switch("json", "report as JSON"))
+        .args(args::machine())
+        .args(SETTINGS.args())
+        .args_override_self(true)
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().unwrap_or_default();
+    let (checkpoint, input, output) = (path("checkpoint"), path("input"), path("output"));
+    let (config, notices) = SETTINGS.resolve(base(&checkpoint)?, matches)?;
+    notices.iter().for_each(|n| crate::output::complain(n));
+    let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, &args::device(matches)?)?;
+    crate::output::print(&if matches.get_flag("json") {
+        serde_json::json!({ "output": output, "shape": shape }).to_string()
+    } else {
+        format!("wrote `out` {shape:?} to {}", output.display())
+    })?;
+    Ok(Outcome::Finished)
+}

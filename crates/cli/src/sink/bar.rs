@@ -1,0 +1,119 @@
+//! The progress bar. There is none where standard error is no terminal.
+
+use ddpm_ip::Event;
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Progress over which the speed shown is taken.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Progress of a training or sampling call.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    /// Images done at past moments, within the window.
+    recent: VecDeque<(Instant, f64)>,
+    /// How training ends, and its batch size.
+    last_step: Option<u64>,
+    time_limit: Option<Duration>,
+    batch_size: usize,
+    /// Reverse steps per image and images in all.
+    reverse_steps: usize,
+    total: usize,
+}
+
+impl Bar {
+    pub(crate) fn new(quiet: bool) -> Self {
+        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        Self {
+            bar,
+            recent: VecDeque::new(),
+            last_step: None,
+            time_limit: None,
+            batch_size: 0,
+            reverse_steps: 1,
+            total: 0,
+        }
+    }
+
+    /// Whether anybody sees it.
+    pub(crate) fn is_shown(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
+    /// Prints a line above the bar, or where there is none.
+    pub(crate) fn above(&self, text: &str) {
+        if self.is_shown() {
+            self.bar.println(text);
+        } else {
+            crate::output::complain(text);
+        }
+    }
+
+    pub(crate) fn receive(&mut self, event: &Event) {
+        match event {
+            Event::Started { last_step, time_limit, batch_size, step, .. } => {
+                (self.last_step, self.time_limit, self.batch_size) = (*last_step, *time_limit, *batch_size);
+                self.begin(*step as f64 * *batch_size as f64);
+            }
+            Event::Step { step, elapsed, loss } => {
+                let rate = self.rate(*step as f64 * self.batch_size as f64);
+                let by_steps = self.last_step.map(|last| *step as f64 / last as f64);
+                let by_time = self.time_limit.map(|limit| elapsed.as_secs_f64() / limit.as_secs_f64());
+                let done = by_steps.into_iter().chain(by_time).fold(0.0, f64::max);
+                let left_steps = self.last_step.map(|last| (last - step) as f64 * self.batch_size as f64 / rate);
+                let left_time = self.time_limit.map(|limit| limit.saturating_sub(*elapsed).as_secs_f64());
+                let left = left_steps.into_iter().chain(left_time).reduce(f64::min);
+                let of = self.last_step.map_or(String::new(), |last| format!("/{last}"));
+                self.show(done, left, &format!("step {step}{of}, loss {loss:.4}"), rate);
+            }
+            Event::Sampling { done, total, steps } => {
+                (self.total, self.reverse_steps) = (*total, *steps);
+                self.begin(*done as f64);
+            }
+            Event::SampleStep { done, step, batch } => {
+                let images = *done as f64 + *batch as f64 * *step as f64 / self.reverse_steps as f64;
+                self.sampled(images, &format!("{done}/{} images, step {step}/{}", self.total, self.reverse_steps));
+            }
+            Event::Sampled { done } => self.sampled(*done as f64, &format!("{done}/{} images", self.total)),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn begin(&mut self, images: f64) {
+        let style = ProgressStyle::with_template("{bar:30} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar.set_style(style);
+        self.bar.set_length(1000);
+        self.recent.push_back((Instant::now(), images));
+    }
+
+    fn sampled(&mut self, images: f64, what: &str) {
+        let rate = self.rate(images);
+        let total = self.total as f64;
+        self.show(images / total, Some((total - images) / rate), what, rate);
+    }
+
+    /// Images per second, lately.
+    fn rate(&mut self, images: f64) -> f64 {
+        let now = Instant::now();
+        self.recent.push_back((now, images));
+        while self.recent.len() > 2 && now - self.recent[1].0 > WINDOW {
+            self.recent.pop_front();
+        }
+        let (since, before) = self.recent[0];
+        (images - before) / (now - since).as_secs_f64().max(1e-6)
+    }
+
+    fn show(&self, done: f64, left_secs: Option<f64>, what: &str, rate: f64) {
+        let eta = left_secs.filter(|s| s.is_finite() && *s < 1e9);
+        let eta =
+            eta.map_or(String::new(), |s| format!(", ETA {}", HumanDuration(Duration::from_secs_f64(s.max(0.0)))));
+        self.bar.set_position((done * 1000.0) as u64);
+        self.bar.set_message(format!("{what}, {rate:.3} images/s{eta}"));
+    }
+}

@@ -1,0 +1,78 @@
+//! Where events go: a progress bar, the run's log files, a summary for the end.
+
+mod bar;
+mod files;
+
+pub(crate) use files::RunFiles;
+
+use crate::output::complain;
+use bar::Bar;
+use ddpm_ip::Event;
+use std::path::PathBuf;
+
+/// What a summary wants to know that no file tells.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) loss: Option<f64>,
+    pub(crate) images_per_sec: Option<f64>,
+    pub(crate) grid: Option<PathBuf>,
+}
+
+/// Everything that listens.
+pub(crate) struct Sinks {
+    bar: Bar,
+    files: Option<RunFiles>,
+    quiet: bool,
+    seen: Seen,
+}
+
+impl Sinks {
+    /// A front end that shows its progress unless `quiet`, and writes a run's logs to `files`.
+    pub(crate) fn new(quiet: bool, files: Option<RunFiles>) -> Self {
+        Self { bar: Bar::new(quiet), files, quiet, seen: Seen::default() }
+    }
+
+    /// Takes an event.
+    pub(crate) fn receive(&mut self, event: &Event) {
+        self.note(event);
+        if let Some(files) = &mut self.files
+            && let Err(error) = files.receive(event)
+        {
+            self.bar.above(&format!("warning: logs are no longer written: {error}"));
+            self.files = None;
+        }
+        if let (Event::Notice(text), false) = (event, self.quiet) {
+            self.bar.above(text);
+        }
+        self.bar.receive(event);
+        if let (Event::Log(line), false, false) = (event, self.quiet, self.bar.is_shown()) {
+            complain(&log_line(line));
+        }
+    }
+
+    /// What was seen in all.
+    pub(crate) fn finish(self) -> Seen {
+        self.bar.finish();
+        self.seen
+    }
+
+    fn note(&mut self, event: &Event) {
+        let seen = &mut self.seen;
+        match event {
+            Event::Log(line) => {
+                let value = |key: &str| line.iter().find(|(k, _)| k == key).map(|(_, v)| *v);
+                (seen.loss, seen.images_per_sec) = (value("loss"), value("images_per_sec"));
+            }
+            Event::Grid { path, .. } => seen.grid = Some(path.clone()),
+            _ => {}
+        }
+    }
+}
+
+/// A log line for people: without quartiles.
+fn log_line(line: &[(String, f64)]) -> String {
+    let shown = line.iter().filter(|(key, _)| !key.contains("_q"));
+    let words: Vec<String> =
+        shown.map(|(key, v)| if v.fract() == 0.0 { format!("{key} {v}") } else { format!("{key} {v:.4e}") }).collect();
+    words.join("  ")
+}

@@ -1,0 +1,8 @@
+//! The program from outside: what a user types, sees and finds on the disk.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
+
+mod mistakes;
+mod reports;
+mod runs;
+mod support;

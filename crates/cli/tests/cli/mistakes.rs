@@ -1,0 +1,97 @@
+//! Mistakes: one message that says what is wrong and what to do, and the right exit code.
+
+use super::support::{Place, names};
+
+#[test]
+fn usage_and_configuration_end_with_2_and_leave_nothing() {
+    let place = Place::new();
+    for (args, parts) in [
+        (&["--gama", "3"][..], &["--gama", "--gamma"][..]),
+        (&["--set", "train.bacth_size=3"], &["train.bacth_size", "did you mean `train.batch_size`?"]),
+        (&["--set", "lr"], &["--set lr", "KEY=VALUE"]),
+        (&["--set", "seed=1"], &["train.seed or sample.seed"]),
+        (&["--preset", "cifar"], &["\"cifar\"", "digits", "cifar10"]),
+        (&["--config", "none.toml"], &["none.toml"]),
+        (&["--gamma", "-0.1"], &["gamma is -0.1"]),
+        (&["--lr", "fast"], &["train.lr = \"fast\" is not a number"]),
+        (&["--noise-schedule", "sqrt"], &["diffusion.noise_schedule", "sqrt", "cosine"]),
+        (&["--num_channels", "100"], &["100 channels", "multiple of 32"]),
+        (&["--image_size", "7"], &["size 7", "multiple of 2"]),
+        (&["--timestep_respacing", "2000"], &["timestep_respacing", "2000"]),
+        (&["--batch-size", "2000"], &["1797 images are fewer than one batch of 2000"]),
+        (&["--data-dir", "no/images"], &["no/images", "--data-dir"]),
+        (&["--device", "tpu"], &["no device \"tpu\"", "cpu"]),
+        (&["--precision", "bf16"], &["--precision bf16", "f32"]),
+        (&["--use_fp16", "True"], &["--use-fp16", "f32"]),
+        (&["--resume_checkpoint", "model.pt"], &["--resume-checkpoint model.pt", "--out"]),
+        (&["--class-cond", "perhaps"], &["model.class_cond", "perhaps"]),
+    ] {
+        place.run(&[&["train"], args].concat()).complains(2, parts);
+        assert!(place.is_empty(), "{args:?} left {:?}", names(&place.path("")));
+    }
+    place.run(&["sample"]).complains(2, &["--checkpoint"]);
+    place.run(&["trian"]).complains(2, &["train"]);
+}
+
+#[test]
+fn a_bad_image_is_named_and_can_be_skipped() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("images")).unwrap();
+    place.run(&["info", "images"]).complains(2, &["no PNG or JPEG images"]);
+    let sheet = ["info", "digits", "--contact-sheet", "images/a.png", "--images", "1"];
+    place.run(&sheet).exits(0);
+    std::fs::write(place.path("images/b.png"), b"no image").unwrap();
+    let args = ["--data-dir", "images", "--image-size", "8", "--in-channels", "1", "--steps", "1", "--batch-size", "2"];
+    place.train(&args).complains(1, &["b.png", "--on-bad-image skip"]);
+    let ran = place.train(&[&args[..], &["--on-bad-image", "skip"]].concat()).exits(0);
+    assert!(ran.err().contains("skipped images/b.png"), "{}", ran.err());
+}
+
+#[test]
+fn divergence_ends_with_3_and_names_the_last_good_checkpoint() {
+    let place = Place::new();
+    place.train(&["--steps", "2"]).exits(0);
+    let before = std::fs::read(place.path("run/checkpoints/step_000002/model.safetensors")).unwrap();
+    place.train(&["--steps", "100", "--lr", "1e30"]).complains(3, &["diverged at step", "run/checkpoints/step_000002"]);
+    assert_eq!(names(&place.path("run/checkpoints")), ["step_000002"]);
+    assert!(std::fs::read(place.path("run/checkpoints/step_000002/model.safetensors")).unwrap() == before);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named() {
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    let path = place.path("run/checkpoints/step_000001/model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    place.train(&["--steps", "2"]).complains(1, &["model.safetensors", "not a whole safetensors file"]);
+    place.run(&["info", "run/checkpoints/step_000001/model.safetensors"]).complains(1, &["not a whole"]);
+    place.run(&["sample", "--checkpoint", "nowhere"]).complains(1, &["nowhere", "no such file"]);
+}
+
+/// A limit on the size of files stands for a full disk: writing fails half-way through a checkpoint.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_while_saving_keeps_the_older_checkpoint() {
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    let first = place.path("run/checkpoints/step_000001/model.safetensors");
+    let before = std::fs::read(&first).unwrap();
+    // The training state does not fit into 512-byte blocks for one copy of the network, which does.
+    let blocks = before.len() / 512 + 1;
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .arg(assert_cmd::cargo::cargo_bin("ddpm-ip"))
+        .arg("train")
+        .args(super::support::TINY)
+        .args(["--steps", "2"])
+        .current_dir(place.path(""))
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("error: cannot write") && message.contains("state.safetensors"), "{message}");
+    assert_eq!(names(&place.path("run/checkpoints")), ["step_000001"]);
+    assert!(std::fs::read(first).unwrap() == before);
+}

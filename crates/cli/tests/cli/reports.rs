@@ -1,0 +1,66 @@
+//! What is only said: help, version, info, completions.
+
+use super::support::Place;
+use serde_json::Value;
+
+#[test]
+fn help_names_the_commands_and_every_setting() {
+    let place = Place::new();
+    let help = place.run(&["--help"]).exits(0).out();
+    for command in ["train", "sample", "predict", "info", "completions", "130 interrupted"] {
+        assert!(help.contains(command), "{help}");
+    }
+    let help = place.run(&["train", "--help"]).exits(0).out();
+    for key in ddpm_ip::config::KEYS.iter().filter(|k| k.section != "sample") {
+        assert!(help.contains(&format!("--{} ", key.flag())) && help.contains(key.help), "{}", key.path());
+    }
+    assert!(help.contains("fashion-mnist") && help.contains("input-pertub"));
+    assert_eq!(place.run(&["--version"]).exits(0).out(), format!("ddpm-ip {}\n", env!("CARGO_PKG_VERSION")));
+    place.run(&[]).exits(2);
+}
+
+#[test]
+fn info_describes_checkpoints_data_and_runs() {
+    let place = Place::new();
+    let data = place.run(&["info", "digits", "--contact-sheet", "sheet.png"]).exits(0);
+    assert!(data.out().contains("1797 images, as 8x8") && data.out().contains("3: 183"), "{}", data.out());
+    assert!(place.path("sheet.png").exists());
+    place.train(&["--steps", "2"]).exits(0);
+    let json =
+        |what: &str| -> Value { serde_json::from_str(&place.run(&["info", what, "--json"]).exits(0).out()).unwrap() };
+    let run = json("run");
+    assert_eq!((&run["kind"], &run["step"], &run["images"]), (&"run".into(), &2.into(), &8.into()));
+    let checkpoint = json("run/checkpoints/step_000002/model.safetensors");
+    assert_eq!(checkpoint["kind"], "checkpoint");
+    assert_eq!(checkpoint["architecture"]["num_channels"], 32);
+    assert_eq!(checkpoint["config"]["model"]["image_size"], 8);
+    let text = place.run(&["info", "run/checkpoints/step_000002"]).exits(0).out();
+    for part in ["parameters in", "input_blocks.0.0.weight", "[32, 1, 3, 3]", "num_res_blocks"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn completions_know_the_flags() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = place.run(&["completions", shell]).exits(0).out();
+        assert!(script.contains("noise-schedule"), "{shell}");
+    }
+}
+
+/// A reader that goes away, as `head` does, is no failure.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_success() {
+    use std::process::{Command, Stdio};
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(assert_cmd::cargo::cargo_bin("ddpm-ip"))
+        .args(["completions", "bash"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

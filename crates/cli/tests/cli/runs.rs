@@ -1,0 +1,226 @@
+//! Training, resuming, sampling, predicting.
+
+use super::support::{Place, TINY, names};
+use serde_json::Value;
+
+#[test]
+fn a_run_directory_has_everything_and_says_what_to_type_next() {
+    let place = Place::new();
+    let ran = place.train(&["--steps", "2", "--grid-images", "4"]).exits(0);
+    let expected = ["checkpoints", "config.toml", "log.txt", "progress.csv", "samples", "stats.jsonl"];
+    assert_eq!(names(&place.path("run")), expected);
+    assert_eq!(names(&place.path("run/checkpoints")), ["step_000002"]);
+    assert_eq!(names(&place.path("run/samples")), ["step_000002.png"]);
+    for part in ["2 steps, 8 images", "run/samples/step_000002.png", "sample --checkpoint run", "--steps 4", "info run"]
+    {
+        assert!(ran.out().contains(part), "{:?} does not say {part:?}", ran.out());
+    }
+    // No bar without a terminal, and the log lines in its place.
+    assert!(ran.err().lines().all(|l| l.starts_with("step ")), "{}", ran.err());
+    let config: toml::Table = place.read("run/config.toml").parse().unwrap();
+    assert_eq!(config["train"]["batch_size"].as_integer(), Some(4));
+    assert_eq!(config["perturbation"]["gamma"].as_float(), Some(0.1));
+}
+
+#[test]
+fn logs_go_on_where_a_resumed_run_goes_on() {
+    let place = Place::new();
+    place.train(&["--steps", "3"]).exits(0);
+    place.train(&["--steps", "5", "--variance", "fixed-small"]).exits(0);
+    let steps = |lines: &str, step: &dyn Fn(&str) -> f64| lines.lines().map(step).collect::<Vec<_>>();
+    let csv = place.read("run/progress.csv");
+    let (header, rows) = csv.split_once('\n').unwrap();
+    assert!(header.starts_with("step,samples,param_norm,lr,images_per_sec,loss,"), "{header}");
+    let columns = header.split(',').count();
+    assert!(rows.lines().all(|row| row.split(',').count() == columns), "{csv}");
+    assert_eq!(steps(rows, &|row| row.split(',').next().unwrap().parse().unwrap()), [1.0, 2.0, 3.0, 4.0, 5.0]);
+    let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()["step"].as_f64().unwrap();
+    assert_eq!(steps(&place.read("run/stats.jsonl"), &step), [1.0, 2.0, 3.0, 4.0, 5.0]);
+    let log = place.read("run/log.txt");
+    for part in ["resuming at step 3", "diffusion.variance is \"fixed-small\" now", "saved run/checkpoints/step_000005"]
+    {
+        assert!(log.contains(part), "{log}");
+    }
+}
+
+#[test]
+fn lines_beyond_the_step_a_run_resumes_from_are_dropped() {
+    let place = Place::new();
+    place.train(&["--steps", "4", "--save-interval", "2"]).exits(0);
+    std::fs::remove_dir_all(place.path("run/checkpoints/step_000004")).unwrap();
+    place.train(&["--steps", "3"]).exits(0);
+    let steps: Vec<String> =
+        place.read("run/progress.csv").lines().map(|l| l.split(',').next().unwrap().into()).collect();
+    assert_eq!(steps, ["step", "1", "2", "3"]);
+    assert_eq!(place.read("run/stats.jsonl").lines().count(), 3);
+}
+
+#[test]
+fn a_finished_run_says_so_and_json_says_everything() {
+    let place = Place::new();
+    place.train(&["--steps", "2"]).exits(0);
+    let again = place.train(&["--steps", "2"]).exits(0);
+    assert!(again.err().contains("complete at step 2"), "{}", again.err());
+    let json = place.train(&["--steps", "3", "--json", "--quiet"]).exits(0);
+    let report: Value = serde_json::from_str(&json.out()).unwrap();
+    assert_eq!((&report["outcome"], &report["step"], &report["images"]), (&"finished".into(), &3.into(), &12.into()));
+    assert!(report["loss"].is_f64() && report["images_per_sec"].is_f64());
+    assert_eq!(json.err(), "");
+}
+
+#[test]
+fn samples_are_drawn_with_the_checkpoints_settings_and_those_on_top() {
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    let args = ["sample", "--checkpoint", "run", "--num_samples", "6", "--batch_size", "4", "--grid", "grid.png"];
+    let ran = place.run(&args).exits(0);
+    assert!(ran.out().contains("wrote 6 images to samples_6x8x8x1.npz and grid.png"), "{}", ran.out());
+    assert_eq!(names(&place.path("")), ["grid.png", "run", "samples_6x8x8x1.npz"]);
+    // The reference's flags, in its spelling.
+    let reference = ["sample", "--model_path", "run/checkpoints/step_000001/model.safetensors", "--use_ddim", "True"];
+    let more = ["--timestep_respacing", "ddim5", "--num_samples", "2", "--out", "ddim.npz", "--json", "--quiet"];
+    let ran = place.run(&[&reference[..], &more].concat()).exits(0);
+    let report: Value = serde_json::from_str(&ran.out()).unwrap();
+    assert_eq!((&report["outcome"], &report["out"]), (&"finished".into(), &"ddim.npz".into()));
+}
+
+#[test]
+fn the_references_flags_say_what_they_say_there() {
+    let place = Place::new();
+    let flags = [
+        "--image_size",
+        "32",
+        "--num_channels",
+        "128",
+        "--num_res_blocks",
+        "3",
+        "--num_head_channels",
+        "32",
+        "--attention_resolutions",
+        "16,8",
+        "--resblock_updown",
+        "True",
+        "--use_new_attention_order",
+        "True",
+        "--learn_sigma",
+        "True",
+        "--dropout",
+        "0.3",
+        "--diffusion_steps",
+        "1000",
+        "--noise_schedule",
+        "cosine",
+        "--rescale_learned_sigmas",
+        "True",
+        "--schedule_sampler",
+        "loss-second-moment",
+        "--input_pertub",
+        "0.15",
+        "--use_fp16",
+        "False",
+        "--lr",
+        "1e-4",
+        "--batch_size",
+        "64",
+        "--use_checkpoint",
+        "False",
+        "--in-channels",
+        "1",
+        "--data_dir",
+        "digits",
+        "--allow-upscale",
+        "--ema_rate",
+        "0.9999,0.999",
+        "--class_cond",
+        "False",
+    ];
+    let ran = place.run(&[&["train", "--dry-run"], &flags[..]].concat()).exits(0);
+    let config: toml::Table = ran.out().parse().unwrap();
+    let text = |section: &str, key: &str| config[section][key].to_string();
+    for (section, key, expected) in [
+        ("model", "num_channels", "128"),
+        ("model", "resblock_updown", "true"),
+        ("diffusion", "variance", "\"learned-range\""),
+        ("diffusion", "loss", "\"rescaled-mse\""),
+        ("perturbation", "gamma", "0.15"),
+        ("train", "ema_rate", "[0.9999, 0.999]"),
+        ("train", "lr", "0.0001"),
+    ] {
+        assert_eq!(text(section, key), expected, "{section}.{key}");
+    }
+    assert!(place.is_empty());
+    for (flag, value) in [("--input-perturbation", "0.2"), ("--gamma", "0.2"), ("--input_perturb", "0.2")] {
+        let ran = place.run(&["train", "--dry-run", flag, value]).exits(0);
+        assert!(ran.out().contains("gamma = 0.2\n"), "{flag}");
+    }
+}
+
+#[test]
+fn the_cifar10_preset_is_the_published_network() {
+    let place = Place::new();
+    let digits = ["--data-dir", "digits", "--in-channels", "3", "--allow-upscale"];
+    let ran = place.run(&[&["train", "--preset", "cifar10", "--dry-run"], &digits[..]].concat()).exits(0);
+    assert!(ran.out().starts_with("# would train 57094662 parameters into runs/cifar10"), "{}", ran.out());
+}
+
+#[test]
+fn settings_come_from_preset_file_set_and_flag_in_this_order() {
+    let place = Place::new();
+    std::fs::write(place.path("mine.toml"), "[train]\nlr = 0.1\nsteps = 11\nbatch_size = 11\n").unwrap();
+    let args =
+        ["train", "--preset", "digits", "--config", "mine.toml", "--set", "steps=12", "--set", "train.batch_size=12"];
+    let ran = place.run(&[&args[..], &["--batch-size", "13", "--dry-run"]].concat()).exits(0);
+    for expected in ["lr = 0.1\n", "steps = 12\n", "batch_size = 13\n", "grid_images = 100\n"] {
+        assert!(ran.out().contains(expected), "{expected} is not in {}", ran.out());
+    }
+    assert_eq!(names(&place.path("")), ["mine.toml"]);
+}
+
+#[test]
+fn predict_runs_the_network_once() {
+    use ddpm_ip::npz::{Npz, NpzWriter};
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    ddpm_ip::file::write_atomic(&place.path("in.npz"), |w| {
+        let mut npz = NpzWriter::new(w);
+        npz.array::<f32>("x", &[2, 1, 8, 8], |push| push(&[0.5; 128]))?;
+        npz.array::<i64>("t", &[2], |push| push(&[0, 7]))?;
+        npz.finish()
+    })
+    .unwrap();
+    let args = ["predict", "--checkpoint", "run", "--input", "in.npz", "--output", "out.npz"];
+    let ran = place.run(&args).exits(0);
+    assert!(ran.out().contains("[2, 1, 8, 8]"), "{}", ran.out());
+    assert_eq!(Npz::open(&place.path("out.npz")).unwrap().floats("out").unwrap().shape, [2, 1, 8, 8]);
+    // Network flags that are not the checkpoint's.
+    place
+        .run(&[&args[..], &["--num_res_blocks", "2"]].concat())
+        .complains(1, &["another architecture", "input_blocks.2"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn the_first_signal_saves_and_the_run_goes_on_from_there() {
+    use std::io::{BufRead, BufReader};
+    let place = Place::new();
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("ddpm-ip"))
+        .args(["train"])
+        .args(TINY)
+        .args(["--steps", "100000"])
+        .current_dir(place.path(""))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("step 3 ")));
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|l| l.contains("the same command goes on")), "{rest:?}");
+    let saved = names(&place.path("run/checkpoints"));
+    let step: u64 = saved[0].strip_prefix("step_").unwrap().parse().unwrap();
+    let ran = place.train(&["--steps", &(step + 1).to_string()]).exits(0);
+    assert!(ran.err().contains(&format!("resuming at step {step}")), "{}", ran.err());
+}

@@ -1,0 +1,117 @@
+//! Every key of the configuration with its one line of help.
+
+/// A key of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The section it stands in.
+    pub section: &'static str,
+    /// Its name there.
+    pub name: &'static str,
+    /// What it sets.
+    pub help: &'static str,
+}
+
+impl Key {
+    /// Its full name, such as `train.lr`.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    /// Its flag without the dashes: the name in kebab-case, led by the section where the name alone says too little.
+    pub fn flag(&self) -> String {
+        let flag = match (self.section, self.name) {
+            ("perturbation", "mode") => "perturbation".to_string(),
+            ("perturbation", name) if !name.starts_with("gamma") => format!("perturbation-{name}"),
+            (_, name) => name.to_string(),
+        };
+        flag.replace('_', "-")
+    }
+}
+
+const fn key(section: &'static str, name: &'static str, help: &'static str) -> Key {
+    Key { section, name, help }
+}
+
+/// All keys, in the order of the configuration.
+pub const KEYS: &[Key] = &[
+    key("model", "image_size", "side of the square images, in pixels"),
+    key("model", "in_channels", "channels of the images: 1 grey, 3 colour"),
+    key("model", "num_channels", "channels at multiplier 1"),
+    key("model", "num_res_blocks", "residual blocks per level"),
+    key("model", "channel_mult", "multiplier of each level, as in 1,2,2; empty: by image size"),
+    key("model", "attention_resolutions", "image sizes with attention, as in 16,8"),
+    key("model", "num_heads", "attention heads, unless --num-head-channels is given"),
+    key("model", "num_head_channels", "channels per attention head; -1: count heads"),
+    key("model", "num_heads_upsample", "attention heads on the way up; -1: as on the way down"),
+    key("model", "dropout", "dropout probability in residual blocks"),
+    key("model", "class_cond", "give the network class labels"),
+    key("model", "num_classes", "number of classes; 0: as in the data"),
+    key("model", "use_scale_shift_norm", "the time embedding scales and shifts, not only shifts"),
+    key("model", "resblock_updown", "residual blocks resample, not plain layers"),
+    key("model", "conv_resample", "plain resampling layers have a convolution"),
+    key("model", "use_new_attention_order", "split queries, keys and values before the heads"),
+    key("diffusion", "diffusion_steps", "number of diffusion steps T"),
+    key("diffusion", "noise_schedule", "how the noise grows: linear, cosine"),
+    key("diffusion", "timestep_respacing", "timesteps kept, as in 250, ddim50 or 10,15,20; empty: all"),
+    key("diffusion", "prediction", "what the network predicts: epsilon, x-start, previous-x"),
+    key("diffusion", "variance", "of the reverse steps: fixed-small, fixed-large, learned, learned-range"),
+    key("diffusion", "loss", "what is minimised: mse, rescaled-mse, kl, rescaled-kl"),
+    key("diffusion", "rescale_timesteps", "show the network times scaled to 0 … 1000"),
+    key("perturbation", "mode", "form of input perturbation: sampled, equivalent, target-scaled"),
+    key("perturbation", "gamma", "strength of input perturbation; 0: none"),
+    key("perturbation", "gamma_start", "strength at t = 0 where it varies with t"),
+    key("perturbation", "strength", "how gamma varies: constant, linear or cosine (in t), uniform (0 to gamma), decay"),
+    key("perturbation", "cutoff", "no perturbation beyond this share of the timesteps (linear, cosine)"),
+    key("perturbation", "decay_steps", "training steps until gamma is 0 (decay)"),
+    key("data", "data_dir", "digits (embedded), a folder of images, an .npz or an IDX file"),
+    key("data", "labels", "classes of a folder's images: none, prefix (file name up to _), folder"),
+    key("data", "fit", "how other sizes are fitted: crop, pad"),
+    key("data", "allow_upscale", "enlarge images smaller than --image-size"),
+    key("data", "random_crop", "crop at random, not in the centre"),
+    key("data", "random_flip", "mirror every second image at random"),
+    key("data", "on_bad_image", "images that cannot be read: fail, skip"),
+    key("data", "workers", "threads that decode ahead of the training"),
+    key("train", "steps", "optimizer steps to train for; 0: no limit"),
+    key("train", "duration", "time to train for, such as 20m or 2h; empty: no limit"),
+    key("train", "batch_size", "images per optimizer step"),
+    key("train", "microbatch", "images per forward pass; -1: the whole batch"),
+    key("train", "lr", "learning rate"),
+    key("train", "weight_decay", "decoupled weight decay"),
+    key("train", "adam_betas", "decay rates of AdamW's moments"),
+    key("train", "adam_eps", "AdamW's epsilon"),
+    key("train", "lr_warmup_steps", "steps over which the learning rate rises from 0"),
+    key("train", "lr_anneal_steps", "steps over which it falls to 0, which ends the run; 0: constant"),
+    key("train", "ema_rate", "rates of the weight averages, as in 0.999,0.9999"),
+    key("train", "grad_clip", "largest norm of the gradient; 0: no limit"),
+    key("train", "schedule_sampler", "how timesteps are drawn: uniform, loss-second-moment"),
+    key("train", "seed", "seed of everything random in training"),
+    key("train", "log_interval", "steps between lines in the logs"),
+    key("train", "save_interval", "steps between checkpoints; 0: the last alone"),
+    key("train", "keep_checkpoints", "checkpoints kept, newest first; 0: all"),
+    key("train", "grid_interval", "steps between sample grids; 0: the last alone"),
+    key("train", "grid_images", "images in a sample grid; 0: no grids"),
+    key("sample", "sampler", "reverse steps: ddpm, ddim"),
+    key("sample", "timestep_respacing", "timesteps used, as in 250, ddim50 or 10,15,20; empty: all"),
+    key("sample", "eta", "DDIM's eta: 0 deterministic, 1 as random as DDPM"),
+    key("sample", "clip_denoised", "clip predicted images to [-1, 1] at every step"),
+    key("sample", "num_samples", "images to draw"),
+    key("sample", "batch_size", "images drawn together; does not change them"),
+    key("sample", "seed", "image i depends on the seed and i alone"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_keys_are_those_of_the_configuration() {
+        let table: toml::Table = Config::default().to_toml().parse().unwrap();
+        let of_config: Vec<String> = table
+            .iter()
+            .flat_map(|(section, keys)| keys.as_table().unwrap().keys().map(move |key| format!("{section}.{key}")))
+            .collect();
+        let listed: Vec<String> = KEYS.iter().map(Key::path).collect();
+        assert_eq!(listed, of_config);
+    }
+}

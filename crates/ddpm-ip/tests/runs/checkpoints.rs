@@ -1,0 +1,135 @@
+//! Checkpoints: whole or not there, and clear about what is wrong with them.
+
+use super::support::{assert_says, tensors, tiny, train, trained, with};
+use ddpm_ip::Event;
+use ddpm_ip::checkpoint::{Store, config_of, list, resolve};
+use ddpm_ip::config::NetworkConfig;
+use ddpm_ip::model::Unet;
+use std::fs;
+use std::path::Path;
+
+fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_checkpoint_holds_the_network_its_averages_and_the_rest_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tiny();
+    let checkpoint = trained(&config, folder.path());
+    let expected = ["ema_0.9.safetensors", "ema_0.99.safetensors", "model.safetensors", "state.safetensors"];
+    assert_eq!(files(&checkpoint), expected);
+    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
+    let names: Vec<String> = list(&checkpoint.join("model.safetensors")).unwrap().into_iter().map(|t| t.name).collect();
+    assert_eq!(names.len(), network.specs().len());
+    assert!(network.specs().iter().all(|spec| names.contains(&spec.name)));
+    assert_eq!(config_of(&checkpoint.join("ema_0.9.safetensors")).unwrap(), Some(config));
+    assert_eq!(resolve(folder.path()).unwrap(), checkpoint.join("ema_0.9.safetensors"));
+}
+
+#[test]
+fn only_the_newest_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    trained(&with(&[("steps", "5"), ("save_interval", "1"), ("keep_checkpoints", "2")]), folder.path());
+    assert_eq!(files(&folder.path().join("checkpoints")), ["step_000004", "step_000005"]);
+    trained(&with(&[("steps", "8"), ("save_interval", "1"), ("keep_checkpoints", "0")]), folder.path());
+    assert_eq!(Store::new(folder.path()).all().unwrap().len(), 5);
+}
+
+#[test]
+fn what_a_killed_process_left_is_not_taken_for_a_checkpoint_and_goes_away() {
+    let folder = tempfile::tempdir().unwrap();
+    trained(&tiny(), folder.path());
+    let checkpoints = folder.path().join("checkpoints");
+    fs::create_dir(checkpoints.join(".tmp-killed")).unwrap();
+    fs::write(checkpoints.join(".tmp-killed/model.safetensors"), b"half").unwrap();
+    assert_eq!(Store::new(folder.path()).newest().unwrap().unwrap().0, 4);
+    trained(&with(&[("steps", "5")]), folder.path());
+    assert_eq!(files(&checkpoints), ["step_000004", "step_000005"]);
+}
+
+#[test]
+fn damage_is_named_with_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&tiny(), folder.path());
+    let longer = with(&[("steps", "8")]);
+    for name in ["model.safetensors", "ema_0.9.safetensors", "state.safetensors"] {
+        let path = checkpoint.join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut huge_header = whole.clone();
+        huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        let mut no_json = whole.clone();
+        no_json[8] = b'?';
+        for damaged in [&[][..], &whole[..7], &whole[..100], &whole[..whole.len() - 1], &huge_header, &no_json] {
+            fs::write(&path, damaged).unwrap();
+            assert_says(train(&longer, folder.path()).0, &[name, "not a whole safetensors file"]);
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    fs::remove_file(checkpoint.join("state.safetensors")).unwrap();
+    assert_says(train(&longer, folder.path()).0, &["state.safetensors"]);
+    assert_eq!(Store::new(folder.path()).all().unwrap().len(), 1);
+}
+
+#[test]
+fn another_architecture_is_refused_with_the_tensor_and_both_shapes() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&tiny(), folder.path());
+    let before = tensors(&checkpoint);
+    for (setting, parts) in [
+        (("num_channels", "64"), ["time_embed.0.weight", "[128, 32]", "[256, 64]"]),
+        (("num_res_blocks", "2"), ["has no tensor", "input_blocks.2", "shape"]),
+        (("class_cond", "true"), ["has no tensor", "label_emb.weight", "[10, 128]"]),
+        (("variance", "learned-range"), ["out.2.weight", "[1, 32, 3, 3]", "[2, 32, 3, 3]"]),
+    ] {
+        let (outcome, _) = train(&with(&[("steps", "8"), setting]), folder.path());
+        assert_says(outcome, &[&["another architecture"], &parts[..]].concat());
+    }
+    // A network with fewer parts has no place for some.
+    let larger = folder.path().join("larger");
+    trained(&with(&[("class_cond", "true")]), &larger);
+    assert_says(train(&with(&[("steps", "8")]), &larger).0, &["no place for its tensor `label_emb.weight`"]);
+    assert!(tensors(&checkpoint) == before);
+}
+
+#[test]
+fn a_run_directory_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, b"").unwrap();
+    assert_says(train(&tiny(), &file.join("run")).0, &["file/run"]);
+}
+
+/// A device without space: writing fails half-way, as on a full disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_the_older_file_and_no_other() {
+    use ddpm_ip::file::write_atomic;
+    use std::io::{Error, ErrorKind, Write};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write_atomic(&path, |w| w.write_all(b"old")).unwrap();
+    let full = write_atomic(&path, |w| {
+        w.write_all(&[0; 100_000])?;
+        Err(Error::from(ErrorKind::StorageFull))
+    });
+    assert_says(full, &["cannot write", "model.safetensors", "no storage space"]);
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(files(folder.path()), ["model.safetensors"]);
+}
+
+#[test]
+fn a_resumed_run_says_which_settings_changed_and_where_an_average_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    trained(&tiny(), folder.path());
+    let (outcome, events) = train(&with(&[("steps", "5"), ("lr", "0.5"), ("ema_rate", "0.9,0.5")]), folder.path());
+    outcome.unwrap();
+    let notices: Vec<&String> =
+        events.iter().filter_map(|e| if let Event::Notice(text) = e { Some(text) } else { None }).collect();
+    for expected in ["train.lr is 0.5 now; the checkpoint was made with 0.001", "resuming at step 4", "rate 0.5"] {
+        assert!(notices.iter().any(|n| n.contains(expected)), "{expected:?} is not in {notices:?}");
+    }
+}

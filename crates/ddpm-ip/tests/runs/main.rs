@@ -1,0 +1,11 @@
+//! Runs as a user has them: training, stopping, resuming, sampling, and what goes wrong on the way.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
+
+mod checkpoints;
+mod data;
+mod perturbation;
+mod predicting;
+mod sampling;
+mod support;
+mod training;
