@@ -35,8 +35,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(Error::Diverged { .. }) => DIVERGED,
         Some(Error::Config(_)) => USAGE,
         Some(Error::Data(e)) if !matches!(e, DataError::BadImage { .. } | DataError::AllBad { .. }) => USAGE,
-        Some(_) => 1,
         None if error.is::<ddpm_ip::config::ConfigError>() => USAGE,
-        None => 1,
+        _ => 1,
     }
 }

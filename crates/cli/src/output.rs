@@ -7,6 +7,13 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{text}").map_err(anyhow::Error::from)
 }
 
+/// Prints remarks.
+pub(crate) fn complain_all(remarks: &[String]) {
+    for remark in remarks {
+        complain(remark);
+    }
+}
+
 /// Prints a remark to standard error; where that is closed nobody listens.
 pub(crate) fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");

@@ -1,7 +1,7 @@
 //! `ddpm-ip info`: what a checkpoint, a data set or a run is.
 
 use crate::args::{self, Settings};
-use crate::output::{complain, print};
+use crate::output::{complain, complain_all, print};
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use ddpm_ip::config::Layers;
@@ -37,7 +37,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         base.set([("image_size", "8"), ("in_channels", "1")])?;
     }
     let (config, notices) = SETTINGS.resolve(base, matches)?;
-    notices.iter().for_each(|n| complain(n));
+    complain_all(&notices);
     let report = info::describe(what, &config)?;
     print(&if matches.get_flag("json") { serde_json::to_string_pretty(&report)? } else { report.to_string() })?;
     if let Some(out) = matches.get_one::<PathBuf>("contact-sheet") {

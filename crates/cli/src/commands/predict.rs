@@ -2,6 +2,7 @@
 
 use super::sample::base;
 use crate::args::{self, Settings};
+use crate::output::{complain_all, print};
 use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
 use std::path::PathBuf;
@@ -28,9 +29,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().unwrap_or_default();
     let (checkpoint, input, output) = (path("checkpoint"), path("input"), path("output"));
     let (config, notices) = SETTINGS.resolve(base(&checkpoint)?, matches)?;
-    notices.iter().for_each(|n| crate::output::complain(n));
+    complain_all(&notices);
     let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, &args::device(matches)?)?;
-    crate::output::print(&if matches.get_flag("json") {
+    print(&if matches.get_flag("json") {
         serde_json::json!({ "output": output, "shape": shape }).to_string()
     } else {
         format!("wrote `out` {shape:?} to {}", output.display())

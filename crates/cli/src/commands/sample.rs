@@ -1,7 +1,7 @@
 //! `ddpm-ip sample`: images from a checkpoint.
 
 use crate::args::{self, Settings};
-use crate::output::{complain, print};
+use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
@@ -63,7 +63,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let device = args::device(matches)?;
     let (config, notices) = SETTINGS.resolve(base(&checkpoint)?, matches)?;
     let quiet = matches.get_flag("quiet");
-    notices.iter().filter(|_| !quiet).for_each(|n| complain(n));
+    if !quiet {
+        complain_all(&notices);
+    }
     let job = sample::Job {
         checkpoint,
         config,

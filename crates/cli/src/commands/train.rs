@@ -66,7 +66,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         sinks.receive(&Event::Notice(notice));
     }
     let outcome = ddpm_ip::train::train(&config, &out, &device, Vec::new(), crate::interrupt::flag()?, &mut |e| {
-        sinks.receive(&e)
+        sinks.receive(&e);
     });
     let seen = sinks.finish();
     let outcome = outcome?;

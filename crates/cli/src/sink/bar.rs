@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Progress of a training or sampling call.
 pub(crate) struct Bar {
-    bar: ProgressBar,
+    drawn: ProgressBar,
     /// Images done at past moments, within the window.
     recent: VecDeque<(Instant, f64)>,
     /// How training ends, and its batch size.
@@ -25,9 +25,9 @@ pub(crate) struct Bar {
 impl Bar {
     pub(crate) fn new(quiet: bool) -> Self {
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target);
+        let drawn = ProgressBar::with_draw_target(None, target);
         Self {
-            bar,
+            drawn,
             recent: VecDeque::new(),
             last_step: None,
             time_limit: None,
@@ -39,13 +39,13 @@ impl Bar {
 
     /// Whether anybody sees it.
     pub(crate) fn is_shown(&self) -> bool {
-        !self.bar.is_hidden()
+        !self.drawn.is_hidden()
     }
 
     /// Prints a line above the bar, or where there is none.
     pub(crate) fn above(&self, text: &str) {
         if self.is_shown() {
-            self.bar.println(text);
+            self.drawn.println(text);
         } else {
             crate::output::complain(text);
         }
@@ -82,13 +82,13 @@ impl Bar {
     }
 
     pub(crate) fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.drawn.finish_and_clear();
     }
 
     fn begin(&mut self, images: f64) {
         let style = ProgressStyle::with_template("{bar:30} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        self.bar.set_style(style);
-        self.bar.set_length(1000);
+        self.drawn.set_style(style);
+        self.drawn.set_length(1000);
         self.recent.push_back((Instant::now(), images));
     }
 
@@ -113,7 +113,7 @@ impl Bar {
         let eta = left_secs.filter(|s| s.is_finite() && *s < 1e9);
         let eta =
             eta.map_or(String::new(), |s| format!(", ETA {}", HumanDuration(Duration::from_secs_f64(s.max(0.0)))));
-        self.bar.set_position((done * 1000.0) as u64);
-        self.bar.set_message(format!("{what}, {rate:.3} images/s{eta}"));
+        self.drawn.set_position((done * 1000.0) as u64);
+        self.drawn.set_message(format!("{what}, {rate:.3} images/s{eta}"));
     }
 }

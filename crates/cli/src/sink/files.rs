@@ -74,13 +74,11 @@ impl RunFiles {
 
     fn say(&mut self, text: &str) -> Result<(), Error> {
         let path = self.path("log.txt");
-        match &mut self.open {
-            Some(open) => writeln!(open.log, "{text}").map_err(Error::io("write", &path)),
-            None => {
-                self.early.push(text.to_string());
-                Ok(())
-            }
+        if let Some(open) = &mut self.open {
+            return writeln!(open.log, "{text}").map_err(Error::io("write", &path));
         }
+        self.early.push(text.to_string());
+        Ok(())
     }
 
     fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error> {

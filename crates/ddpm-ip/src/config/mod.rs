@@ -293,7 +293,10 @@ fn require(ok: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError
 }
 
 impl Config {
-    /// A resolved configuration from one TOML table; every unknown key or wrong type is an error.
+    /// A resolved configuration from one TOML table.
+    ///
+    /// # Errors
+    /// Unknown keys and values of the wrong type.
     pub fn from_table(table: toml::Table) -> Result<Self, ConfigError> {
         table.try_into().map_err(|e: toml::de::Error| ConfigError(e.message().to_string()))
     }
@@ -304,11 +307,17 @@ impl Config {
     }
 
     /// The configuration from TOML text.
+    ///
+    /// # Errors
+    /// No TOML, unknown keys and values of the wrong type.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|e| ConfigError(e.to_string().trim_end().to_string()))
     }
 
     /// Checks everything that can be checked before work begins.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used, and what to write instead.
     pub fn validate(&self) -> Result<(), ConfigError> {
         NetworkConfig::new(&self.model, self.diffusion.variance)?;
         self.perturbation.validate().map_err(|e| ConfigError(e.to_string()))?;
@@ -326,6 +335,9 @@ impl Config {
 
 impl TrainConfig {
     /// The time limit, if any.
+    ///
+    /// # Errors
+    /// Text that is no duration.
     pub fn time_limit(&self) -> Result<Option<std::time::Duration>, ConfigError> {
         if self.duration.is_empty() {
             return Ok(None);

@@ -19,7 +19,7 @@ pub(super) fn list(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), Error>
     for entry in entries {
         let path = entry.path();
         let kind = entry.file_type().map_err(Error::io("read", &path))?;
-        let ending = path.extension().map(|e| e.to_ascii_lowercase());
+        let ending = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
         if kind.is_dir() {
             list(&path, found)?;
         } else if ending.is_some_and(|e| e == "png" || e == "jpg" || e == "jpeg") {
@@ -32,16 +32,12 @@ pub(super) fn list(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), Error>
 /// Class number of each file, and the classes' names.
 pub(super) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<(Vec<u32>, Vec<String>)> {
     let name = |path: &PathBuf| -> String {
-        match labels {
-            Labels::Prefix => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.split('_').next().unwrap_or_default().to_string()
-            }
-            _ => {
-                let folder = path.parent().unwrap_or(root);
-                folder.strip_prefix(root).unwrap_or(folder).to_string_lossy().into_owned()
-            }
+        if labels == Labels::Prefix {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            return name.split('_').next().unwrap_or_default().to_string();
         }
+        let folder = path.parent().unwrap_or(root);
+        folder.strip_prefix(root).unwrap_or(folder).to_string_lossy().into_owned()
     };
     if labels == Labels::None {
         return None;

@@ -66,8 +66,11 @@ fn read(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), Error> {
     Ok((dims, data))
 }
 
-/// Images `[N, H, W]` and, where the label file lies beside them, labels.
-pub(super) fn load(path: &Path) -> Result<([usize; 3], Vec<u8>, Option<Vec<u32>>), Error> {
+/// Dimensions `[N, H, W]`, values, and labels if there are any.
+type Images = ([usize; 3], Vec<u8>, Option<Vec<u32>>);
+
+/// Images and, where the label file lies beside them, labels.
+pub(super) fn load(path: &Path) -> Result<Images, Error> {
     let (dims, images) = read(path, 3)?;
     let labels = match label_file(path) {
         Some(file) => {

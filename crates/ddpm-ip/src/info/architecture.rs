@@ -37,8 +37,9 @@ pub fn infer(tensors: &[TensorInfo]) -> Option<Architecture> {
     let dim = |name: &str, i: usize| shapes.get(name).and_then(|s| s.get(i).copied());
     let num_channels = dim("time_embed.0.weight", 1).filter(|&n| n > 0)?;
     let in_channels = dim("input_blocks.0.0.weight", 1)?;
-    let outputs =
-        (0..).take_while(|i| shapes.contains_key(format!("output_blocks.{i}.0.in_layers.0.weight").as_str())).count();
+    let outputs = (0..tensors.len())
+        .take_while(|i| shapes.contains_key(format!("output_blocks.{i}.0.in_layers.0.weight").as_str()))
+        .count();
     // The last block of every level but the outermost ends in a change of size.
     let part = |i: usize, layer: &str| {
         [1, 2].iter().any(|j| shapes.contains_key(format!("output_blocks.{i}.{j}.{layer}.weight").as_str()))

@@ -80,6 +80,7 @@ impl Parameters {
     }
 
     /// Zeros in the shape of these.
+    #[must_use]
     pub fn zeros_like(&self) -> Self {
         Self(self.0.iter().map(|t| Tensor::zeros(t.shape(), &t.device())).collect())
     }
@@ -90,11 +91,13 @@ impl Parameters {
     }
 
     /// The same values as leaves of an autodiff graph.
+    #[must_use]
     pub fn tracked(&self) -> Self {
         Self(self.0.iter().map(|t| Tensor::from_inner(t.clone()).require_grad()).collect())
     }
 
     /// The gradients of tracked parameters; zeros where the loss does not depend on one.
+    #[must_use]
     pub fn gradients(&self, grads: &mut Gradients) -> Self {
         Self(
             self.0

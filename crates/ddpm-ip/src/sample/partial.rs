@@ -41,7 +41,7 @@ impl Partial {
         // An image that was cut off is drawn again.
         file.set_len(start + done * image_bytes).map_err(io)?;
         file.seek(SeekFrom::End(0)).map_err(io)?;
-        Ok((Self { file, start, image_bytes, path }, done as usize))
+        Ok((Self { path, file, start, image_bytes }, done as usize))
     }
 
     /// Adds finished images.

@@ -113,7 +113,7 @@ fn a_full_disk_leaves_the_older_file_and_no_other() {
     let path = folder.path().join("model.safetensors");
     write_atomic(&path, |w| w.write_all(b"old")).unwrap();
     let full = write_atomic(&path, |w| {
-        w.write_all(&[0; 100_000])?;
+        w.write_all(&vec![0; 100_000])?;
         Err(Error::from(ErrorKind::StorageFull))
     });
     assert_says(full, &["cannot write", "model.safetensors", "no storage space"]);

@@ -256,7 +256,7 @@ fn npz_files_are_read_as_the_references_scripts_write_them() {
 
 fn write_idx(path: &Path, dims: &[u32], bytes: &[u8]) {
     let mut file = vec![0, 0, 8, dims.len() as u8];
-    dims.iter().for_each(|d| file.extend(d.to_be_bytes()));
+    file.extend(dims.iter().flat_map(|d| d.to_be_bytes()));
     file.extend(bytes);
     if path.extension().is_some_and(|e| e == "gz") {
         let mut gz = GzEncoder::new(Vec::new(), Compression::fast());

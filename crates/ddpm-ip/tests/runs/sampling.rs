@@ -27,7 +27,10 @@ fn job(checkpoint: &Path, config: &Config, out: &Path) -> Job {
     }
 }
 
-fn draw(job: &Job) -> Result<(Vec<usize>, Vec<u8>, Vec<i64>), Error> {
+/// Shape and bytes of the images, and labels.
+type Drawn = (Vec<usize>, Vec<u8>, Vec<i64>);
+
+fn draw(job: &Job) -> Result<Drawn, Error> {
     assert_eq!(run(job, &cpu(), &AtomicBool::new(false), &mut |_| {})?, Outcome::Finished);
     let mut npz = Npz::open(&job.out_path())?;
     let labels = if npz.has("arr_1") { npz.integers("arr_1")?.values } else { Vec::new() };

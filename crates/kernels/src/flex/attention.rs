@@ -113,9 +113,13 @@ multiversion! {
     fn softmax_rows(p: &mut [f32], t: usize, scale: f32) {
         for row in p.chunks_exact_mut(t) {
             let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a || b.is_nan() { b } else { a });
-            row.iter_mut().for_each(|v| *v = exp((*v - max) * scale));
+            for v in row.iter_mut() {
+                *v = exp((*v - max) * scale);
+            }
             let norm = 1.0 / sum_pairs(row, row, |v, _| v);
-            row.iter_mut().for_each(|v| *v *= norm);
+            for v in row.iter_mut() {
+                *v *= norm;
+            }
         }
     }
 }

@@ -8,7 +8,6 @@ macro_rules! multiversion {
     ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         fn $name($($arg: $ty),*) $(-> $ret)? {
-            #[expect(clippy::inline_always, reason = "what is inlined is compiled for the caller's instruction set")]
             #[inline(always)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
