@@ -117,7 +117,9 @@ impl Npz {
             e => fail(format!("array `{name}` cannot be read ({e})")),
         })?;
         let most = entry.compressed_size().saturating_mul(MOST_EXPANSION).min(entry.size());
-        let reader: &mut dyn Read = &mut entry;
+        // A header says its own length: no more is read than the entry can hold.
+        let mut bounded = (&mut entry).take(most);
+        let reader: &mut dyn Read = &mut bounded;
         let file = NpyFile::new(reader).map_err(|e| fail(format!("array `{name}` is damaged ({e})")))?;
         let npyz::DType::Plain(dtype) = file.dtype() else {
             return Err(fail(format!("array `{name}` is a record array, expected {expected}")));

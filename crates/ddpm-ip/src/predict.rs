@@ -21,12 +21,8 @@ pub fn predict(
     output: &Path,
     device: &Device,
 ) -> Result<Vec<usize>, Error> {
-    let mut config = config.clone();
     let file = checkpoint::resolve(checkpoint)?;
-    if config.model.class_cond && config.model.num_classes == 0 {
-        let embedding = checkpoint::list(&file)?.into_iter().find(|t| t.name == "label_emb.weight");
-        config.model.num_classes = embedding.and_then(|t| t.shape.first().copied()).unwrap_or(0);
-    }
+    let config = checkpoint::with_classes(config, &file)?;
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
     let parameters = checkpoint::load(&file, network.specs(), device)?;
     let mut npz = Npz::open(input)?;

@@ -152,11 +152,6 @@ pub enum PerturbationError {
 }
 
 impl Perturbation {
-    /// Input perturbation as published: constant γ, ξ sampled.
-    pub fn published(gamma: f64) -> Self {
-        Self { gamma, ..Self::default() }
-    }
-
     /// Checks that every number is in its range.
     ///
     /// # Errors
@@ -175,17 +170,6 @@ impl Perturbation {
             return Err(PerturbationError::NoDecaySteps);
         }
         Ok(())
-    }
-
-    /// Whether γ is 0 for every timestep, image and training step.
-    pub fn is_off(&self) -> bool {
-        let starts_at_zero = !matches!(self.strength, Strength::Linear | Strength::Cosine) || self.gamma_start == 0.0;
-        self.gamma == 0.0 && starts_at_zero
-    }
-
-    /// Whether ξ has to be drawn.
-    pub fn draws_xi(&self) -> bool {
-        self.mode == Mode::Sampled && !self.is_off()
     }
 
     /// γ for an image at timestep `t` of `steps` (T), in training step `train_step`, with a uniform draw `u` in [0, 1)
@@ -261,32 +245,6 @@ pub fn rotate(eps: f64, xi: f64, gamma: f64) -> (f64, f64) {
 /// (ε', ζ) → (ε, ξ) = ((ε' + γζ)/s, (γε' − ζ)/s): [`rotate`] backwards, and the same map, which is its own inverse.
 pub fn unrotate(eps_prime: f64, zeta: f64, gamma: f64) -> (f64, f64) {
     rotate(eps_prime, zeta, gamma)
-}
-
-/// The network an ideal baseline stands for under perturbation, see [`ideal_network`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct IdealNetwork {
-    /// 1/κ, what the input y is multiplied by.
-    pub input: f64,
-    /// ᾱ_{t'} of the (later) time t' that the baseline is told.
-    pub alpha_bar: f64,
-    /// 1/s, what the baseline's ε is multiplied by.
-    pub output: f64,
-}
-
-/// How the ideal perturbed network f* at ᾱ_t follows from the ideal unperturbed one, ε*: a time shift and a smaller ε.
-///
-/// ```text
-/// f*(y, t) = (1/s) · ε*(y/κ, t'),    κ² = ᾱ_t + s² (1 − ᾱ_t),    ᾱ_{t'} = ᾱ_t / κ²
-/// ```
-///
-/// y_t/κ is distributed as an unperturbed x_{t'}, whose noise is ε'; and E[ε | y_t] = E[ε' | y_t]/s. Applied to a network
-/// trained without perturbation, this is a counterpart to it that needs no training.
-pub fn ideal_network(alpha_bar: f64, gamma: f64) -> IdealNetwork {
-    let s = noise_scale(gamma);
-    // κ² = ᾱ + (1 + γ²)(1 − ᾱ) = 1 + γ² (1 − ᾱ).
-    let kappa_squared = 1.0 + gamma * gamma * (1.0 - alpha_bar);
-    IdealNetwork { input: 1.0 / kappa_squared.sqrt(), alpha_bar: alpha_bar / kappa_squared, output: 1.0 / s }
 }
 
 #[cfg(test)]

@@ -261,17 +261,6 @@ fn invalid_configurations_are_refused_with_advice() {
 }
 
 #[test]
-fn off_means_off_and_xi_is_drawn_only_where_it_counts() {
-    let published = Perturbation::published(0.1);
-    assert!(Perturbation::default().is_off() && !Perturbation::default().draws_xi());
-    assert!(!published.is_off() && published.draws_xi());
-    assert!(!Perturbation { mode: Mode::Equivalent, ..published }.draws_xi());
-    let ramp_down = Perturbation { strength: Strength::Linear, gamma_start: 0.1, ..Perturbation::default() };
-    assert!(!ramp_down.is_off());
-    assert!(Perturbation { strength: Strength::Constant, ..ramp_down }.is_off());
-}
-
-#[test]
 fn configuration_reads_with_defaults_and_refuses_what_it_does_not_know() {
     let read = |json: &str| serde_json::from_str::<Perturbation>(json);
     assert_eq!(read("{}").unwrap(), Perturbation::default());
@@ -279,17 +268,6 @@ fn configuration_reads_with_defaults_and_refuses_what_it_does_not_know() {
     assert_eq!(read(r#"{"gamma": 0.1, "mode": "target-scaled"}"#).unwrap(), expected);
     assert_eq!(read(&serde_json::to_string(&expected).unwrap()).unwrap(), expected);
     assert!(read(r#"{"gama": 0.1}"#).unwrap_err().to_string().contains("gama"));
-}
-
-#[test]
-fn the_ideal_network_matches_signal_to_noise_and_vanishes_without_strength() {
-    let ideal = ideal_network(0.3, 0.2);
-    // Scaled by 1/κ, signal and noise have the variances of an unperturbed x_{t'}.
-    let scale = ideal.input * ideal.input;
-    assert_close(scale * 0.3, ideal.alpha_bar, 1e-15);
-    assert_close(scale * 1.04 * 0.7, 1.0 - ideal.alpha_bar, 1e-15);
-    assert_close(ideal.output, 1.0 / 1.04_f64.sqrt(), 1e-15);
-    assert_eq!(ideal_network(0.3, 0.0), IdealNetwork { input: 1.0, alpha_bar: 0.3, output: 1.0 });
 }
 
 proptest! {

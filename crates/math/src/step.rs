@@ -34,12 +34,6 @@ pub fn ddim_step(schedule: &Schedule, i: usize, eta: f64) -> DdimStep {
     DdimStep { x_start: prev.sqrt(), eps: (1.0 - prev - sigma * sigma).max(0.0).sqrt(), noise: sigma }
 }
 
-/// The deterministic step the other way, from i to i + 1 (the probability-flow ODE): √ᾱ_{i+1}, √(1 − ᾱ_{i+1}) and 0.
-pub fn ddim_reverse_step(schedule: &Schedule, i: usize) -> DdimStep {
-    let next = schedule.alpha_bar_next[i];
-    DdimStep { x_start: next.sqrt(), eps: (1.0 - next).sqrt(), noise: 0.0 }
-}
-
 /// (a, b) in x̂_0 = a·x_i − b·ε̂: √(1/ᾱ_i) and √(1/ᾱ_i − 1) (Ho et al. 2020, eq. 15).
 ///
 /// Solved for ε̂ it reads ε̂ = (a·x_i − x̂_0) / b.
@@ -114,18 +108,6 @@ mod tests {
     fn an_excessive_eta_gives_no_nan() {
         let s = schedule();
         assert!((0..s.len()).all(|i| ddim_step(&s, i, 100.0).eps >= 0.0));
-    }
-
-    #[test]
-    fn the_reverse_step_undoes_the_step() {
-        let s = schedule();
-        for i in 1..s.len() {
-            let (back, forth) = (ddim_step(&s, i, 0.0), ddim_reverse_step(&s, i - 1));
-            assert_close(forth.x_start, s.sqrt_alpha_bar[i]);
-            assert_close(forth.eps, s.sqrt_one_minus_alpha_bar[i]);
-            assert_close(back.x_start, s.sqrt_alpha_bar[i - 1]);
-        }
-        assert_eq!(ddim_reverse_step(&s, s.len() - 1), DdimStep { x_start: 0.0, eps: 1.0, noise: 0.0 });
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub enum TimeSamplerError {
     /// The state is of a process with another number of timesteps.
     #[error(
         "the saved time-sampler state is for {saved} timesteps, this run has {steps}: resume with the same number of \
-         diffusion steps, or start the time sampler afresh"
+         diffusion steps"
     )]
     StepsDiffer {
         /// Timesteps of the state.
@@ -71,10 +71,7 @@ pub enum TimeSamplerError {
         reason: &'static str,
     },
     /// The uniform sampler was given a memory.
-    #[error(
-        "the saved time-sampler state is of loss-second-moment, this run samples times uniformly: resume with \
-         loss-second-moment, or drop the state"
-    )]
+    #[error("the saved time-sampler state is of loss-second-moment, this run samples times uniformly")]
     NotLossAware,
 }
 

@@ -44,20 +44,23 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
         config::boolean(text).map(Some).ok_or_else(wrong)
     };
     let diffusion = &mut config.diffusion;
-    let (learn, small) = (switch("learn-sigma")?, switch("sigma-small")?);
-    if learn.is_some() || small.is_some() {
-        let now = diffusion.variance;
-        diffusion.variance =
-            Variance::from_flags(learn.unwrap_or(now.is_learned()), small.unwrap_or(now == Variance::FixedSmall));
+    // What is already as the flags say stays as it is: `learned` is a learned sigma too, `kl` a bound.
+    let now = diffusion.variance;
+    let (learned, is_small) = (now.is_learned(), now == Variance::FixedSmall);
+    let (learn, small) = (switch("learn-sigma")?.unwrap_or(learned), switch("sigma-small")?.unwrap_or(is_small));
+    if learn != learned || (!learn && small != is_small) {
+        diffusion.variance = Variance::from_flags(learn, small);
     }
-    if let Some(xstart) = switch("predict-xstart")? {
+    let is_xstart = diffusion.prediction == Prediction::XStart;
+    let xstart = switch("predict-xstart")?.unwrap_or(is_xstart);
+    if xstart != is_xstart {
         diffusion.prediction = Prediction::from_flags(xstart);
     }
-    let (kl, rescale) = (switch("use-kl")?, switch("rescale-learned-sigmas")?);
-    if kl.is_some() || rescale.is_some() {
-        let now = diffusion.loss;
-        diffusion.loss =
-            LossKind::from_flags(kl.unwrap_or(now.is_vb()), rescale.unwrap_or(now == LossKind::RescaledMse));
+    let now = diffusion.loss;
+    let (is_vb, rescaled) = (now.is_vb(), now == LossKind::RescaledMse);
+    let (kl, rescale) = (switch("use-kl")?.unwrap_or(is_vb), switch("rescale-learned-sigmas")?.unwrap_or(rescaled));
+    if kl != is_vb || (!kl && rescale != rescaled) {
+        diffusion.loss = LossKind::from_flags(kl, rescale);
     }
     if let Some(ddim) = switch("use-ddim")? {
         config.sample.sampler = if ddim { SamplerKind::Ddim } else { SamplerKind::Ddpm };

@@ -33,9 +33,8 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let what = matches.get_one::<String>("what").context("WHAT is missing")?;
     let mut base = Layers::default();
-    if what == "digits" {
-        base.set([("image_size", "8"), ("in_channels", "1")])?;
-    }
+    // The images' own.
+    base.set([("image_size", "0"), ("in_channels", "0")])?;
     let (config, notices) = SETTINGS.resolve(base, matches)?;
     complain_all(&notices);
     let report = info::describe(what, &config)?;

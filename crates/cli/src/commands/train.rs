@@ -73,7 +73,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     print(&if matches.get_flag("json") {
         report(outcome, &out, &seen)?.to_string()
     } else {
-        summary(outcome, &out, &seen, config.train.last_step().is_some())?
+        summary(outcome, &out, &seen, config.train.lr_anneal_steps == 0 && config.train.steps > 0)?
     })?;
     if let (Outcome::Interrupted, false) = (outcome, matches.get_flag("quiet")) {
         complain("interrupted: the same command goes on from there");

@@ -25,6 +25,15 @@ fn info_describes_checkpoints_data_and_runs() {
     let data = place.run(&["info", "digits", "--contact-sheet", "sheet.png"]).exits(0);
     assert!(data.out().contains("1797 images, as 8x8") && data.out().contains("3: 183"), "{}", data.out());
     assert!(place.path("sheet.png").exists());
+    // Sizes and channels are the images' own.
+    let sheet = place.run(&["info", "sheet.png"]).exits(2);
+    assert!(sheet.err().contains("sheet.png"), "{}", sheet.err());
+    std::fs::create_dir(place.path("images")).unwrap();
+    std::fs::rename(place.path("sheet.png"), place.path("images/sheet.png")).unwrap();
+    let folder = place.run(&["info", "images"]).exits(0);
+    assert!(folder.out().contains("1 images, as 502x502 with 1 channel(s)"), "{}", folder.out());
+    let smaller = place.run(&["info", "images", "--image-size", "32", "--in-channels", "3"]).exits(0);
+    assert!(smaller.out().contains("as 32x32 with 3 channel(s)"), "{}", smaller.out());
     place.train(&["--steps", "2"]).exits(0);
     let json =
         |what: &str| -> Value { serde_json::from_str(&place.run(&["info", what, "--json"]).exits(0).out()).unwrap() };

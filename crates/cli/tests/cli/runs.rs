@@ -7,7 +7,7 @@ use serde_json::Value;
 fn a_run_directory_has_everything_and_says_what_to_type_next() {
     let place = Place::new();
     let ran = place.train(&["--steps", "2", "--grid-images", "4"]).exits(0);
-    let expected = ["checkpoints", "config.toml", "log.txt", "progress.csv", "samples", "stats.jsonl"];
+    let expected = [".lock", "checkpoints", "config.toml", "log.txt", "progress.csv", "samples", "stats.jsonl"];
     assert_eq!(names(&place.path("run")), expected);
     assert_eq!(names(&place.path("run/checkpoints")), ["step_000002"]);
     assert_eq!(names(&place.path("run/samples")), ["step_000002.png"]);
@@ -156,6 +156,25 @@ fn the_references_flags_say_what_they_say_there() {
 }
 
 #[test]
+fn what_already_is_as_a_reference_flag_says_stays() {
+    let place = Place::new();
+    for (flags, key, expected) in [
+        (&["--variance", "learned", "--learn_sigma", "True"][..], "variance", "learned"),
+        (&["--variance", "learned", "--sigma_small", "False"], "variance", "learned"),
+        (&["--variance", "learned", "--learn_sigma", "False"], "variance", "fixed-large"),
+        (&["--sigma_small", "True"], "variance", "fixed-small"),
+        (&["--loss", "kl", "--rescale_learned_sigmas", "False"], "loss", "kl"),
+        (&["--use_kl", "True", "--rescale_learned_sigmas", "True"], "loss", "rescaled-kl"),
+        (&["--prediction", "previous-x", "--predict_xstart", "False"], "prediction", "previous-x"),
+        (&["--predict_xstart"], "prediction", "x-start"),
+    ] {
+        let ran = place.run(&[&["train", "--dry-run"], flags].concat()).exits(0);
+        let config: toml::Table = ran.out().parse().unwrap();
+        assert_eq!(config["diffusion"][key].as_str(), Some(expected), "{flags:?}");
+    }
+}
+
+#[test]
 fn the_cifar10_preset_is_the_published_network() {
     let place = Place::new();
     let digits = ["--data-dir", "digits", "--in-channels", "3", "--allow-upscale"];
@@ -198,6 +217,18 @@ fn predict_runs_the_network_once() {
         .complains(1, &["another architecture", "input_blocks.2"]);
 }
 
+#[test]
+fn one_run_directory_is_for_one_process() {
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    let lock = std::fs::File::open(place.path("run/.lock")).unwrap();
+    lock.lock().unwrap();
+    let refused = place.train(&["--steps", "2"]).exits(1);
+    assert!(refused.err().contains("another process is training in this run directory"), "{}", refused.err());
+    drop(lock);
+    place.train(&["--steps", "2"]).exits(0);
+}
+
 #[cfg(unix)]
 #[test]
 fn the_first_signal_saves_and_the_run_goes_on_from_there() {
@@ -214,8 +245,8 @@ fn the_first_signal_saves_and_the_run_goes_on_from_there() {
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("step 3 ")));
-    let id = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let interrupt = format!("kill -INT {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
     assert!(rest.iter().any(|l| l.contains("the same command goes on")), "{rest:?}");

@@ -186,7 +186,7 @@ pub fn progress(folder: &Path) -> Result<Progress, Error> {
 }
 
 /// The parameter file meant by a path: a file itself, a checkpoint folder, or a run directory, whose newest checkpoint
-/// is taken. Folders give the first average, or the network itself where there is none.
+/// is taken. Folders give the first average of the run's configuration, or the network itself where there is none.
 ///
 /// # Errors
 /// A path that does not exist or holds no checkpoint.
@@ -201,17 +201,25 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
         Some((_, newest)) => newest,
         None => path.to_path_buf(),
     };
-    let mut averages: Vec<PathBuf> = fs::read_dir(&folder)
-        .map_err(Error::io("list", &folder))?
-        .filter_map(Result::ok)
-        .map(|e| e.path())
-        .filter(|p| {
-            p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("ema_") && n.ends_with(".safetensors"))
-        })
-        .collect();
-    averages.sort();
     let model = folder.join(MODEL);
-    averages.into_iter().next().or_else(|| model.exists().then_some(model)).ok_or_else(|| {
-        Error::file(path, "holds no checkpoint: name a run directory, a checkpoint folder or a .safetensors file")
-    })
+    if !model.exists() {
+        let message = "holds no checkpoint: name a run directory, a checkpoint folder or a .safetensors file";
+        return Err(Error::file(path, message));
+    }
+    let rate = config_of(&model)?.and_then(|config| config.train.ema_rate.first().copied());
+    let average = rate.map(|rate| folder.join(ema_name(rate))).filter(|path| path.exists());
+    Ok(average.unwrap_or(model))
+}
+
+/// `config` with the number of classes that the file's network has, where the configuration leaves it open.
+///
+/// # Errors
+/// A damaged file.
+pub fn with_classes(config: &Config, file: &Path) -> Result<Config, Error> {
+    let mut config = config.clone();
+    if config.model.class_cond && config.model.num_classes == 0 {
+        let embedding = list(file)?.into_iter().find(|t| t.name == "label_emb.weight");
+        config.model.num_classes = embedding.and_then(|t| t.shape.first().copied()).unwrap_or(0);
+    }
+    Ok(config)
 }

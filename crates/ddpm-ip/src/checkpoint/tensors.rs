@@ -52,7 +52,12 @@ pub(super) fn save(
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
-    Error::file(path, format!("not a whole safetensors file ({what}): take an older checkpoint or copy it again"))
+    Error::file(
+        path,
+        format!(
+            "not a whole safetensors file ({what}): copy it again, or remove its step_ folder to go on from an older one"
+        ),
+    )
 }
 
 /// Reads the file's description without its numbers.

@@ -321,12 +321,23 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         NetworkConfig::new(&self.model, self.diffusion.variance)?;
         self.perturbation.validate().map_err(|e| ConfigError(e.to_string()))?;
+        require(!self.data.random_crop || self.data.fit == Fit::Crop, || {
+            "--random-crop does nothing with --fit pad: use one of them".into()
+        })?;
         for (section, respacing) in
             [("diffusion", &self.diffusion.timestep_respacing), ("sample", &self.sample.timestep_respacing)]
         {
             let schedule =
                 ddpm_math::Schedule::new(self.diffusion.noise_schedule, self.diffusion.diffusion_steps, respacing);
-            schedule.map_err(|e| ConfigError(format!("{section}.timestep_respacing = \"{respacing}\": {e}")))?;
+            let schedule =
+                schedule.map_err(|e| ConfigError(format!("{section}.timestep_respacing = \"{respacing}\": {e}")))?;
+            require(self.diffusion.prediction != Prediction::Epsilon || !schedule.ends_in_pure_noise(), || {
+                format!(
+                    "the {} noise schedule over {} steps ends in pure noise, where the image cannot be computed from a \
+                     predicted epsilon: use more --diffusion-steps, --noise-schedule cosine or --prediction x-start",
+                    self.diffusion.noise_schedule, self.diffusion.diffusion_steps
+                )
+            })?;
         }
         self.train.validate()?;
         self.sample.validate()

@@ -108,8 +108,8 @@ impl NetworkConfig {
         let down = heads(m.num_heads as i64)?;
         let up = heads(if m.num_heads_upsample == -1 { m.num_heads as i64 } else { m.num_heads_upsample })?;
         for (level, &channels) in level_channels.iter().enumerate() {
-            let attends = attention_factors.contains(&(1 << level)) || level == levels - 1;
-            for heads in [down, up] {
+            let attends = attention_factors.contains(&(1 << level));
+            for (heads, attends) in [(down, attends || level == levels - 1), (up, attends)] {
                 require(!attends || heads.divides(channels), || {
                     let (flag, n) = match heads {
                         Heads::Count(n) => ("num_heads", n),

@@ -61,7 +61,13 @@ mod tests {
     #[test]
     fn every_preset_is_valid() {
         for preset in PRESETS {
-            preset.config().validate().unwrap_or_else(|e| panic!("{}: {e}", preset.name));
+            let config = preset.config();
+            config.validate().unwrap_or_else(|e| panic!("{}: {e}", preset.name));
+            assert!(
+                config.train.last_step().is_some() || config.train.time_limit().unwrap().is_some(),
+                "{}",
+                preset.name
+            );
         }
         assert!(Preset::find("digit").is_err());
     }

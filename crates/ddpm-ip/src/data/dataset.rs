@@ -32,6 +32,32 @@ enum Source {
     Files(Vec<PathBuf>),
 }
 
+impl Source {
+    /// The images of a name, and the labels that come with them.
+    fn open(name: &str) -> Result<(Self, Option<Vec<u32>>), Error> {
+        let path = Path::new(name);
+        let idx_file = if path.is_dir() { idx::in_folder(path) } else { idx::is_named(path).then(|| path.into()) };
+        let (memory, labels) = if name == "digits" {
+            Memory::digits()
+        } else if !path.exists() {
+            return Err(DataError::Missing(path.into()).into());
+        } else if let Some(file) = idx_file {
+            Memory::idx(&file)?
+        } else if path.is_dir() {
+            let files = folder::list(path)?;
+            if files.is_empty() {
+                return Err(DataError::Empty(path.into()).into());
+            }
+            return Ok((Self::Files(files), None));
+        } else if path.extension().is_some_and(|e| e == "npz") {
+            Memory::npz(path)?
+        } else {
+            return Err(DataError::Unknown(path.into()).into());
+        };
+        Ok((Self::Memory(memory), labels))
+    }
+}
+
 /// A list of images, with labels if there are any.
 pub struct Dataset {
     name: String,
@@ -47,38 +73,13 @@ impl Dataset {
     /// # Errors
     /// What does not exist, is empty, damaged or of an unknown kind, or has channels that do not fit.
     pub fn open(name: &str, options: &Options) -> Result<Self, Error> {
-        let path = Path::new(name);
-        let mut class_names = Vec::new();
-        let (source, labels) = if name == "digits" {
-            let (memory, labels) = Memory::digits();
-            (Source::Memory(memory), labels)
-        } else if !path.exists() {
-            return Err(DataError::Missing(path.into()).into());
-        } else if path.is_dir()
-            && let Some(file) = idx::in_folder(path)
+        let (source, labels) = Source::open(name)?;
+        let (mut labels, mut class_names) = (labels, Vec::new());
+        if let Source::Files(files) = &source
+            && let Some((of_files, names)) = folder::classes(Path::new(name), files, options.labels)
         {
-            let (memory, labels) = Memory::idx(&file)?;
-            (Source::Memory(memory), labels)
-        } else if path.is_dir() {
-            let mut files = Vec::new();
-            folder::list(path, &mut files)?;
-            if files.is_empty() {
-                return Err(DataError::Empty(path.into()).into());
-            }
-            let labels = folder::classes(path, &files, options.labels).map(|(labels, names)| {
-                class_names = names;
-                labels
-            });
-            (Source::Files(files), labels)
-        } else if path.extension().is_some_and(|e| e == "npz") {
-            let (memory, labels) = Memory::npz(path)?;
-            (Source::Memory(memory), labels)
-        } else if idx::is_named(path) {
-            let (memory, labels) = Memory::idx(path)?;
-            (Source::Memory(memory), labels)
-        } else {
-            return Err(DataError::Unknown(path.into()).into());
-        };
+            (labels, class_names) = (Some(of_files), names);
+        }
         let dataset = Self { name: name.to_string(), source, labels, class_names, options: *options };
         if let Source::Memory(memory) = &dataset.source {
             // All images are alike: one tells whether any fits.
@@ -90,6 +91,20 @@ impl Dataset {
             dataset.fitted(0, None)?;
         }
         Ok(dataset)
+    }
+
+    /// Height, width and channels of the first image as it is stored.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and a first image that cannot be read.
+    pub fn first_image_shape(name: &str) -> Result<[usize; 3], Error> {
+        Ok(match Source::open(name)?.0 {
+            Source::Memory(memory) => memory.image_shape(),
+            Source::Files(files) => {
+                let image = folder::decode(&files[0])?;
+                [image.height, image.width, image.channels]
+            }
+        })
     }
 
     /// Number of images: at least 1.

@@ -11,21 +11,33 @@ use std::path::{Path, PathBuf};
 const MOST_DECODED_BYTES: u64 = 1 << 30;
 
 /// All PNG and JPEG files in a folder and below, as the reference lists them: sorted by name, folders in their place.
-pub(super) fn list(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), Error> {
+/// Links are followed, but not back into a folder that is being listed.
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    list_below(folder, &mut Vec::new(), &mut found)?;
+    Ok(found)
+}
+
+fn list_below(folder: &Path, above: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let real = folder.canonicalize().map_err(Error::io("read", folder))?;
+    if above.contains(&real) {
+        return Ok(());
+    }
+    above.push(real);
     let mut entries = std::fs::read_dir(folder)
         .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
         .map_err(Error::io("list", folder))?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
-        let kind = entry.file_type().map_err(Error::io("read", &path))?;
         let ending = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
-        if kind.is_dir() {
-            list(&path, found)?;
+        if path.is_dir() {
+            list_below(&path, above, found)?;
         } else if ending.is_some_and(|e| e == "png" || e == "jpg" || e == "jpeg") {
             found.push(path);
         }
     }
+    above.pop();
     Ok(())
 }
 

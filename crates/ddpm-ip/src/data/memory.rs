@@ -7,6 +7,9 @@ use flate2::read::GzDecoder;
 use std::io::Read;
 use std::path::Path;
 
+/// Labels must be below: a network has an embedding for each class up to the largest.
+const MOST_CLASSES: u32 = 1 << 16;
+
 /// Images of one size `[N, H, W, C]`.
 pub(super) struct Memory {
     shape: [usize; 4],
@@ -62,8 +65,11 @@ impl Memory {
                     format!("`arr_1` has shape {:?}, expected one label for each of the {n} images", labels.shape),
                 ));
             }
-            let labels: Result<Vec<u32>, _> = labels.values.into_iter().map(u32::try_from).collect();
-            Some(labels.map_err(|_| Error::file(path, "`arr_1` holds a negative label"))?)
+            let label = |label: i64| u32::try_from(label).ok().filter(|&l| l < MOST_CLASSES);
+            let labels: Option<Vec<u32>> = labels.values.into_iter().map(label).collect();
+            let wrong =
+                || Error::file(path, format!("`arr_1` holds a label that is negative or not below {MOST_CLASSES}"));
+            Some(labels.ok_or_else(wrong)?)
         } else {
             None
         };

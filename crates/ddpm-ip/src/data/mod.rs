@@ -69,7 +69,7 @@ pub enum DataError {
     #[error("{}: not a kind of data that is known: use a folder of PNG or JPEG images, an .npz or an IDX file", .0.display())]
     Unknown(PathBuf),
     /// One image that is damaged, too small or too large.
-    #[error("{image}: {reason}. Use --on-bad-image skip to go on without such images")]
+    #[error("{image}: {reason}. --on-bad-image skip goes on without such images")]
     BadImage {
         /// File name, or number in its file.
         image: String,

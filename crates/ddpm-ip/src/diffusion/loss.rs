@@ -3,7 +3,7 @@
 use super::gaussian::{discretized_log_likelihood, normal_kl};
 use super::{Diffusion, mean_flat, per_image};
 use burn::tensor::{Bool, Tensor, TensorData};
-use ddpm_math::{LossKind, Mix, Prediction};
+use ddpm_math::{Mix, Prediction, step};
 
 /// Images on their way to the network, with all that the loss needs.
 #[derive(Clone, Debug)]
@@ -73,11 +73,9 @@ impl Diffusion {
 
     /// The loss of the network's `output` `[N, C or 2C, H, W]` on noised images.
     pub fn losses(&self, noised: &Noised, output: Tensor<4>) -> Terms {
-        let steps = self.schedule.len() as f64;
+        let vb_factor = self.loss.vb_factor(self.schedule.len());
         if self.loss.is_vb() {
-            let vb = self.bound(noised, output);
-            let loss = if self.loss == LossKind::RescaledKl { vb * steps } else { vb };
-            return Terms { loss, mse: None, vb: None };
+            return Terms { loss: self.bound(noised, output) * vb_factor, mse: None, vb: None };
         }
         let channels = noised.x_start.dims()[1];
         let (prediction, vb) = if self.variance.is_learned() {
@@ -86,9 +84,7 @@ impl Diffusion {
             let variance = output.slice([0..n, channels..2 * channels, 0..h, 0..w]);
             // The bound trains the variance and must not touch the prediction.
             let frozen = Tensor::cat(vec![prediction.clone().detach(), variance], 1);
-            let vb = self.bound(noised, frozen);
-            let vb = if self.loss == LossKind::RescaledMse { vb * (steps / 1000.0) } else { vb };
-            (prediction, Some(vb))
+            (prediction, Some(self.bound(noised, frozen) * vb_factor))
         } else {
             (output, None)
         };
@@ -143,9 +139,9 @@ impl Diffusion {
             let prediction = output.clone().slice([0..n, 0..channels, 0..h, 0..w]);
             let values = output.slice([0..n, channels..2 * channels, 0..h, 0..w]);
             let log_variance = if self.variance == ddpm_math::Variance::LearnedRange {
-                let frac = (values + 1.0) * 0.5;
-                frac.clone() * each(&|i| s.betas[i].ln())
-                    + (frac.neg() + 1.0) * each(&|i| s.posterior_log_variance_clipped[i])
+                let greatest = (values + 1.0) * 0.5;
+                greatest.clone() * each(&|i| step::learned_range(s, i).1)
+                    + (greatest.neg() + 1.0) * each(&|i| step::learned_range(s, i).0)
             } else {
                 values
             };
@@ -157,12 +153,12 @@ impl Diffusion {
         let x_start = match self.prediction {
             Prediction::XStart => prediction.clone(),
             Prediction::Epsilon => {
-                x_t.clone() * each(&|i| s.sqrt_recip_alpha_bar[i])
-                    - prediction.clone() * each(&|i| s.sqrt_recipm1_alpha_bar[i])
+                x_t.clone() * each(&|i| step::x_start_from_eps(s, i).0)
+                    - prediction.clone() * each(&|i| step::x_start_from_eps(s, i).1)
             }
             Prediction::PreviousX => {
-                prediction.clone() * each(&|i| 1.0 / s.posterior_mean_coef1[i])
-                    - x_t.clone() * each(&|i| s.posterior_mean_coef2[i] / s.posterior_mean_coef1[i])
+                prediction.clone() * each(&|i| step::x_start_from_previous(s, i).0)
+                    - x_t.clone() * each(&|i| step::x_start_from_previous(s, i).1)
             }
         };
         let x_start = if clip { x_start.clamp(-1.0, 1.0) } else { x_start };

@@ -7,9 +7,10 @@ pub use architecture::{Architecture, infer};
 use crate::Error;
 use crate::checkpoint::{self, Store, TensorInfo};
 use crate::config::Config;
-use crate::data::contact_sheet as sheet;
+use crate::data::{Dataset, contact_sheet as sheet};
 use crate::train::open_data;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
 use std::path::Path;
 
@@ -62,7 +63,8 @@ pub enum Report {
     },
 }
 
-/// Describes a checkpoint file or folder, a run directory, or else a data set as `config` would load it.
+/// Describes a checkpoint file or folder, a run directory, or else a data set as `config` would load it; a size or number
+/// of channels of 0 stands for the images' own.
 ///
 /// # Errors
 /// What does not exist, is damaged or cannot be loaded as images.
@@ -110,23 +112,28 @@ fn describe_checkpoint(path: &Path) -> Result<Report, Error> {
     })
 }
 
-fn data_config(what: &str, config: &Config) -> Config {
+/// `config` for a data set, with the images' own size and channels where it says 0.
+fn data_config(what: &str, config: &Config) -> Result<Config, Error> {
     let mut config = config.clone();
     config.data.data_dir = what.to_string();
-    config
+    let model = &mut config.model;
+    if model.image_size == 0 || model.in_channels == 0 {
+        let [height, width, channels] = Dataset::first_image_shape(what)?;
+        model.image_size = if model.image_size == 0 { height.min(width) } else { model.image_size };
+        model.in_channels = if model.in_channels == 0 { channels } else { model.in_channels };
+    }
+    Ok(config)
 }
 
 fn describe_data(what: &str, config: &Config) -> Result<Report, Error> {
-    let data = open_data(&data_config(what, config))?;
-    let names = data.class_names();
-    let mut classes: Vec<(String, usize)> = names.iter().map(|n| (n.clone(), 0)).collect();
+    let config = &data_config(what, config)?;
+    let data = open_data(config)?;
+    let mut counts = BTreeMap::<u32, usize>::new();
     for &label in data.labels().unwrap_or_default() {
-        let label = label as usize;
-        for i in classes.len()..=label {
-            classes.push((i.to_string(), 0));
-        }
-        classes[label].1 += 1;
+        *counts.entry(label).or_default() += 1;
     }
+    let name = |label: u32| data.class_names().get(label as usize).cloned().unwrap_or_else(|| label.to_string());
+    let classes = counts.into_iter().map(|(label, count)| (name(label), count)).collect();
     Ok(Report::Data {
         source: data.describe(),
         images: data.len(),
@@ -141,7 +148,8 @@ fn describe_data(what: &str, config: &Config) -> Result<Report, Error> {
 /// # Errors
 /// Images that cannot be loaded, failing writes.
 pub fn contact_sheet(what: &str, config: &Config, out: &Path, count: usize) -> Result<(), Error> {
-    let data = open_data(&data_config(what, config))?;
+    let config = &data_config(what, config)?;
+    let data = open_data(config)?;
     let count = count.min(data.len());
     let images = (0..count).map(|i| data.image(i)).collect::<Result<Vec<_>, _>>()?.concat();
     sheet(&images, count, config.model.image_size, config.model.in_channels).save(out)

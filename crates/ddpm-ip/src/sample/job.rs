@@ -2,7 +2,7 @@
 
 use super::partial::Partial;
 use super::{Chain, Draws, GivenNoise, Seeded};
-use crate::config::{Config, ConfigError, NetworkConfig};
+use crate::config::{Config, ConfigError, NetworkConfig, SampleConfig};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
@@ -12,7 +12,7 @@ use crate::npz::NpzWriter;
 use crate::{Error, checkpoint};
 use burn::tensor::Device;
 use ddpm_math::{Domain, Stream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The most images a grid shows.
@@ -56,9 +56,11 @@ impl Job {
             };
         };
         if let Some(wrong) = self.classes.iter().flatten().find(|&&c| c as usize >= count) {
-            return Err(
-                ConfigError(format!("class {wrong} of --classes: the network has classes 0 to {}", count - 1)).into()
-            );
+            return Err(ConfigError(format!(
+                "class {wrong} of --classes: the network has classes 0 to {}",
+                count.saturating_sub(1)
+            ))
+            .into());
         }
         let seed = self.config.sample.seed;
         Ok(Some(match &self.classes {
@@ -74,9 +76,9 @@ impl Job {
 /// Settings that do not fit the checkpoint, damaged files, failing reads or writes. Finished images are kept in
 /// `OUT.partial` until the npz is complete.
 pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
-    let config = &job.config;
-    config.validate()?;
+    job.config.validate()?;
     let file = checkpoint::resolve(&job.checkpoint)?;
+    let config = &checkpoint::with_classes(&job.config, &file)?;
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
     let parameters = checkpoint::load(&file, network.specs(), device)?;
     let settings = &config.sample;
@@ -106,7 +108,9 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let total = settings.num_samples;
     let out = job.out_path();
     let image_bytes = size * size * channels;
-    if let Some(folder) = out.parent() {
+    let classes = network.config().num_classes;
+    job.labels(&[], classes)?;
+    for folder in [Some(&out), job.grid.as_ref()].into_iter().flatten().filter_map(|path| path.parent()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
     let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes)?;
@@ -114,7 +118,6 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     emit(Event::Sampling { done, total, steps });
     let chain =
         Chain { diffusion: &diffusion, network: &network, parameters: &parameters, reverse, image_size: size, device };
-    let classes = network.config().num_classes;
     while done < total {
         let batch = settings.batch_size.min(total - done);
         let images: Vec<u64> = (done..done + batch).map(|i| i as u64).collect();
@@ -158,17 +161,18 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     Ok(Outcome::Finished)
 }
 
-/// A line that differs between two calls whenever their images could.
-fn identity(job: &Job, file: &std::path::Path) -> Result<String, Error> {
-    let meta = std::fs::metadata(file).map_err(Error::io("read", file))?;
-    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-    let config = Config {
-        sample: crate::config::SampleConfig { batch_size: 1, ..job.config.sample.clone() },
-        ..job.config.clone()
+/// A line that differs between two calls whenever their images could: the number of images is not in it.
+fn identity(job: &Job, file: &Path) -> Result<String, Error> {
+    let stamp = |path: &Path| -> Result<serde_json::Value, Error> {
+        let meta = std::fs::metadata(path).map_err(Error::io("read", path))?;
+        let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        Ok(serde_json::json!([path, meta.len(), modified.map(|d| d.as_nanos().to_string())]))
     };
+    let sample = SampleConfig { batch_size: 1, num_samples: 1, ..job.config.sample.clone() };
+    let config = Config { sample, ..job.config.clone() };
+    let noise = job.initial_noise.as_deref().map(stamp).transpose()?;
     let line = serde_json::json!({
-        "checkpoint": file, "bytes": meta.len(), "modified": modified.map(|d| d.as_nanos().to_string()),
-        "classes": job.classes, "initial_noise": job.initial_noise, "config": config,
+        "checkpoint": stamp(file)?, "classes": job.classes, "initial_noise": noise, "config": config,
     });
     Ok(line.to_string())
 }

@@ -5,6 +5,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// No more is read of a foreign file in search of the end of its line.
+const LONGEST_LINE: u64 = 1 << 20;
+
 /// `OUT.partial`: a line that says what is being drawn, then the finished images' bytes.
 pub(super) struct Partial {
     path: PathBuf,
@@ -17,6 +20,9 @@ pub(super) struct Partial {
 impl Partial {
     /// Opens what an earlier call with the same `identity` (a line of text) left, or begins anew, and says how many
     /// whole images are there.
+    ///
+    /// # Errors
+    /// A file with images of another identity, or that another process is writing.
     pub(super) fn open(out: &Path, identity: &str, image_bytes: usize) -> Result<(Self, usize), Error> {
         let mut name = out.as_os_str().to_owned();
         name.push(".partial");
@@ -24,17 +30,19 @@ impl Partial {
         let io = |e| Error::io("write", &path)(e);
         let start = identity.len() as u64 + 1;
         let image_bytes = image_bytes as u64;
-        let mut same = false;
-        if let Ok(file) = File::open(&path) {
-            // No more is read of a foreign file than this call's own line is long.
-            let mut line = Vec::new();
-            let mut reader = BufReader::new(std::io::Read::take(file, start));
-            reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
-            same = line.strip_suffix(b"\n") == Some(identity.as_bytes());
-        }
         let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(!same).open(&path).map_err(io)?;
-        if !same {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+        file.try_lock().map_err(|e| Error::file(&path, format!("another call is drawing into it ({e})")))?;
+        let mut line = Vec::new();
+        let mut reader = BufReader::new(std::io::Read::take(&file, LONGEST_LINE));
+        reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
+        if line.strip_suffix(b"\n") != Some(identity.as_bytes()) {
+            if file.metadata().map_err(io)?.len() > line.len() as u64 {
+                let message = "holds images of an unfinished call with other settings or another checkpoint: repeat that \
+                               call to finish it, choose another --out, or delete this file";
+                return Err(Error::file(&path, message));
+            }
+            file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
             file.write_all(identity.as_bytes()).and_then(|()| file.write_all(b"\n")).map_err(io)?;
         }
         let done = (file.metadata().map_err(io)?.len().saturating_sub(start)) / image_bytes;

@@ -36,23 +36,27 @@ fn due(step: u64, interval: u64) -> bool {
 }
 
 /// Saves checkpoints.
-pub struct CheckpointHook {
-    store: Store,
+pub struct CheckpointHook<'a> {
+    store: &'a Store,
 }
 
-impl CheckpointHook {
+impl<'a> CheckpointHook<'a> {
     /// Saves into a run's store.
-    pub fn new(store: Store) -> Self {
+    pub fn new(store: &'a Store) -> Self {
         Self { store }
     }
 }
 
-impl Hook for CheckpointHook {
+/// Saves a checkpoint as the run's configuration says; returns its folder.
+pub(super) fn save(trainer: &Trainer, store: &Store) -> Result<PathBuf, Error> {
+    let config = &trainer.config;
+    store.save(&trainer.state, trainer.network.specs(), config, config.train.keep_checkpoints)
+}
+
+impl Hook for CheckpointHook<'_> {
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
-        let config = &trainer.config;
-        if next != Next::Step || due(trainer.step(), config.train.save_interval) {
-            let path =
-                self.store.save(&trainer.state, trainer.network.specs(), config, config.train.keep_checkpoints)?;
+        if next != Next::Step || due(trainer.step(), trainer.config.train.save_interval) {
+            let path = save(trainer, self.store)?;
             emit(Event::Checkpoint { step: trainer.step(), path });
         }
         Ok(())
@@ -70,18 +74,20 @@ impl<'a> GridHook<'a> {
     pub fn new(folder: PathBuf, stop: &'a AtomicBool) -> Self {
         Self { folder, stop }
     }
-}
 
-impl Hook for GridHook<'_> {
-    fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
+    /// Where the grid of a step goes.
+    pub fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step_{step:06}.png"))
+    }
+
+    /// Draws a grid, unless the configuration wants none.
+    ///
+    /// # Errors
+    /// Failing writes.
+    pub fn draw(&self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
         let (config, step) = (&trainer.config, trainer.step());
         let count = config.train.grid_images;
-        let wanted = match next {
-            Next::Step => due(step, config.train.grid_interval),
-            Next::Finish => true,
-            Next::Interrupt => false,
-        };
-        if count == 0 || !wanted {
+        if count == 0 {
             return Ok(());
         }
         let settings = &config.sample;
@@ -107,9 +113,20 @@ impl Hook for GridHook<'_> {
             }
         }
         std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        let path = self.folder.join(format!("step_{step:06}.png"));
+        let path = self.path(step);
         contact_sheet(&bytes, count, config.model.image_size, config.model.in_channels).save(&path)?;
         emit(Event::Grid { step, path });
         Ok(())
+    }
+}
+
+impl Hook for GridHook<'_> {
+    fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
+        let wanted = match next {
+            Next::Step => due(trainer.step(), trainer.config.train.grid_interval),
+            Next::Finish => true,
+            Next::Interrupt => false,
+        };
+        if wanted { self.draw(trainer, emit) } else { Ok(()) }
     }
 }

@@ -3,19 +3,18 @@
 use super::{Hook, Next, StepReport, Trainer};
 use crate::Error;
 use crate::event::{Emit, Event};
-use std::time::Instant;
 
 /// Averages what steps report and emits a line every `log_interval` steps, after the first and after the last.
 pub struct LogHook {
     means: Vec<(String, f64, u64)>,
-    since: Instant,
+    secs: f64,
     images: usize,
 }
 
 impl LogHook {
     /// A log that begins now.
     pub fn new() -> Self {
-        Self { means: Vec::new(), since: Instant::now(), images: 0 }
+        Self { means: Vec::new(), secs: 0.0, images: 0 }
     }
 
     fn add(&mut self, key: &str, value: f64) {
@@ -62,6 +61,7 @@ impl Hook for LogHook {
         }
         self.add("grad_norm", report.grad_norm);
         self.images += report.loss.len();
+        self.secs += report.secs;
         let step = trainer.step();
         if step > 1 && next == Next::Step && !step.is_multiple_of(trainer.config.train.log_interval) {
             return Ok(());
@@ -71,11 +71,11 @@ impl Hook for LogHook {
             ("samples".to_string(), trainer.state.progress.images as f64),
             ("param_norm".to_string(), trainer.state.parameters.norm()),
             ("lr".to_string(), report.lr),
-            ("images_per_sec".to_string(), self.images as f64 / self.since.elapsed().as_secs_f64()),
+            ("images_per_sec".to_string(), self.images as f64 / self.secs),
         ];
         line.extend(self.means.drain(..).map(|(key, sum, count)| (key, sum / count as f64)));
         emit(Event::Log(line));
-        (self.since, self.images) = (Instant::now(), 0);
+        (self.secs, self.images) = (0.0, 0);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! A run directory, from the first step or from where it stopped.
 
+use super::hook::save;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, Trainer};
 use crate::Error;
 use crate::checkpoint::Store;
@@ -9,6 +10,7 @@ use crate::event::{Emit, Event, Outcome};
 use crate::file::write_atomic;
 use crate::model::Unet;
 use burn::tensor::Device;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +38,8 @@ pub fn train(
     let dataset = open_data(config)?;
     let config = with_classes(config, &dataset)?;
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    // A new directory is not made before all is known to be well.
+    let held = dir.exists().then(|| lock(dir)).transpose()?;
     let store = Store::new(dir);
     let state = match store.newest()? {
         Some((step, path)) => {
@@ -60,7 +64,12 @@ pub fn train(
         last_step.is_some_and(|last| step >= last)
             || time_limit.is_some_and(|limit: Duration| elapsed >= limit.as_secs_f64())
     };
-    if over(trainer.step(), trainer.state.progress.elapsed_secs) {
+    let grid = GridHook::new(dir.join("samples"), stop);
+    let first_step = trainer.step();
+    if over(first_step, trainer.state.progress.elapsed_secs) {
+        if !grid.path(first_step).exists() {
+            grid.draw(&trainer, emit)?;
+        }
         emit(Event::Notice(format!(
             "the run is complete at step {}: raise --steps or --duration to go on",
             trainer.step()
@@ -73,22 +82,36 @@ pub fn train(
     let images = dataset.len();
     let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
     let mut loader = Loader::start(dataset, batch_size, seed, seen, config.data.workers, PREFETCH)?;
-    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let _held = if let Some(held) = held {
+        held
+    } else {
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        lock(dir)?
+    };
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
     emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
     // A checkpoint comes before what takes long.
-    let mut all: Vec<Box<dyn Hook + '_>> = vec![
-        Box::new(LogHook::new()),
-        Box::new(CheckpointHook::new(store)),
-        Box::new(GridHook::new(dir.join("samples"), stop)),
-    ];
+    let mut all: Vec<Box<dyn Hook + '_>> =
+        vec![Box::new(LogHook::new()), Box::new(CheckpointHook::new(&store)), Box::new(grid)];
     all.extend(hooks);
 
-    let before = Duration::from_secs_f64(trainer.state.progress.elapsed_secs);
+    let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
     let begin = Instant::now();
     loop {
-        let batch = loader.next()?;
-        let report = trainer.train_step(&batch).map_err(|e| with_last_good(e, dir))?;
+        let since = Instant::now();
+        let batch = match loader.next() {
+            Ok(batch) => batch,
+            Err(error) => {
+                // The run is good up to here; only its images are not.
+                if trainer.step() > first_step {
+                    let path = save(&trainer, &store)?;
+                    emit(Event::Checkpoint { step: trainer.step(), path });
+                }
+                return Err(error);
+            }
+        };
+        let mut report = trainer.train_step(&batch).map_err(|e| with_last_good(e, dir))?;
+        report.secs = since.elapsed().as_secs_f64();
         let elapsed = before + begin.elapsed();
         trainer.state.progress.elapsed_secs = elapsed.as_secs_f64();
         emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
@@ -158,6 +181,20 @@ fn with_classes(config: &Config, dataset: &Dataset) -> Result<Config, Error> {
         return Err(ConfigError(message).into());
     }
     Ok(config)
+}
+
+/// Keeps other processes out of a run directory for as long as the result lives.
+fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join(".lock");
+    let file = File::create(&path).map_err(Error::io("write", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::file(
+            dir,
+            "another process is training in this run directory: wait for it, or choose another --out",
+        )),
+        Err(TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+    }
 }
 
 /// Says which settings differ from those a checkpoint was made with.

@@ -8,7 +8,7 @@ use crate::diffusion::{Diffusion, Terms};
 use crate::model::{Dropout, Parameters, Unet, host_values};
 use burn::tensor::{Device, Tensor, TensorData};
 use ddpm_kernels::AdamW;
-use ddpm_math::{Domain, Mix, Stream, TimeSampler};
+use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -31,6 +31,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
+    /// Seconds that the step took, waiting for its images included; nothing that hooks do.
+    pub secs: f64,
 }
 
 impl StepReport {
@@ -94,7 +96,8 @@ impl Trainer {
                 parameters,
             }
         });
-        if let Some(history) = state.progress.time_sampler.clone() {
+        let history = state.progress.time_sampler.clone();
+        if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
             time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
         }
         Ok(Self { config, network, diffusion, state, time_sampler, device })

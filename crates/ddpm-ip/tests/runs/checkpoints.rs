@@ -31,6 +31,18 @@ fn a_checkpoint_holds_the_network_its_averages_and_the_rest_apart() {
 }
 
 #[test]
+fn the_first_average_is_the_configurations_first() {
+    let folder = tempfile::tempdir().unwrap();
+    for (i, (rates, first)) in
+        [("0.99,0.9", "ema_0.99"), ("0.9,0.99", "ema_0.9"), ("", "model")].into_iter().enumerate()
+    {
+        let run = folder.path().join(i.to_string());
+        trained(&with(&[("ema_rate", rates), ("steps", "1")]), &run);
+        assert!(resolve(&run).unwrap().ends_with(format!("{first}.safetensors")));
+    }
+}
+
+#[test]
 fn only_the_newest_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     trained(&with(&[("steps", "5"), ("save_interval", "1"), ("keep_checkpoints", "2")]), folder.path());

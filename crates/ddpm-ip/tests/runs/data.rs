@@ -129,6 +129,21 @@ fn folders_are_read_in_order_at_every_depth_with_classes_as_asked() {
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn links_are_followed_but_not_in_circles() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, elsewhere) = (folder.path().join("images"), folder.path().join("elsewhere"));
+    fs::create_dir(&images).unwrap();
+    fs::create_dir(&elsewhere).unwrap();
+    grey(&images.join("a.png"), 8, 1);
+    grey(&elsewhere.join("b.png"), 8, 2);
+    std::os::unix::fs::symlink(&elsewhere, images.join("linked")).unwrap();
+    std::os::unix::fs::symlink(&images, images.join("circle")).unwrap();
+    let data = open(&images, Options { labels: Labels::Folder, ..OPTIONS }).unwrap();
+    assert_eq!((data.len(), data.class_names()), (2, &["", "linked"].map(String::from)[..]));
+}
+
 #[test]
 fn grey_and_colour_are_converted_as_pillow_does() {
     let folder = tempfile::tempdir().unwrap();
@@ -237,7 +252,9 @@ fn npz_files_are_read_as_the_references_scripts_write_them() {
     write_npz(&path, &[3, 8, 8, 1], Some(&[2, 0]));
     assert_says(open(&path, OPTIONS), &["data.npz", "arr_1", "3 images"]);
     write_npz(&path, &[3, 8, 8, 1], Some(&[2, 0, -1]));
-    assert_says(open(&path, OPTIONS), &["data.npz", "negative label"]);
+    assert_says(open(&path, OPTIONS), &["data.npz", "negative"]);
+    write_npz(&path, &[3, 8, 8, 1], Some(&[2, 0, 4_294_967_295]));
+    assert_says(open(&path, OPTIONS), &["data.npz", "not below 65536"]);
     write_npz(&path, &[3, 8, 8, 2], None);
     assert_says(open(&path, OPTIONS), &["2 channels", "--in-channels"]);
     write_npz(&path, &[3, 4, 4, 1], None);

@@ -90,30 +90,58 @@ fn an_interrupted_call_goes_on_where_it_stopped() {
     assert_eq!(left.count(), 0);
 }
 
-#[test]
-fn other_settings_do_not_go_on_from_a_partial_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (checkpoint, config) = checkpoint(folder.path());
-    let out = folder.path().join("samples.npz");
-    let stop = AtomicBool::new(true);
-    assert_eq!(run(&job(&checkpoint, &config, &out), &cpu(), &stop, &mut |_| {}).unwrap(), Outcome::Interrupted);
-    let other = {
-        let mut c = config.clone();
-        c.sample.seed = 5;
-        c
-    };
-    let expected = draw(&job(&checkpoint, &other, &folder.path().join("other.npz"))).unwrap();
+/// Draws until the first batch is there.
+fn interrupted(job: &Job) {
     let stop = AtomicBool::new(false);
-    let outcome = run(&job(&checkpoint, &config, &out), &cpu(), &stop, &mut |e| {
-        if let Event::Sampled { .. } = e {
+    let outcome = run(job, &cpu(), &stop, &mut |event| {
+        if let Event::Sampled { .. } = event {
             stop.store(true, Ordering::Relaxed);
         }
     });
     assert_eq!(outcome.unwrap(), Outcome::Interrupted);
-    match draw(&job(&checkpoint, &other, &out)) {
-        Ok(drawn) => assert!(drawn == expected),
-        Err(error) => assert_says::<()>(Err(error), &["samples.npz"]),
-    }
+}
+
+#[test]
+fn other_settings_neither_go_on_from_nor_overwrite_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoint, config) = checkpoint(folder.path());
+    let mut job = job(&checkpoint, &config, &folder.path().join("samples.npz"));
+    interrupted(&job);
+    job.config.sample.seed = 5;
+    assert_says(draw(&job), &["samples.npz.partial", "other settings", "--out"]);
+    job.classes = Some(vec![99]);
+    assert_says(draw(&job), &["class 99"]);
+    // Another number of images is the same chain of images.
+    (job.config, job.classes) = (config.clone(), None);
+    job.config.sample.num_samples = 4;
+    let (shape, first, _) = draw(&job).unwrap();
+    assert_eq!(shape[0], 4);
+    job.config.sample.num_samples = 5;
+    assert!(draw(&job).unwrap().1[..first.len()] == first);
+    // Nothing was drawn yet: nothing is lost.
+    let stop = AtomicBool::new(true);
+    assert_eq!(run(&job, &cpu(), &stop, &mut |_| {}).unwrap(), Outcome::Interrupted);
+    job.config.sample.seed = 6;
+    draw(&job).unwrap();
+}
+
+#[test]
+fn refused_settings_leave_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoint, config) = checkpoint(folder.path());
+    let mut job = job(&checkpoint, &config, &folder.path().join("out/samples.npz"));
+    job.classes = Some(vec![10]);
+    assert_says(draw(&job), &["class 10", "0 to 9"]);
+    assert!(!folder.path().join("out").exists());
+}
+
+#[test]
+fn classes_are_counted_in_the_file_where_no_setting_says_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoint, mut config) = checkpoint(folder.path());
+    let expected = draw(&job(&checkpoint, &config, &folder.path().join("a.npz"))).unwrap();
+    config.model.num_classes = 0;
+    assert!(draw(&job(&checkpoint, &config, &folder.path().join("b.npz"))).unwrap() == expected);
 }
 
 #[test]
@@ -127,8 +155,6 @@ fn classes_are_taken_in_turn() {
     assert_eq!(labels, [3, 7, 3, 7, 3]);
     assert_eq!(job.out_path(), folder.path().join("samples_5x8x8x1.npz"));
     assert!(image::open(folder.path().join("grid.png")).is_ok());
-    job.classes = Some(vec![10]);
-    assert_says(draw(&job), &["class 10", "0 to 9"]);
 }
 
 #[test]

@@ -109,6 +109,104 @@ fn a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays() 
 }
 
 #[test]
+fn a_bad_image_in_mid_run_costs_no_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, run) = (folder.path().join("images"), folder.path().join("run"));
+    std::fs::create_dir(&images).unwrap();
+    for i in 0..40_u8 {
+        image::ImageBuffer::from_pixel(8, 8, image::Luma([i])).save(images.join(format!("{i:02}.png"))).unwrap();
+    }
+    // The order of the first epoch decides which image comes last.
+    std::fs::write(images.join("17.png"), b"no image").unwrap();
+    let config = with(&[("data_dir", images.to_str().unwrap()), ("train.batch_size", "1"), ("steps", "40")]);
+    let (outcome, events) = train(&config, &run);
+    assert_says(outcome, &["17.png", "--on-bad-image skip"]);
+    let steps = events.iter().filter(|e| matches!(e, Event::Step { .. })).count() as u64;
+    assert!(steps > 0, "the bad image comes first: take another one for this test");
+    assert_eq!(ddpm_ip::checkpoint::Store::new(&run).newest().unwrap().unwrap().0, steps);
+}
+
+#[test]
+fn the_last_grid_is_drawn_if_it_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = with(&[("steps", "1"), ("grid_images", "2")]);
+    trained(&config, folder.path());
+    let grid = folder.path().join("samples/step_000001.png");
+    let drawn = std::fs::read(&grid).unwrap();
+    std::fs::remove_file(&grid).unwrap();
+    trained(&config, folder.path());
+    assert!(std::fs::read(&grid).unwrap() == drawn);
+}
+
+/// The first moment after one step is a tenth of the gradient that AdamW got.
+fn first_moment_norm(checkpoint: &std::path::Path) -> f64 {
+    let moments = tensors(checkpoint).into_iter().filter(|(name, _)| name.contains("exp_avg/"));
+    let bytes: Vec<u8> = moments.flat_map(|(_, bytes)| bytes).collect();
+    let floats = bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())));
+    floats.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+#[test]
+fn gradients_are_clipped_to_their_largest_norm() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, clip: &str| {
+        first_moment_norm(&trained(&with(&[("steps", "1"), ("grad_clip", clip)]), &folder.path().join(name)))
+    };
+    let free = run("free", "0");
+    assert!((run("wide", "1e6") - free).abs() < 1e-6 * free);
+    let limit = 2.0 * free;
+    assert!((run("clipped", &limit.to_string()) - 0.1 * limit).abs() < 1e-3 * limit);
+}
+
+#[test]
+fn the_learning_rate_warms_up_and_anneals_as_the_references_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = with(&[
+        ("lr", "0.1"),
+        ("lr_warmup_steps", "2"),
+        ("lr_anneal_steps", "5"),
+        ("steps", "0"),
+        ("log_interval", "1"),
+    ]);
+    let (outcome, events) = train(&config, folder.path());
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    let rates: Vec<f64> = events
+        .iter()
+        .filter_map(|e| if let Event::Log(line) = e { line.iter().find(|(k, _)| k == "lr").map(|l| l.1) } else { None })
+        .collect();
+    // The reference sets the rate after a step, from the number of steps before it: the second step still has all of it.
+    for (rate, expected) in rates.iter().zip([0.05, 0.1, 0.08, 0.06, 0.04]) {
+        assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+    }
+    assert_eq!(rates.len(), 5);
+}
+
+#[test]
+fn every_prediction_variance_and_loss_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let combinations = ddpm_math::Prediction::NAMES.iter().flat_map(|prediction| {
+        ddpm_math::Variance::NAMES
+            .iter()
+            .flat_map(move |variance| ddpm_math::LossKind::NAMES.iter().map(move |loss| (prediction, variance, loss)))
+    });
+    for (prediction, variance, loss) in combinations {
+        let name = format!("{prediction}, {variance}, {loss}");
+        let config = with(&[
+            ("prediction", prediction),
+            ("variance", variance),
+            ("loss", loss),
+            ("steps", "2"),
+            ("gamma", "0.1"),
+        ]);
+        let (outcome, events) = train(&config, &folder.path().join(&name));
+        outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let losses: Vec<f64> =
+            events.iter().filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None }).collect();
+        assert!(losses.len() == 2 && losses.iter().all(|l| l.is_finite() && *l > 0.0), "{name}: {losses:?}");
+    }
+}
+
+#[test]
 fn training_ends_after_its_time() {
     let folder = tempfile::tempdir().unwrap();
     let (outcome, events) = train(&with(&[("duration", "1ms")]), folder.path());
@@ -158,6 +256,7 @@ fn settings_that_describe_no_run_leave_nothing_behind() {
         (("diffusion.timestep_respacing", "30"), ["timestep_respacing", "30"]),
         (("diffusion.timestep_respacing", "ddim6"), ["timestep_respacing", "ddim6"]),
         (("train.batch_size", "1798"), ["1797 images are fewer", "--batch-size"]),
+        (("noise_schedule", "linear"), ["pure noise", "--diffusion-steps"]),
         (("data_dir", "no/such/folder"), ["no/such/folder", "--data-dir"]),
         (("data_dir", ""), ["no training images", "--data-dir"]),
         (("duration", "soon"), ["train.duration", "20m"]),
