@@ -1,17 +1,41 @@
-//! Ctrl-C: the first asks to stop, the second quits.
+//! Ctrl-C: the first asks to stop, the second quits. Before there is work to save the first one quits.
 
 use crate::output::complain;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 static STOP: AtomicBool = AtomicBool::new(false);
+/// Whether there is work to save.
+static WORKING: AtomicBool = AtomicBool::new(false);
+static FIRST: OnceLock<Instant> = OnceLock::new();
+
+/// Signals closer together than this are one: `timeout` and others signal the process and its group.
+const ONE: Duration = Duration::from_millis(300);
 
 /// A flag that is set when the user (or the system) asks the program to stop.
 pub(crate) fn flag() -> anyhow::Result<&'static AtomicBool> {
     ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(crate::INTERRUPTED.into());
+        if !WORKING.load(Ordering::Relaxed) {
+            quit();
         }
+        if STOP.swap(true, Ordering::Relaxed) {
+            if FIRST.get().is_none_or(|first| first.elapsed() > ONE) {
+                quit();
+            }
+            return;
+        }
+        FIRST.get_or_init(Instant::now);
         complain("stopping after this step, saving first; Ctrl-C again quits at once");
     })?;
     Ok(&STOP)
+}
+
+/// From now on a signal saves before it stops.
+pub(crate) fn work_begins() {
+    WORKING.store(true, Ordering::Relaxed);
+}
+
+fn quit() -> ! {
+    std::process::exit(crate::INTERRUPTED.into())
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub enum Event {
     /// A remark for the user.
     Notice(String),
+    /// A remark that matters even to a user who wants to hear little.
+    Warning(String),
     /// Training begins.
     Started {
         /// Parameters of the network.

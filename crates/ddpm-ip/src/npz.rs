@@ -139,6 +139,14 @@ impl Npz {
         let values = parse(file, code)
             .ok_or_else(|| fail(format!("array `{name}` has dtype {dtype}, expected {expected}")))?
             .map_err(|e| fail(format!("array `{name}` is damaged or cut off ({e})")))?;
+        // The checksum is compared at the end of the entry.
+        match entry.read(&mut [0]) {
+            Ok(0) => {}
+            Ok(_) => {
+                return Err(fail(format!("array `{name}` holds more than its shape {shape:?} says: it is damaged")));
+            }
+            Err(e) => return Err(fail(format!("array `{name}` is damaged ({e})"))),
+        }
         Ok(Array { shape, values })
     }
 }

@@ -48,14 +48,10 @@ impl Settings {
         let sets: Vec<(&str, &str)> = sets
             .map(|s| s.split_once('=').ok_or_else(|| ConfigError(format!("--set {s}: write it as --set KEY=VALUE"))))
             .collect::<Result<_, _>>()?;
-        layers.set(sets)?;
-        let mut flags = Vec::new();
-        for key in self.keys() {
-            if let Some(value) = given(matches, &key.path()) {
-                flags.push((key.path(), value));
-            }
-        }
-        layers.set(flags.iter().map(|(key, value)| (key.as_str(), *value)))?;
+        let keys: Vec<String> = self.keys().into_iter().map(Key::path).collect();
+        let flags = keys.iter().filter_map(|key| Some((key.as_str(), given(matches, key)?)));
+        // One layer, in which flags come last.
+        layers.set(sets.into_iter().chain(flags))?;
         let mut config = layers.resolve()?;
         let notices = reference::apply(self.0, matches, &mut config)?;
         Ok((config, notices))
@@ -75,11 +71,14 @@ pub(super) fn truth(id: String, flag: String, help: &str) -> Arg {
 }
 
 fn arg(key: &Key, default: &Value) -> Arg {
+    let text = |value: &'static str| {
+        Arg::new(key.path()).long(key.flag()).value_name(value).allow_negative_numbers(true).help(key.help)
+    };
     let arg = match default {
         Value::Boolean(_) => truth(key.path(), key.flag(), key.help),
-        Value::String(_) => Arg::new(key.path()).long(key.flag()).value_name("TEXT").help(key.help),
-        Value::Array(_) => Arg::new(key.path()).long(key.flag()).value_name("LIST").help(key.help),
-        _ => Arg::new(key.path()).long(key.flag()).value_name("N").allow_negative_numbers(true).help(key.help),
+        Value::String(_) => text("TEXT"),
+        Value::Array(_) => text("LIST"),
+        _ => text("N"),
     };
     let aliases: &[&str] = match key.name {
         "gamma" => &["input-perturbation", "input-pertub", "input-perturb"],

@@ -54,6 +54,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     if matches.get_flag("dry-run") {
         let config = ddpm_ip::train::resolve(&config)?;
         let parameters = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?).parameter_count();
+        if matches.get_flag("json") {
+            print(&serde_json::json!({ "run": out, "parameters": parameters, "config": config }).to_string())?;
+            return Ok(Outcome::Finished);
+        }
         print(&format!(
             "# would train {parameters} parameters into {}\n\n{}",
             out.display(),

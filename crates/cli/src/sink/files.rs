@@ -35,7 +35,7 @@ impl RunFiles {
                 self.begin(*step)?;
                 self.say(&format!("step {step}: training {parameters} parameters on {images} images"))
             }
-            Event::Notice(text) => self.say(text),
+            Event::Notice(text) | Event::Warning(text) => self.say(text),
             Event::Log(line) => self.log(line),
             Event::Grid { step, path } => self.say(&format!("step {step}: wrote {}", path.display())),
             Event::Checkpoint { step, path } => self.say(&format!("step {step}: saved {}", path.display())),

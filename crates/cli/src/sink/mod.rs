@@ -41,8 +41,11 @@ impl Sinks {
             self.bar.above(&format!("warning: logs are no longer written: {error}"));
             self.files = None;
         }
-        if let (Event::Notice(text), false) = (event, self.quiet) {
-            self.bar.above(text);
+        match event {
+            Event::Notice(text) if !self.quiet => self.bar.above(text),
+            Event::Warning(text) => self.bar.above(text),
+            Event::Step { .. } | Event::Sampling { .. } => crate::interrupt::work_begins(),
+            _ => {}
         }
         self.bar.receive(event);
         if let (Event::Log(line), false, false) = (event, self.quiet, self.bar.is_shown()) {

@@ -13,6 +13,8 @@ fn usage_and_configuration_end_with_2_and_leave_nothing() {
         (&["--preset", "cifar"], &["\"cifar\"", "digits", "cifar10"]),
         (&["--config", "none.toml"], &["none.toml"]),
         (&["--gamma", "-0.1"], &["gamma is -0.1"]),
+        (&["--lr", "-1"], &["train.lr = -1"]),
+        (&["--timestep-respacing", "-5"], &["diffusion.timestep_respacing", "-5"]),
         (&["--lr", "fast"], &["train.lr = \"fast\" is not a number"]),
         (&["--noise-schedule", "sqrt"], &["diffusion.noise_schedule", "sqrt", "cosine"]),
         (&["--num_channels", "100"], &["100 channels", "multiple of 32"]),
@@ -67,6 +69,16 @@ fn a_damaged_checkpoint_is_named() {
     place.train(&["--steps", "2"]).complains(1, &["model.safetensors", "not a whole safetensors file"]);
     place.run(&["info", "run/checkpoints/step_000001/model.safetensors"]).complains(1, &["not a whole"]);
     place.run(&["sample", "--checkpoint", "nowhere"]).complains(1, &["nowhere", "no such file"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_among_the_images_is_named() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("images")).unwrap();
+    let pipe = place.path("images/pipe.png");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    place.run(&["info", "images"]).complains(1, &["pipe.png", "not a regular file"]);
 }
 
 /// A limit on the size of files stands for a full disk: writing fails half-way through a checkpoint.

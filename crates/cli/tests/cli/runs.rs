@@ -26,7 +26,7 @@ fn a_run_directory_has_everything_and_says_what_to_type_next() {
 fn logs_go_on_where_a_resumed_run_goes_on() {
     let place = Place::new();
     place.train(&["--steps", "3"]).exits(0);
-    place.train(&["--steps", "5", "--variance", "fixed-small"]).exits(0);
+    place.train(&["--steps", "5", "--variance", "fixed-large"]).exits(0);
     let steps = |lines: &str, step: &dyn Fn(&str) -> f64| lines.lines().map(step).collect::<Vec<_>>();
     let csv = place.read("run/progress.csv");
     let (header, rows) = csv.split_once('\n').unwrap();
@@ -37,7 +37,7 @@ fn logs_go_on_where_a_resumed_run_goes_on() {
     let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()["step"].as_f64().unwrap();
     assert_eq!(steps(&place.read("run/stats.jsonl"), &step), [1.0, 2.0, 3.0, 4.0, 5.0]);
     let log = place.read("run/log.txt");
-    for part in ["resuming at step 3", "diffusion.variance is \"fixed-small\" now", "saved run/checkpoints/step_000005"]
+    for part in ["resuming at step 3", "diffusion.variance is \"fixed-large\" now", "saved run/checkpoints/step_000005"]
     {
         assert!(log.contains(part), "{log}");
     }
@@ -59,7 +59,7 @@ fn lines_beyond_the_step_a_run_resumes_from_are_dropped() {
 fn a_finished_run_says_so_and_json_says_everything() {
     let place = Place::new();
     place.train(&["--steps", "2"]).exits(0);
-    let again = place.train(&["--steps", "2"]).exits(0);
+    let again = place.train(&["--steps", "2", "--quiet"]).exits(0);
     assert!(again.err().contains("complete at step 2"), "{}", again.err());
     let json = place.train(&["--steps", "3", "--json", "--quiet"]).exits(0);
     let report: Value = serde_json::from_str(&json.out()).unwrap();

@@ -161,7 +161,15 @@ pub fn load_for(path: &Path, specs: &[Spec], prefix: &str, device: &Device) -> R
         if view.dtype() != Dtype::F32 {
             return Err(Error::file(path, format!("`{name}` is {:?}; only F32 is read so far", view.dtype())));
         }
-        values.push(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+        let floats = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let floats: Vec<f32> = floats.collect();
+        if floats.iter().any(|v| !v.is_finite()) {
+            return Err(Error::file(
+                path,
+                format!("`{name}` holds values that are not finite: take another checkpoint"),
+            ));
+        }
+        values.push(floats);
     }
     let known: std::collections::HashSet<_> = specs.iter().map(|s| format!("{prefix}{}", s.name)).collect();
     if prefix.is_empty()

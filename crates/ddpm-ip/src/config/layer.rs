@@ -138,7 +138,9 @@ fn parse(key: &Key, text: &str) -> Result<Value, ConfigError> {
     };
     match &defaults[key.section][key.name] {
         Value::Boolean(_) => boolean(text).map(Value::Boolean).ok_or_else(|| wrong("true or false")),
-        Value::Integer(_) => text.parse().map(Value::Integer).map_err(|_| wrong("a whole number")),
+        Value::Integer(_) => {
+            text.parse().map(Value::Integer).map_err(|_| wrong("a whole number (of 64 bits with sign)"))
+        }
         Value::Float(_) => text.parse().map(Value::Float).map_err(|_| wrong("a number")),
         Value::Array(_) => {
             let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
@@ -213,7 +215,10 @@ mod tests {
         );
         assert_eq!(message(("seed", "3")), "`seed` could be train.seed or sample.seed: say which");
         assert_eq!(message(("class_cond", "maybe")), r#"model.class_cond = "maybe" is not true or false"#);
-        assert_eq!(message(("num_heads", "2.5")), r#"model.num_heads = "2.5" is not a whole number"#);
+        assert_eq!(
+            message(("num_heads", "2.5")),
+            r#"model.num_heads = "2.5" is not a whole number (of 64 bits with sign)"#
+        );
         assert_eq!(
             message(("attention_resolutions", "a,b")),
             r#"model.attention_resolutions = "a,b" is not a list of numbers such as 16,8"#

@@ -10,13 +10,16 @@ mod preset;
 
 pub use keys::{KEYS, Key};
 pub use layer::{Layers, boolean};
-pub(crate) use network::NORM_GROUPS;
 pub use network::{Heads, NetworkConfig};
+pub(crate) use network::{MOST_CLASSES, NORM_GROUPS};
 pub use preset::{PRESETS, Preset};
 
 use crate::data::{Fit, Labels, OnBadImage};
 pub use ddpm_math::{LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, TimeSamplerKind, Variance};
 use serde::{Deserialize, Serialize};
+
+/// The most decoding threads.
+const MOST_WORKERS: usize = 256;
 
 /// A configuration that cannot be used, said for the person who wrote it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -314,6 +317,16 @@ impl Config {
         toml::from_str(text).map_err(|e| ConfigError(e.to_string().trim_end().to_string()))
     }
 
+    /// The settings that differ from those of `before`: key, value now, value before.
+    pub fn changes_from(&self, before: &Self) -> Vec<(String, String, String)> {
+        let table = |c: &Self| -> toml::Table { c.to_toml().parse().unwrap_or_default() };
+        let (before, now) = (table(before), table(self));
+        let both = KEYS.iter().map(|k| (k.path(), &now[k.section][k.name], &before[k.section][k.name]));
+        both.filter(|(_, now, before)| now != before)
+            .map(|(key, now, before)| (key, now.to_string(), before.to_string()))
+            .collect()
+    }
+
     /// Checks everything that can be checked before work begins.
     ///
     /// # Errors
@@ -321,6 +334,9 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         NetworkConfig::new(&self.model, self.diffusion.variance)?;
         self.perturbation.validate().map_err(|e| ConfigError(e.to_string()))?;
+        require((1..=MOST_WORKERS).contains(&self.data.workers), || {
+            format!("data.workers = {}: use 1 to {MOST_WORKERS} decoding threads", self.data.workers)
+        })?;
         require(!self.data.random_crop || self.data.fit == Fit::Crop, || {
             "--random-crop does nothing with --fit pad: use one of them".into()
         })?;
@@ -372,7 +388,15 @@ impl TrainConfig {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        self.time_limit()?;
+        require(self.time_limit()?.is_none_or(|limit| !limit.is_zero()), || {
+            format!("train.duration = {:?} leaves no time to train", self.duration)
+        })?;
+        require(self.microbatch == -1 || self.microbatch > 0, || {
+            format!(
+                "train.microbatch = {} is no number of images: give 1 or more, or -1 for the whole batch",
+                self.microbatch
+            )
+        })?;
         require(self.batch_size > 0, || "train.batch_size is 0: give at least 1 image per step".into())?;
         let positive = |key: &str, v: f64| {
             require(v.is_finite() && v > 0.0, || format!("train.{key} = {v} is not a positive number"))

@@ -7,6 +7,9 @@ use ddpm_math::Variance;
 /// Groups of every normalisation, as in the reference.
 pub(crate) const NORM_GROUPS: usize = 32;
 
+/// The most classes: a network has an embedding of each.
+pub(crate) const MOST_CLASSES: usize = 1 << 16;
+
 /// What the U-Net is built from. Every combination that exists has passed [`NetworkConfig::new`]'s checks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkConfig {
@@ -73,7 +76,25 @@ impl NetworkConfig {
         let mult = channel_mult(m)?;
         let size = m.image_size;
         let levels = mult.len();
-        require(size > 0 && m.in_channels > 0, || "model.image_size and model.in_channels must be at least 1".into())?;
+        for (key, value, most) in [
+            ("image_size", size, 1 << 14),
+            ("in_channels", m.in_channels, 1 << 10),
+            ("num_channels", m.num_channels, 1 << 14),
+            ("num_res_blocks", m.num_res_blocks, 1 << 8),
+        ] {
+            require((1..=most).contains(&value), || format!("model.{key} = {value}: use 1 to {most}"))?;
+        }
+        require(m.num_classes <= MOST_CLASSES, || {
+            format!("model.num_classes = {}: use at most {MOST_CLASSES}", m.num_classes)
+        })?;
+        let wrong = mult.iter().find(|f| !(f.is_finite() && (0.0..=64.0).contains(*f) && **f > 0.0));
+        require(wrong.is_none() && levels <= 12, || match wrong {
+            Some(f) => format!("model.channel_mult has a {f:e}: use multipliers above 0 and up to 64"),
+            None => format!("model.channel_mult has {levels} levels: use at most 12"),
+        })?;
+        require(m.num_head_channels == -1 || m.num_head_channels > 0, || {
+            format!("model.num_head_channels = {}: give 1 or more, or -1 to count heads", m.num_head_channels)
+        })?;
         let halvings = u32::try_from(levels - 1).unwrap_or(u32::MAX);
         let factor = 1usize.checked_shl(halvings).unwrap_or(0);
         require(factor > 0 && size.is_multiple_of(factor), || {

@@ -88,7 +88,10 @@ impl Dataset {
                 let source_name = dataset.name.clone();
                 return Err(DataError::Channels { source_name, found, wanted: options.channels }.into());
             }
-            dataset.fitted(0, None)?;
+            dataset.fitted(0, None).map_err(|e| match e {
+                DataError::BadImage { image, reason } => DataError::Misfit { image, reason },
+                other => other,
+            })?;
         }
         Ok(dataset)
     }
@@ -114,6 +117,15 @@ impl Dataset {
             Source::Memory(memory) => memory.len(),
             Source::Files(files) => files.len(),
         }
+    }
+
+    /// Checks that there are enough images for a batch.
+    ///
+    /// # Errors
+    /// [`DataError::TooFew`].
+    pub fn check_batch(&self, batch_size: usize) -> Result<(), DataError> {
+        let images = self.len();
+        if images < batch_size { Err(DataError::TooFew { images, batch_size }) } else { Ok(()) }
     }
 
     /// Class of each image.

@@ -63,6 +63,10 @@ pub(super) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<
 /// Decodes a PNG or JPEG: grey as one channel, everything else as three, without transparency.
 pub(super) fn decode(path: &Path) -> Result<Pixels, DataError> {
     let bad = |reason: String| DataError::BadImage { image: path.display().to_string(), reason };
+    // Reading a pipe would wait for ever.
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(bad("not a regular file".into()));
+    }
     let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read ({e})")))?;
     if is_cut_off_jpeg(&bytes) {
         return Err(bad("the JPEG is cut off".into()));

@@ -56,9 +56,7 @@ impl Loader {
         workers: usize,
         prefetch: usize,
     ) -> Result<Self, Error> {
-        if dataset.len() < batch_size {
-            return Err(DataError::TooFew { images: dataset.len(), batch_size }.into());
-        }
+        dataset.check_batch(batch_size)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(workers.max(1))
             .build()

@@ -2,13 +2,11 @@
 
 use super::{Pixels, idx};
 use crate::Error;
+use crate::config::MOST_CLASSES;
 use crate::npz::Npz;
 use flate2::read::GzDecoder;
 use std::io::Read;
 use std::path::Path;
-
-/// Labels must be below: a network has an embedding for each class up to the largest.
-const MOST_CLASSES: u32 = 1 << 16;
 
 /// Images of one size `[N, H, W, C]`.
 pub(super) struct Memory {
@@ -65,7 +63,7 @@ impl Memory {
                     format!("`arr_1` has shape {:?}, expected one label for each of the {n} images", labels.shape),
                 ));
             }
-            let label = |label: i64| u32::try_from(label).ok().filter(|&l| l < MOST_CLASSES);
+            let label = |label: i64| u32::try_from(label).ok().filter(|&l| (l as usize) < MOST_CLASSES);
             let labels: Option<Vec<u32>> = labels.values.into_iter().map(label).collect();
             let wrong =
                 || Error::file(path, format!("`arr_1` holds a label that is negative or not below {MOST_CLASSES}"));

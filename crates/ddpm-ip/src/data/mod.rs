@@ -76,6 +76,14 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// Images of one file that are all of the wrong size.
+    #[error("{image}: {reason}")]
+    Misfit {
+        /// The first of them.
+        image: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// No image of the set could be used.
     #[error("none of the {count} images can be used; the first failed with: {first}")]
     AllBad {

@@ -110,8 +110,18 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let image_bytes = size * size * channels;
     let classes = network.config().num_classes;
     job.labels(&[], classes)?;
+    if let Some(grid) = job.grid.as_ref().filter(|grid| grid.is_dir()) {
+        return Err(ConfigError(format!("--grid {} is a folder: name a PNG file", grid.display())).into());
+    }
     for folder in [Some(&out), job.grid.as_ref()].into_iter().flatten().filter_map(|path| path.parent()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
+    if let Some(own) = checkpoint::config_of(&file)? {
+        for (key, now, before) in config.changes_from(&own) {
+            if key.starts_with("model.") || key.starts_with("diffusion.") {
+                emit(Event::Warning(format!("{key} is {now}; the checkpoint was made with {before}")));
+            }
+        }
     }
     let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes)?;
     done = done.min(total);
@@ -127,6 +137,12 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
             !stop.load(Ordering::Relaxed)
         });
         let Some(drawn) = drawn else { return Ok(Outcome::Interrupted) };
+        let finite: bool = drawn.clone().is_finite().all().into_scalar();
+        if !finite {
+            let message = "its network draws images that are not finite: check it, the noise given, and the settings that \
+                           differ from its own";
+            return Err(Error::file(&file, message));
+        }
         partial.append(&to_u8(drawn))?;
         done += batch;
         emit(Event::Sampled { done });

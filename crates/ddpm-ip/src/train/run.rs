@@ -35,19 +35,25 @@ pub fn train(
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
     config.validate()?;
+    check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
     let config = with_classes(config, &dataset)?;
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    check_size(&network)?;
     // A new directory is not made before all is known to be well.
     let held = dir.exists().then(|| lock(dir)).transpose()?;
     let store = Store::new(dir);
+    let mut changed = Vec::new();
     let state = match store.newest()? {
         Some((step, path)) => {
-            note_changes(&path, &config, emit)?;
+            changed = changes(&path, &config)?;
+            for change in &changed {
+                emit(Event::Warning(change.clone()));
+            }
             let (state, fresh) = Store::load(&path, network.specs(), &config.train.ema_rate, device)?;
             emit(Event::Notice(format!("resuming at step {step} from {}", path.display())));
             for rate in fresh {
-                emit(Event::Notice(format!(
+                emit(Event::Warning(format!(
                     "no average of rate {rate} was saved: it begins at the current parameters"
                 )));
             }
@@ -67,17 +73,22 @@ pub fn train(
     let grid = GridHook::new(dir.join("samples"), stop);
     let first_step = trainer.step();
     if over(first_step, trainer.state.progress.elapsed_secs) {
+        if !changed.is_empty() {
+            let message = format!(
+                "{} holds a complete run of {first_step} steps with other settings: choose another --out, or raise --steps \
+                 or --duration to go on with the new ones",
+                dir.display()
+            );
+            return Err(ConfigError(message).into());
+        }
         if !grid.path(first_step).exists() {
             grid.draw(&trainer, emit)?;
         }
-        emit(Event::Notice(format!(
-            "the run is complete at step {}: raise --steps or --duration to go on",
-            trainer.step()
-        )));
+        emit(Event::Warning(format!("the run is complete at step {first_step}: raise --steps or --duration to go on")));
         return Ok(Outcome::Finished);
     }
     if last_step.is_none() && time_limit.is_none() {
-        emit(Event::Notice("neither --steps nor --duration was given: training goes on until Ctrl-C".into()));
+        emit(Event::Warning("neither --steps nor --duration was given: training goes on until Ctrl-C".into()));
     }
     let images = dataset.len();
     let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
@@ -126,7 +137,7 @@ pub fn train(
         }
         if next != Next::Step {
             for (image, reason) in loader.skipped() {
-                emit(Event::Notice(format!("skipped {image}: {reason}")));
+                emit(Event::Warning(format!("skipped {image}: {reason}")));
             }
             return Ok(if finished { Outcome::Finished } else { Outcome::Interrupted });
         }
@@ -159,7 +170,11 @@ pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
 /// As [`train`], before it writes anything.
 pub fn resolve(config: &Config) -> Result<Config, Error> {
     config.validate()?;
-    with_classes(config, open_data(config)?.as_ref())
+    let dataset = open_data(config)?;
+    dataset.check_batch(config.train.batch_size)?;
+    let config = with_classes(config, &dataset)?;
+    check_size(&Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?))?;
+    Ok(config)
 }
 
 /// Fills in or checks the number of classes.
@@ -197,22 +212,50 @@ fn lock(dir: &Path) -> Result<File, Error> {
     }
 }
 
-/// Says which settings differ from those a checkpoint was made with.
-fn note_changes(checkpoint: &Path, config: &Config, emit: &mut Emit) -> Result<(), Error> {
-    let path = checkpoint.join("model.safetensors");
-    let Some(old) = crate::checkpoint::config_of(&path)? else { return Ok(()) };
-    let table = |c: &Config| -> toml::Table { c.to_toml().parse().unwrap_or_default() };
-    let (old, new) = (table(&old), table(config));
-    for (section, keys) in &new {
-        for (key, value) in keys.as_table().into_iter().flatten() {
-            let before = old.get(section).and_then(|s| s.get(key));
-            if before != Some(value) {
-                let before = before.map_or("unset".into(), ToString::to_string);
-                emit(Event::Notice(format!("{section}.{key} is {value} now; the checkpoint was made with {before}")));
-            }
-        }
+/// Settings that do not change what a network learns from a step.
+const HARMLESS: [&str; 9] = [
+    "train.steps",
+    "train.duration",
+    "train.log_interval",
+    "train.save_interval",
+    "train.keep_checkpoints",
+    "train.grid_interval",
+    "train.grid_images",
+    "data.workers",
+    "data.on_bad_image",
+];
+
+/// Which settings differ from those a checkpoint was made with, in words.
+fn changes(checkpoint: &Path, config: &Config) -> Result<Vec<String>, Error> {
+    let Some(before) = crate::checkpoint::config_of(&checkpoint.join("model.safetensors"))? else {
+        return Ok(Vec::new());
+    };
+    let matter = |key: &str| !HARMLESS.contains(&key) && !key.starts_with("sample.");
+    let changes = config.changes_from(&before).into_iter().filter(|(key, ..)| matter(key));
+    Ok(changes.map(|(key, now, before)| format!("{key} is {now} now; the checkpoint was made with {before}")).collect())
+}
+
+/// Refuses a network that no machine holds.
+fn check_size(network: &Unet) -> Result<(), Error> {
+    const MOST_PARAMETERS: usize = 20_000_000_000;
+    let count = network.parameter_count();
+    if count <= MOST_PARAMETERS {
+        return Ok(());
     }
-    Ok(())
+    let message = format!("this network would have {count} parameters: use fewer --num-channels or --num-res-blocks");
+    Err(ConfigError(message).into())
+}
+
+/// Refuses a run directory whose grids would become training images.
+fn check_place(dir: &Path, data_dir: &str) -> Result<(), Error> {
+    let absolute = |path: &Path| std::path::absolute(path).ok();
+    let data = Path::new(data_dir);
+    let inside = data.is_dir() && absolute(dir).zip(absolute(data)).is_some_and(|(dir, data)| dir.starts_with(data));
+    if !inside {
+        return Ok(());
+    }
+    let message = format!("--out {} lies in the training images' folder: choose another place", dir.display());
+    Err(ConfigError(message).into())
 }
 
 fn with_last_good(error: Error, dir: &Path) -> Error {

@@ -1,7 +1,6 @@
 //! Checkpoints: whole or not there, and clear about what is wrong with them.
 
-use super::support::{assert_says, tensors, tiny, train, trained, with};
-use ddpm_ip::Event;
+use super::support::{assert_says, remarks, tensors, tiny, train, trained, with};
 use ddpm_ip::checkpoint::{Store, config_of, list, resolve};
 use ddpm_ip::config::NetworkConfig;
 use ddpm_ip::model::Unet;
@@ -87,6 +86,17 @@ fn damage_is_named_with_its_file() {
 }
 
 #[test]
+fn parameters_that_are_not_finite_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = trained(&tiny(), folder.path()).join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    assert_says(train(&with(&[("steps", "8")]), folder.path()).0, &["model.safetensors", "not finite"]);
+}
+
+#[test]
 fn another_architecture_is_refused_with_the_tensor_and_both_shapes() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = trained(&tiny(), folder.path());
@@ -139,8 +149,7 @@ fn a_resumed_run_says_which_settings_changed_and_where_an_average_begins() {
     trained(&tiny(), folder.path());
     let (outcome, events) = train(&with(&[("steps", "5"), ("lr", "0.5"), ("ema_rate", "0.9,0.5")]), folder.path());
     outcome.unwrap();
-    let notices: Vec<&String> =
-        events.iter().filter_map(|e| if let Event::Notice(text) = e { Some(text) } else { None }).collect();
+    let notices = remarks(&events);
     for expected in ["train.lr is 0.5 now; the checkpoint was made with 0.001", "resuming at step 4", "rate 0.5"] {
         assert!(notices.iter().any(|n| n.contains(expected)), "{expected:?} is not in {notices:?}");
     }

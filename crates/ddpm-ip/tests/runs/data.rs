@@ -266,6 +266,11 @@ fn npz_files_are_read_as_the_references_scripts_write_them() {
     })
     .unwrap();
     assert_says(open(&path, OPTIONS), &["data.npz", "arr_0", "uint8"]);
+    write_npz(&path, &[3, 8, 8, 1], None);
+    let mut flipped = fs::read(&path).unwrap();
+    flipped[200] ^= 1;
+    fs::write(&path, flipped).unwrap();
+    assert_says(open(&path, OPTIONS), &["data.npz", "arr_0", "damaged"]);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 30]).unwrap();
     assert_says(open(&path, OPTIONS), &["data.npz", "npz"]);

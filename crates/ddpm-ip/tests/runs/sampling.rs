@@ -1,6 +1,6 @@
 //! Files of samples.
 
-use super::support::{assert_says, cpu, tiny, trained, with};
+use super::support::{assert_says, cpu, remarks, tiny, trained, with};
 use ddpm_ip::config::Config;
 use ddpm_ip::npz::{Npz, NpzWriter};
 use ddpm_ip::sample::{Job, run};
@@ -188,8 +188,27 @@ fn given_noise_is_followed() {
     job.config.sample.sampler = ddpm_ip::config::SamplerKind::Ddim;
     write(None, 5, 0.5);
     draw(&job).unwrap();
+    write(None, 5, f32::NAN);
+    assert_says(draw(&job), &["not finite", "noise given"]);
     fs::write(&noise, b"no npz").unwrap();
     assert_says(draw(&job), &["noise.npz"]);
+}
+
+#[test]
+fn images_of_one_seed_differ_and_settings_of_its_own_that_changed_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&tiny(), &folder.path().join("run"));
+    let mut job = job(&checkpoint, &tiny(), &folder.path().join("out.npz"));
+    job.config.sample.sampler = ddpm_ip::config::SamplerKind::Ddim;
+    job.config.diffusion.diffusion_steps = 30;
+    let mut events = Vec::new();
+    run(&job, &cpu(), &AtomicBool::new(false), &mut |e| events.push(e)).unwrap();
+    assert_eq!(remarks(&events), ["diffusion.diffusion_steps is 30; the checkpoint was made with 20"]);
+    let images = Npz::open(&job.out_path()).unwrap().bytes("arr_0").unwrap().values;
+    let images: Vec<&[u8]> = images.chunks_exact(64).collect();
+    for (i, image) in images.iter().enumerate() {
+        assert!(images[..i].iter().all(|other| other != image), "image {i} is there twice");
+    }
 }
 
 #[test]

@@ -59,6 +59,14 @@ pub(crate) fn train(config: &Config, dir: &Path) -> (Result<Outcome, Error>, Vec
     (outcome, events)
 }
 
+/// The remarks among events.
+pub(crate) fn remarks(events: &[Event]) -> Vec<&str> {
+    let text = |event| {
+        if let &(Event::Notice(ref text) | Event::Warning(ref text)) = event { Some(text.as_str()) } else { None }
+    };
+    events.iter().filter_map(text).collect()
+}
+
 /// Trains to the end; returns the newest checkpoint's folder.
 pub(crate) fn trained(config: &Config, dir: &Path) -> PathBuf {
     let (outcome, _) = train(config, dir);

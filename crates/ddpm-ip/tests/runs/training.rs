@@ -1,6 +1,6 @@
 //! The trainer's promises.
 
-use super::support::{assert_same, assert_says, tensors, tiny, train, trained, with};
+use super::support::{assert_same, assert_says, remarks, tensors, tiny, train, trained, with};
 use ddpm_ip::config::Config;
 use ddpm_ip::{Error, Event, Outcome};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +57,9 @@ fn a_complete_run_stays_as_it_is() {
     let first = tensors(&trained(&tiny(), folder.path()));
     let (outcome, events) = train(&tiny(), folder.path());
     assert_eq!(outcome.unwrap(), Outcome::Finished);
-    assert!(events.iter().any(|e| matches!(e, Event::Notice(text) if text.contains("complete at step 4"))));
+    assert!(remarks(&events).iter().any(|text| text.contains("complete at step 4")));
+    // Other settings would be another run.
+    assert_says(train(&with(&[("gamma", "0.1")]), folder.path()).0, &["complete run of 4 steps", "--out", "--steps"]);
     assert!(!events.iter().any(|e| matches!(e, Event::Step { .. } | Event::Checkpoint { .. })));
     assert!(tensors(&trained(&tiny(), folder.path())) == first);
 }
@@ -124,6 +126,17 @@ fn a_bad_image_in_mid_run_costs_no_work() {
     let steps = events.iter().filter(|e| matches!(e, Event::Step { .. })).count() as u64;
     assert!(steps > 0, "the bad image comes first: take another one for this test");
     assert_eq!(ddpm_ip::checkpoint::Store::new(&run).newest().unwrap().unwrap().0, steps);
+}
+
+#[test]
+fn grids_do_not_become_training_images() {
+    let folder = tempfile::tempdir().unwrap();
+    image::ImageBuffer::from_pixel(8, 8, image::Luma([1_u8])).save(folder.path().join("a.png")).unwrap();
+    let config = with(&[("data_dir", folder.path().to_str().unwrap()), ("train.batch_size", "1")]);
+    for out in [folder.path().to_path_buf(), folder.path().join("run")] {
+        assert_says(train(&config, &out).0, &["--out", "training images' folder"]);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]
@@ -260,6 +273,14 @@ fn settings_that_describe_no_run_leave_nothing_behind() {
         (("data_dir", "no/such/folder"), ["no/such/folder", "--data-dir"]),
         (("data_dir", ""), ["no training images", "--data-dir"]),
         (("duration", "soon"), ["train.duration", "20m"]),
+        (("duration", "0s"), ["train.duration", "no time"]),
+        (("microbatch", "0"), ["train.microbatch = 0", "-1"]),
+        (("workers", "100000"), ["data.workers", "1 to 256"]),
+        (("image_size", "1000000"), ["model.image_size = 1000000", "16384"]),
+        (("num_channels", "1048576"), ["model.num_channels = 1048576", "16384"]),
+        (("num_res_blocks", "0"), ["model.num_res_blocks = 0", "1 to 256"]),
+        (("channel_mult", "1,-1"), ["model.channel_mult", "-1"]),
+        (("num_head_channels", "0"), ["model.num_head_channels = 0", "-1"]),
         (("dropout", "1.5"), ["dropout", "1.5"]),
         (("num_classes", "3"), ["--num-classes is 3", "10 classes"]),
     ] {
