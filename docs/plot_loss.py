@@ -20,7 +20,7 @@ for quarter in range(4):
     plt.plot(*zip(*points), linewidth=0.8, label=f"t in quarter {quarter + 1}")
 plt.yscale("log")
 plt.xlabel("step")
-plt.ylabel("mean squared error")
+plt.ylabel("loss")
 plt.legend(fontsize=8, ncol=5, loc="upper right")
 plt.grid(alpha=0.3)
 plt.tight_layout()

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 const USAGE: u8 = 2;
 /// Training diverged.
 const DIVERGED: u8 = 3;
-/// Interrupted, after saving.
+/// Interrupted.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {

@@ -20,7 +20,7 @@ pub enum Event {
         step: u64,
         /// The step at which training ends, if steps decide.
         last_step: Option<u64>,
-        /// The time at which training ends, if time decides (counted over all sessions of the run).
+        /// The time at which training ends, if time decides (counted over all calls that continued the run).
         time_limit: Option<Duration>,
         /// Images per step.
         batch_size: usize,
@@ -29,12 +29,12 @@ pub enum Event {
     Step {
         /// Steps done.
         step: u64,
-        /// Training time of the run so far, over all its sessions.
+        /// Training time of the run so far, over all calls that continued it.
         elapsed: Duration,
         /// The step's loss.
         loss: f64,
     },
-    /// A line for the logs: the reference's keys and `images_per_sec`, in order.
+    /// A line for the logs, in order: the reference's keys, and `lr`, `images_per_sec` and `mse_plus_c`.
     Log(Vec<(String, f64)>),
     /// A sample grid was written.
     Grid {
@@ -78,7 +78,7 @@ pub enum Event {
 /// Receives events, in order.
 pub type Emit<'a> = dyn FnMut(Event) + 'a;
 
-/// How long work ended.
+/// How a long piece of work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Everything asked for is done.

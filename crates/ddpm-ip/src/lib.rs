@@ -1,4 +1,4 @@
-//! Train, sample and measure diffusion models with input perturbation (DDPM-IP, arXiv 2301.11706).
+//! Train and sample diffusion models with input perturbation (DDPM-IP, arXiv 2301.11706).
 //!
 //! The reference is `forever208/DDPM-IP`; the mathematics without tensors is in `ddpm-math`, the hot path's operations
 //! in `ddpm-kernels`. This crate never touches a terminal: long work emits [`Event`]s and stops when a flag is set.
@@ -13,6 +13,7 @@
 //! | [`sample`] | chains and files of samples |
 //! | [`checkpoint`] | saved runs |
 //! | [`predict`], [`info`] | one network call; what a file is |
+//! | [`npz`], [`file`] | NumPy's archives; files that are whole or not there |
 
 pub mod checkpoint;
 pub mod config;

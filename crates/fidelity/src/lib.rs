@@ -1,4 +1,4 @@
-//! Fidelity metrics for generated images. The crate sees features and images, and knows nothing of diffusion.
+//! Fidelity metrics for generated images. The crate sees features alone, and knows nothing of diffusion.
 //!
 //! Features arrive in batches of rows `[n, d]`, C-order, and are accumulated in `f64` whatever their own type.
 //!

@@ -37,11 +37,14 @@ fn moments(archive: &Path, name: &str) -> Moments {
 #[test]
 fn golden_frechet_distance() {
     let dir = golden_dir();
-    let expected = json(&dir.join("metrics/expected.json"));
     let index = json(&dir.join("index.json"));
-    let cases = index["metrics"].as_array().unwrap();
-    assert!(!cases.is_empty());
-    for case in cases {
+    let cases = index["metrics"].as_array().cloned().unwrap_or_default();
+    if cases.is_empty() {
+        assert!(std::env::var_os("GOLDEN_DIR").is_some(), "the repository's index has no metrics");
+        return;
+    }
+    let expected = json(&dir.join("metrics/expected.json"));
+    for case in &cases {
         let (name, file) = (case["name"].as_str().unwrap(), case["file"].as_str().unwrap());
         let reference = moments(&dir.join(file), "reference");
         let sample = moments(&dir.join(file), "sample");

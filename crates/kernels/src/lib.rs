@@ -1,7 +1,7 @@
 //! Tensor operations of the diffusion networks that Burn does not have, or not fast enough.
 //!
-//! Activations are channels-last, `[N, H, W, C]`; weights keep PyTorch's `[O, C, k, k]`. Every operation is a function
-//! on Burn tensors with a hand-written backward pass. On the CPU a result depends neither on the number of threads nor,
+//! Activations are channels-last, `[N, H, W, C]`; weights keep PyTorch's `[O, C, k, k]`. Every
+//! differentiable operation is a function on Burn tensors with a hand-written backward pass. On the CPU a result depends neither on the number of threads nor,
 //! image by image, on the batch size.
 
 mod autodiff;

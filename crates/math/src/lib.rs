@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | `beta` | β_t | variance added by step t of the forward process |
 //! | `alpha_bar` | ᾱ_t = Π_{i≤t} (1 − β_i) | share of the signal's variance that is left after step t |
-//! | `beta_bar` | β̄_t = √(1 − ᾱ_t) | standard deviation of the noise in x_t |
+//! | `sqrt_one_minus_alpha_bar` | β̄_t = √(1 − ᾱ_t) | standard deviation of the noise in x_t |
 //! | `x_start` | x_0 | an image, scaled to [−1, 1] |
 //! | `eps` | ε ~ N(0, I) | the noise the network learns to predict |
 //! | `xi` | ξ ~ N(0, I) | the extra noise of input perturbation, independent of ε |

@@ -55,11 +55,11 @@ pub enum Domain {
     Noise = 5,
     /// The perturbation ξ of a training image.
     Perturbation = 6,
-    /// Dropout masks.
+    /// Dropout masks (index: the image's position in the run, step: the layer).
     Dropout = 7,
     /// The noise x_T a sample starts from (index: the sample).
     Sample = 8,
-    /// The noise added by one reverse step (index: the sample, step: the timestep).
+    /// The noise added by one reverse step (index: the sample, step: how many steps the chain has taken before).
     SampleStep = 9,
     /// Class labels of samples.
     Label = 10,

@@ -89,16 +89,6 @@ impl TimeSampler {
         Self { steps, memory }
     }
 
-    /// Which distribution this is.
-    pub fn kind(&self) -> TimeSamplerKind {
-        if self.memory.is_some() { TimeSamplerKind::LossSecondMoment } else { TimeSamplerKind::Uniform }
-    }
-
-    /// T, the number of timesteps.
-    pub fn steps(&self) -> usize {
-        self.steps
-    }
-
     /// Positive weights in proportion to p_t, one per timestep: all 1 until the sampler has learned something, and of
     /// sum 1 from then on.
     pub fn weights(&self) -> Vec<f64> {

@@ -8,14 +8,13 @@ pub(crate) use settings::Settings;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::ffi::OsString;
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted after saving.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.";
 
 /// The whole command line.
 pub(crate) fn command() -> Command {
     Command::new("ddpm-ip")
         .version(clap::crate_version!())
-        .about("Train, sample and measure diffusion models with input perturbation (DDPM-IP, ICML 2023)")
+        .about("Train and sample diffusion models with input perturbation (DDPM-IP, ICML 2023)")
         .after_help(EXIT_CODES)
         .subcommand_required(true)
         .arg_required_else_help(true)

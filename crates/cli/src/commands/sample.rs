@@ -29,7 +29,7 @@ pub(crate) fn command() -> Command {
             .visible_alias("model-path"),
         )
         .arg(args::path("out", "PATH", "the npz to write, or a folder for it"))
-        .arg(args::path("grid", "PNG", "also write a picture of the first images"))
+        .arg(args::path("grid", "PNG", "also write a picture of the first images, 256 at most"))
         .arg(
             Arg::new("classes")
                 .long("classes")
@@ -38,7 +38,11 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u32))
                 .help("classes to draw, in turn, as in 0,1,2; at random if not given"),
         )
-        .arg(args::path("initial-noise", "NPZ", "follow given chains: initial_noise [N,C,H,W], step_noise [T,N,C,H,W]"))
+        .arg(args::path(
+            "initial-noise",
+            "NPZ",
+            "follow given chains: initial_noise [N,C,H,W], step_noise [steps,N,C,H,W]",
+        ))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
         .args(args::machine())

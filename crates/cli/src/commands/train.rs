@@ -26,7 +26,7 @@ pub(crate) fn command() -> Command {
             presets.join("\n")
         ))
         .arg(Arg::new("preset").long("preset").value_name("NAME").help("recipe to begin from (see --help)"))
-        .arg(args::path("out", "DIR", "run directory [default: runs/PRESET]"))
+        .arg(args::path("out", "DIR", "run directory [default: runs/ and the name of the preset, --config file or data]"))
         .arg(args::switch("dry-run", "check settings and data, show them and stop"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))

@@ -47,7 +47,7 @@ pub struct Progress {
     pub step: u64,
     /// Images seen: the position in the data and in every random stream.
     pub images: u64,
-    /// Training time over all sessions, in seconds.
+    /// Training time over all calls that continued the run, in seconds.
     pub elapsed_secs: f64,
     /// The loss-aware time sampler's history.
     pub time_sampler: Option<TimeSamplerState>,

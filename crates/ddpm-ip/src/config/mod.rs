@@ -143,7 +143,7 @@ impl Default for DiffusionConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// `digits`, a folder of images, an npz or an IDX file.
+    /// `digits`, a folder of images, an npz, an IDX file or its folder.
     pub data_dir: String,
     /// Where the class labels of a folder's images come from.
     pub labels: Labels,
@@ -153,7 +153,7 @@ pub struct DataConfig {
     pub allow_upscale: bool,
     /// Crop at random instead of in the centre.
     pub random_crop: bool,
-    /// Mirror every second image at random.
+    /// Mirror each image with probability 1/2.
     pub random_flip: bool,
     /// What to do with images that cannot be read.
     pub on_bad_image: OnBadImage,

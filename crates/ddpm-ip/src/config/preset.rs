@@ -43,7 +43,7 @@ impl Preset {
         })
     }
 
-    /// Its table: only the keys that differ from the defaults.
+    /// Its table: the recipe's keys; the rest are defaults.
     pub fn table(&self) -> toml::Table {
         self.toml.parse().expect("the presets are tested to parse")
     }

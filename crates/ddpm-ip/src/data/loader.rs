@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 pub struct Batch {
     /// `[N, C, H, W]` in [-1, 1].
     pub images: Vec<f32>,
-    /// Class of each image.
+    /// Class of each image `[N]`.
     pub labels: Option<Vec<u32>>,
     /// Images the run has seen before this batch.
     pub position: u64,

@@ -10,11 +10,11 @@ use ddpm_math::{Mix, Prediction, step};
 pub struct Noised {
     /// Clean images `[N, C, H, W]` in [-1, 1].
     pub x_start: Tensor<4>,
-    /// Perturbed noisy images y_t, the network's input.
+    /// Perturbed noisy images y_t `[N, C, H, W]`, the network's input.
     pub x_t: Tensor<4>,
-    /// What a network that predicts ε should answer.
+    /// What a network that predicts ε should answer `[N, C, H, W]`.
     pub eps: Tensor<4>,
-    /// Indices of the process, one per image.
+    /// Indices of the process `[N]`.
     pub t: Vec<usize>,
     /// Per image, what separates the ε loss from the reference's: c of the equivalent form, else 0.
     pub constant: Vec<f64>,
@@ -27,7 +27,8 @@ pub struct Terms {
     pub loss: Tensor<1>,
     /// Mean squared error of the prediction, unless the loss is a pure bound.
     pub mse: Option<Tensor<1>>,
-    /// Variational bound in bits per value, if the variance is learned beside an MSE.
+    /// The bound's term in bits per value, times `LossKind::vb_factor`, as it enters the loss; only where the variance is
+    /// learned beside an MSE.
     pub vb: Option<Tensor<1>>,
 }
 

@@ -23,8 +23,9 @@ impl Reverse {
         i > 0 && (self.sampler == SamplerKind::Ddpm || self.eta > 0.0)
     }
 
-    /// From x_t at index `i` and the network's output to (x_{t−1}, predicted x_0). `noise` is a standard normal draw,
-    /// needed where [`draws`](Self::draws) says so.
+    /// From x_t `[N, C, H, W]` at index `i` and the network's output `[N, C or 2C, H, W]` to (x_{t−1}, predicted x_0), as
+    /// DDPM (Ho et al. 2020, algorithm 2) or DDIM (Song et al. 2020, eq. 12) step. `noise` `[N, C, H, W]` is a standard
+    /// normal draw, needed where [`draws`](Self::draws) says so.
     pub fn step(
         &self,
         diffusion: &Diffusion,

@@ -1,4 +1,4 @@
-//! Sinusoidal embedding of time.
+//! Sinusoidal embedding of time (Vaswani et al. 2017, arXiv 1706.03762, section 3.5, in the reference's order).
 
 /// The embedding of (possibly fractional) times `t` `[N]` as `[N, channels]`: cosines, then sines, of t times falling
 /// frequencies 10000^(−i/half); a zero ends an odd number of channels. In f32 up to the sine, as the reference.

@@ -1,4 +1,4 @@
-//! The ADM U-Net (Dhariwal & Nichol, arXiv 2105.05233) with every option of the reference, parameter for parameter.
+//! The ADM U-Net (Dhariwal & Nichol, arXiv 2105.05233) with every architecture option of the reference, parameter for parameter.
 
 use super::dropout::Dropout;
 use super::embedding::timestep_embedding;

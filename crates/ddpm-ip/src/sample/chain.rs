@@ -11,7 +11,7 @@ pub trait Draws: Sync {
     /// x_T of image `image`, into `values` `[C, H, W]`.
     fn initial(&self, image: u64, values: &mut [f32]);
 
-    /// The noise that the `k`-th step taken (from 0) adds to image `image`.
+    /// The noise that the `k`-th step taken (from 0) adds to image `image`, into `values` `[C, H, W]`.
     fn step(&self, image: u64, k: usize, values: &mut [f32]);
 }
 

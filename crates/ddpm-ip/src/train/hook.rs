@@ -63,7 +63,7 @@ impl Hook for CheckpointHook<'_> {
     }
 }
 
-/// Draws sample grids with the averaged parameters and always the same noise.
+/// Draws sample grids with the first average (the network itself where there is none) and always the same noise.
 pub struct GridHook<'a> {
     folder: PathBuf,
     stop: &'a AtomicBool,

@@ -23,7 +23,7 @@ pub struct StepReport {
     pub loss: Vec<f64>,
     /// The prediction's error, unless the loss is a pure bound.
     pub mse: Option<Vec<f64>>,
-    /// The bound, if the variance is learned.
+    /// The bound's term as it enters the loss, if the variance is learned beside an MSE.
     pub vb: Option<Vec<f64>>,
     /// What separates each loss from the reference's (the equivalent form's c).
     pub constant: Vec<f64>,
@@ -73,7 +73,7 @@ pub struct Draws {
     pub mixes: Vec<Mix>,
     /// Standard normal `[N, C, H, W]`.
     pub eps: Vec<f32>,
-    /// A second draw, if any image's mixture uses it.
+    /// A second draw `[N, C, H, W]`, if any image's mixture uses it.
     pub xi: Option<Vec<f32>>,
 }
 
@@ -111,11 +111,6 @@ impl Trainer {
     /// Parameters, averages, moments and counters.
     pub fn state(&self) -> &State {
         &self.state
-    }
-
-    /// The run's configuration.
-    pub fn config(&self) -> &Config {
-        &self.config
     }
 
     /// The parameters to sample with: the first average, or the network's own.

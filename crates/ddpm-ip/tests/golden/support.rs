@@ -43,7 +43,7 @@ pub(crate) fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().try_to_vec().unwrap()
 }
 
-/// `unit(name, n)` of the golden folder's `formula.py`: a hash of name and index in [0, 1).
+/// `unit(name, n)` of the golden README: a hash of name and index in [0, 1).
 fn unit(name: &str, n: usize) -> Vec<f64> {
     let fnv = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
     (1..=n as u64)

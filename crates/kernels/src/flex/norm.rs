@@ -1,4 +1,4 @@
-//! Group normalisation with feature-wise scale and shift and SiLU, channels last, in one pass each way.
+//! Group normalisation with feature-wise scale and shift and SiLU, channels last, as one operation each way.
 //!
 //! With x̂ = (x − mean)/std over a group, the layer computes `act(x̂·a + b)` where a = weight·(1 + scale) and
 //! b = bias·(1 + scale) + shift are per image and channel. Statistics are two-pass and summed in f64.
