@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod data;
+mod networks;
 mod perturbation;
 mod predicting;
 mod sampling;
