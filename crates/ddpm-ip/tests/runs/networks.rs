@@ -67,10 +67,10 @@ fn the_layers_that_begin_at_zero_are_the_references() {
     for (spec, values) in network.specs().iter().zip(parameters.to_values()) {
         let zero_module = ["out_layers.3.", "proj_out.", "out.2."].iter().any(|part| spec.name.contains(part))
             && !spec.name.contains("emb");
-        let is_norm_bias = spec.name.ends_with(".bias") && {
-            let weight = spec.name.replace(".bias", ".weight");
+        let is_norm_bias = spec.name.strip_suffix(".bias").is_some_and(|layer| {
+            let weight = format!("{layer}.weight");
             network.specs().iter().any(|s| s.name == weight && s.shape.len() == 1)
-        };
+        });
         let zeros = values.iter().all(|v| *v == 0.0);
         assert_eq!(zeros, zero_module || is_norm_bias, "{}", spec.name);
     }
