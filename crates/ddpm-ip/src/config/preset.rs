@@ -16,7 +16,7 @@ pub struct Preset {
 pub const PRESETS: &[Preset] = &[
     Preset {
         name: "digits",
-        about: "the embedded handwritten digits, 8x8, in under two minutes on two CPU cores",
+        about: "the embedded handwritten digits, 8x8, in under two minutes",
         toml: include_str!("../../../../presets/digits.toml"),
     },
     Preset {
