@@ -132,6 +132,7 @@ mod tests {
     fn plain_resampling_is_told_apart() {
         let mut config = PRESETS[0].config();
         config.model.resblock_updown = false;
+        config.model.channel_mult = vec![1.0, 2.0];
         for conv_resample in [true, false] {
             config.model.conv_resample = conv_resample;
             let a = infer(&tensors(&config)).unwrap();
