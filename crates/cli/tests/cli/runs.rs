@@ -245,7 +245,8 @@ fn the_first_signal_saves_and_the_run_goes_on_from_there() {
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("step 3 ")));
-    let interrupt = format!("kill -INT {}", child.id());
+    // `timeout` and others signal the process and its group: both at once count as one.
+    let interrupt = format!("kill -INT {0}; kill -INT {0}", child.id());
     assert!(std::process::Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
