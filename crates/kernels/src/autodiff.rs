@@ -9,6 +9,37 @@ use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
+/// Parents: input, weight, bias and perhaps the residual.
+#[derive(Debug)]
+struct Conv2dBackward;
+
+impl<B: Kernels + GradKernels, const N: usize> Backward<B, N> for Conv2dBackward {
+    type State = (NodeId, NodeId, Conv2d);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let (x, weight, conv) = ops.state;
+        let grad = grads.consume::<B>(&ops.node);
+        let x: FloatTensor<B> = saved.retrieve_node_output(x);
+        let weight: FloatTensor<B> = saved.retrieve_node_output(weight);
+        if let Some(node) = &ops.parents[0] {
+            let [n, h, w, c] = x.shape().dims();
+            let dx = B::conv2d_input_grad(grad.clone(), weight.clone(), [n, h, w, c], conv);
+            grads.register::<B>(node.id, dx);
+        }
+        if ops.parents[1].is_some() || ops.parents[2].is_some() {
+            let (dweight, dbias) = B::conv2d_weight_grad(x, grad.clone(), weight, conv);
+            for (node, grad) in ops.parents[1..3].iter().zip([dweight, dbias]) {
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, grad);
+                }
+            }
+        }
+        if let Some(Some(node)) = ops.parents.get(3) {
+            grads.register::<B>(node.id, grad);
+        }
+    }
+}
+
 impl<B: Kernels + GradKernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn conv2d_nhwc(
         x: FloatTensor<Self>,
@@ -16,33 +47,32 @@ impl<B: Kernels + GradKernels, C: CheckpointStrategy> Kernels for Autodiff<B, C>
         bias: FloatTensor<Self>,
         conv: Conv2d,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Conv2dBackward;
-        impl<B: Kernels + GradKernels> Backward<B, 3> for Conv2dBackward {
-            type State = (NodeId, NodeId, Conv2d);
-            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
-                let [on_x, on_weight, on_bias] = ops.parents;
-                let (x, weight, conv) = ops.state;
-                let grad = grads.consume::<B>(&ops.node);
-                let x: FloatTensor<B> = saved.retrieve_node_output(x);
-                let weight: FloatTensor<B> = saved.retrieve_node_output(weight);
-                if let Some(node) = on_x {
-                    let [n, h, w, c] = x.shape().dims();
-                    let dx = B::conv2d_input_grad(grad.clone(), weight.clone(), [n, h, w, c], conv);
-                    grads.register::<B>(node.id, dx);
-                }
-                if on_weight.is_some() || on_bias.is_some() {
-                    let (dweight, dbias) = B::conv2d_weight_grad(x, grad, weight, conv);
-                    for (node, grad) in [(on_weight, dweight), (on_bias, dbias)] {
-                        if let Some(node) = node {
-                            grads.register::<B>(node.id, grad);
-                        }
-                    }
-                }
-            }
-        }
         let y = B::conv2d_nhwc(x.primitive().clone(), weight.primitive().clone(), bias.primitive().clone(), conv);
         let nodes = [x.node(), weight.node(), bias.node()];
+        match Conv2dBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), conv);
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn conv2d_add_nhwc(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        conv: Conv2d,
+    ) -> FloatTensor<Self> {
+        let y = B::conv2d_add_nhwc(
+            x.primitive().clone(),
+            weight.primitive().clone(),
+            bias.primitive().clone(),
+            residual.primitive().clone(),
+            conv,
+        );
+        let nodes = [x.node(), weight.node(), bias.node(), residual.node()];
         match Conv2dBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&weight), conv);
@@ -78,10 +108,8 @@ impl<B: Kernels + GradKernels, C: CheckpointStrategy> Kernels for Autodiff<B, C>
                 }
             }
         }
-        let statistics = B::group_norm_statistics(x.primitive().clone(), norm);
-        let y = B::group_norm_apply(
+        let (y, statistics) = B::group_norm_forward(
             x.primitive().clone(),
-            statistics.clone(),
             weight.primitive().clone(),
             bias.primitive().clone(),
             film.primitive().clone(),
@@ -114,6 +142,29 @@ impl<B: Kernels + GradKernels, C: CheckpointStrategy> Kernels for Autodiff<B, C>
         let y = B::resample(x.primitive().clone(), to, scale);
         match ResampleBackward.prepare::<C>([x.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((to, scale), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn concat_channels(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct ConcatBackward;
+        impl<B: Kernels + GradKernels> Backward<B, 2> for ConcatBackward {
+            type State = [usize; 2];
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [a, b] = ops.state;
+                for (node, (from, count)) in ops.parents.into_iter().zip([(0, a), (a, b)]) {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, B::take_channels(grad.clone(), from, count));
+                    }
+                }
+            }
+        }
+        let channels = [&a, &b].map(|x| x.primitive().shape()[3]);
+        let y = B::concat_channels(a.primitive().clone(), b.primitive().clone());
+        match ConcatBackward.prepare::<C>([a.node(), b.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(channels, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

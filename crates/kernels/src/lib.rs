@@ -1,11 +1,15 @@
 //! Tensor operations of the diffusion networks that Burn does not have, or not fast enough.
 //!
-//! Activations are channels-last, `[N, H, W, C]`; weights keep PyTorch's `[O, C, k, k]`. Every
-//! differentiable operation is a function on Burn tensors with a hand-written backward pass. On the CPU a result depends neither on the number of threads nor,
-//! image by image, on the batch size.
+//! Activations are channels-last, `[N, H, W, C]`, in f32 or bf16; weights keep PyTorch's `[O, C, k, k]` and are f32, and so
+//! are all sums and statistics. Every differentiable operation is a function on Burn tensors with a hand-written backward
+//! pass. On the CPU a result depends neither on the number of threads nor, image by image, on the batch size; from one
+//! [`Isa`] to another it differs by rounding.
 
 mod autodiff;
 mod flex;
+mod isa;
+
+pub use isa::{ISA_VARIABLE, Isa, UnknownIsa};
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
@@ -25,6 +29,20 @@ impl Conv2d {
     }
 }
 
+/// Dropout (Srivastava et al. 2014) whose masks follow from a seed: those of the batch's image i from
+/// (seed, position + i, layer) alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// The probability of a zero.
+    pub probability: f64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Place of the batch's first image in the run.
+    pub position: u64,
+    /// Which of the network's dropout layers this is.
+    pub layer: u32,
+}
+
 /// Group normalisation over the trailing channels.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupNorm {
@@ -34,6 +52,8 @@ pub struct GroupNorm {
     pub eps: f32,
     /// Whether SiLU follows.
     pub silu: bool,
+    /// Dropout after all that.
+    pub dropout: Option<Dropout>,
 }
 
 /// How the channels of queries, keys and values are laid out.
@@ -110,6 +130,15 @@ pub trait Kernels: Backend {
         conv: Conv2d,
     ) -> FloatTensor<Self>;
 
+    /// See [`conv2d`].
+    fn conv2d_add_nhwc(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        conv: Conv2d,
+    ) -> FloatTensor<Self>;
+
     /// See [`group_norm`].
     fn group_norm(
         x: FloatTensor<Self>,
@@ -121,6 +150,9 @@ pub trait Kernels: Backend {
 
     /// Doubles or halves height and width, times `scale`.
     fn resample(x: FloatTensor<Self>, to: Resample, scale: f32) -> FloatTensor<Self>;
+
+    /// See [`concat`].
+    fn concat_channels(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// See [`attention`].
     fn self_attention(qkv: FloatTensor<Self>, heads: usize, order: HeadOrder) -> FloatTensor<Self>;
@@ -145,18 +177,14 @@ pub trait GradKernels: Backend {
         conv: Conv2d,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Mean and 1/√(variance + eps) of each image and channel's group, `[N, 2, C]`.
-    fn group_norm_statistics(x: FloatTensor<Self>, norm: GroupNorm) -> FloatTensor<Self>;
-
-    /// The normalised, modulated and activated values, given the statistics.
-    fn group_norm_apply(
+    /// The layer's output, and the mean and 1/√(variance + eps) of each image and channel's group, `[N, 2, C]`.
+    fn group_norm_forward(
         x: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         film: FloatTensor<Self>,
         norm: GroupNorm,
-    ) -> FloatTensor<Self>;
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// Gradients of `x`, `weight`, `bias` and `film`.
     fn group_norm_grads(
@@ -168,6 +196,9 @@ pub trait GradKernels: Backend {
         film: FloatTensor<Self>,
         norm: GroupNorm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The channels `from .. from + count` of `[N, H, W, C]`.
+    fn take_channels(x: FloatTensor<Self>, from: usize, count: usize) -> FloatTensor<Self>;
 
     /// Gradient of the queries, keys and values.
     fn attention_grad(
@@ -193,20 +224,34 @@ pub trait GradKernels: Backend {
     fn sum_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, k]` and `bias` `[O]`: `[N, H', W', O]`.
+/// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, k]` and `bias` `[O]`, plus `residual` if there is one:
+/// `[N, H', W', O]`.
 ///
 /// # Panics
 /// Panics if the shapes do not fit, or if k is even.
-pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, conv: Conv2d) -> Tensor<4> {
-    let ([.., c], [o, i, k, l]) = (x.dims(), weight.dims());
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    residual: Option<Tensor<4>>,
+    conv: Conv2d,
+) -> Tensor<4> {
+    let ([n, h, w, c], [o, i, k, l]) = (x.dims(), weight.dims());
     assert!(i == c && k == l && k % 2 == 1, "a kernel {:?} for an input {:?}", weight.dims(), x.dims());
     assert_eq!(bias.dims(), [o], "shape of the bias");
-    let y = <Dispatch as Kernels>::conv2d_nhwc(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch(), conv);
-    Tensor::from_dispatch(y)
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(match residual {
+        None => <Dispatch as Kernels>::conv2d_nhwc(x, weight, bias, conv),
+        Some(residual) => {
+            let [height, width] = conv.output_size([h, w]);
+            assert_eq!(residual.dims(), [n, height, width, o], "shape of the residual");
+            <Dispatch as Kernels>::conv2d_add_nhwc(x, weight, bias, residual.into_dispatch(), conv)
+        }
+    })
 }
 
 /// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then
-/// `·(1 + scale) + shift` from `film` `[N, 2C]` (scale before shift), then SiLU if `norm` says so.
+/// `·(1 + scale) + shift` from `film` `[N, 2C]` (scale before shift), then SiLU and dropout if `norm` says so.
 ///
 /// # Panics
 /// Panics if the shapes do not fit, or if the groups do not divide C.
@@ -254,6 +299,15 @@ pub fn downsample(x: Tensor<4>) -> Tensor<4> {
     let [_, h, w, _] = x.dims();
     assert!(h % 2 == 0 && w % 2 == 0, "an image of {h} x {w} cannot be halved");
     Tensor::from_dispatch(<Dispatch as Kernels>::resample(x.into_dispatch(), Resample::Down, 0.25))
+}
+
+/// The channels of `a` `[N, H, W, C]`, then those of `b` `[N, H, W, D]`: `[N, H, W, C + D]`.
+///
+/// # Panics
+/// Panics if the other sizes differ.
+pub fn concat(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
+    assert_eq!(a.dims()[..3], b.dims()[..3], "sizes of tensors to be joined");
+    Tensor::from_dispatch(<Dispatch as Kernels>::concat_channels(a.into_dispatch(), b.into_dispatch()))
 }
 
 /// One AdamW step on tensors without autodiff: the new parameter and moments. In place where a tensor has one owner.

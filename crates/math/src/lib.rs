@@ -53,7 +53,7 @@ pub mod variance;
 pub use beta::{NoiseSchedule, betas};
 pub use name::UnknownName;
 pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength};
-pub use philox::{Domain, Stream};
+pub use philox::{Domain, Stream, philox4x32_10_lanes};
 pub use respace::{Respacing, RespacingError};
 pub use schedule::{Schedule, ScheduleError};
 pub use timestep::{TimeSampler, TimeSamplerError, TimeSamplerKind, TimeSamplerState};

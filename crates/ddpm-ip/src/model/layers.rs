@@ -4,7 +4,7 @@ use super::parameters::{Init, Parameters, Spec};
 use crate::config::NORM_GROUPS;
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
-use ddpm_kernels::{GroupNorm, HeadOrder};
+use ddpm_kernels::{Dropout, GroupNorm, HeadOrder};
 
 /// Collects the parameters of a network as its layers are made.
 #[derive(Default)]
@@ -64,9 +64,14 @@ impl Conv {
     }
 
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+        self.forward_onto(p, x, None)
+    }
+
+    /// The layer's output plus the residual.
+    fn forward_onto(&self, p: &Parameters, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
         let weight = p.get(self.place, self.shape);
         let bias = p.get(self.place + 1, [self.shape[0]]);
-        ddpm_kernels::conv2d(x, weight, bias, ddpm_kernels::Conv2d { stride: self.stride })
+        ddpm_kernels::conv2d(x, weight, bias, residual, ddpm_kernels::Conv2d { stride: self.stride })
     }
 
     /// On `[N, C]`: through the same kernel, whose rows do not depend on their number.
@@ -90,11 +95,21 @@ impl Norm {
         Self { place, channels, silu }
     }
 
+    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+        self.forward_modulated(p, x, None, None)
+    }
+
     /// `film` is scale and shift `[N, 2C]`; without it the layer is plain.
-    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>, film: Option<Tensor<2>>) -> Tensor<4> {
+    fn forward_modulated(
+        &self,
+        p: &Parameters,
+        x: Tensor<4>,
+        film: Option<Tensor<2>>,
+        dropout: Option<Dropout>,
+    ) -> Tensor<4> {
         let film = film.unwrap_or_else(|| Tensor::zeros([x.dims()[0], 2 * self.channels], &x.device()));
         let (weight, bias) = (p.get(self.place, [self.channels]), p.get(self.place + 1, [self.channels]));
-        let norm = GroupNorm { groups: NORM_GROUPS, eps: 1e-5, silu: self.silu };
+        let norm = GroupNorm { groups: NORM_GROUPS, eps: 1e-5, silu: self.silu, dropout };
         ddpm_kernels::group_norm(x, weight, bias, film, norm)
     }
 }
@@ -164,43 +179,48 @@ impl ResBlock {
     /// `x` `[N, H, W, C]`, `embedding` `[N, E]`.
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>, context: &Context) -> Tensor<4> {
         let scale = self.config.scale;
-        let h = self.in_norm.forward(p, x.clone(), None);
+        let h = self.in_norm.forward(p, x.clone());
         let (h, x) = (scale.apply(h), scale.apply(x));
         let h = self.in_conv.forward(p, h);
         let embedding = self.embedding.forward_rows(p, silu(context.embedding.clone()));
-        let h = if self.config.scale_shift_norm {
-            self.out_norm.forward(p, h, Some(embedding))
+        let (h, film) = if self.config.scale_shift_norm {
+            (h, Some(embedding))
         } else {
-            let n = h.dims()[0];
-            self.out_norm.forward(p, h + embedding.reshape([n, 1, 1, self.config.to]), None)
+            let dims = [h.dims()[0], 1, 1, self.config.to];
+            let dtype = h.dtype();
+            (h + embedding.reshape(dims).cast(dtype), None)
         };
-        let h = context.drop(h, self.config.dropout, self.dropout_layer);
-        let h = self.out_conv.forward(p, h);
+        let h = self.out_norm.forward_modulated(p, h, film, context.dropout(self.config.dropout, self.dropout_layer));
         let x = match &self.skip {
             Some(skip) => skip.forward(p, x),
             None => x,
         };
-        x + h
+        self.out_conv.forward_onto(p, h, Some(x))
     }
+}
+
+/// Where in a run a training step's images stand: an image's dropout masks depend on the seed, its position and the layer,
+/// not on batch size, microbatches or threads.
+#[derive(Clone, Copy, Debug)]
+pub struct RunPosition {
+    /// The run's seed.
+    pub seed: u64,
+    /// Images the run has seen before this batch's first.
+    pub position: u64,
 }
 
 /// What every block of one forward pass shares.
 pub(crate) struct Context {
     /// Embedding of time and class, `[N, E]`.
     pub(crate) embedding: Tensor<2>,
-    /// How to draw dropout masks; none outside training.
-    pub(crate) dropout: Option<super::dropout::Dropout>,
+    /// Where in a run this pass is, for dropout; none outside training.
+    pub(crate) position: Option<RunPosition>,
 }
 
 impl Context {
-    fn drop(&self, h: Tensor<4>, probability: f64, layer: u32) -> Tensor<4> {
-        match &self.dropout {
-            Some(dropout) if probability > 0.0 => {
-                let mask = dropout.mask(h.dims(), probability, layer, &h.device());
-                h * mask
-            }
-            _ => h,
-        }
+    fn dropout(&self, probability: f64, layer: u32) -> Option<Dropout> {
+        let RunPosition { seed, position } = self.position.filter(|_| probability > 0.0)?;
+        Some(Dropout { probability, seed, position, layer })
     }
 }
 
@@ -226,9 +246,9 @@ impl AttentionBlock {
 
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
         let [n, h, w, c] = x.dims();
-        let qkv = self.qkv.forward(p, self.norm.forward(p, x.clone(), None));
+        let qkv = self.qkv.forward(p, self.norm.forward(p, x.clone()));
         let out = ddpm_kernels::attention(qkv.reshape([n, h * w, 3 * c]), self.heads, self.order);
-        x + self.proj.forward(p, out.reshape([n, h, w, c]))
+        self.proj.forward_onto(p, out.reshape([n, h, w, c]), Some(x))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The ADM U-Net (Dhariwal & Nichol, arXiv 2105.05233) with every architecture option of the reference, parameter for parameter.
 
-use super::dropout::Dropout;
+use super::RunPosition;
 use super::embedding::timestep_embedding;
 use super::layers::{AttentionBlock, Builder, Context, Conv, Norm, ResBlock, ResBlockConfig, Resize, Scale};
 use super::parameters::{Init, Parameters, Spec};
@@ -168,7 +168,8 @@ impl Unet {
     }
 
     /// The network's output `[N, out, H, W]` for `x` `[N, in, H, W]`, times `t` `[N]` as the network sees them and, for
-    /// a class-conditional network, labels `[N]`. `dropout` draws masks in training.
+    /// a class-conditional network, labels `[N]`. `position` says where in a
+    /// run a training step is; without it there is no dropout.
     ///
     /// # Panics
     /// If labels are given to a network without classes or missing for one with; callers check user input before.
@@ -178,7 +179,7 @@ impl Unet {
         x: Tensor<4>,
         t: &[f32],
         labels: Option<&[u32]>,
-        dropout: Option<Dropout>,
+        position: Option<RunPosition>,
     ) -> Tensor<4> {
         let device = x.device();
         let embedding = timestep_embedding(t, self.config.model_channels);
@@ -192,7 +193,7 @@ impl Unet {
             let rows = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &device);
             embedding = embedding + p.get(place, shape).select(0, rows);
         }
-        let context = Context { embedding, dropout };
+        let context = Context { embedding, position };
         let mut h = x.permute([0, 2, 3, 1]);
         let mut skips = Vec::with_capacity(self.input_blocks.len());
         for block in &self.input_blocks {
@@ -203,9 +204,9 @@ impl Unet {
         h = self.middle.1.forward(p, h);
         h = self.middle.2.forward(p, h, &context);
         for (block, skip) in self.output_blocks.iter().zip(skips.into_iter().rev()) {
-            h = block.forward(p, Tensor::cat(vec![h, skip], 3), &context);
+            h = block.forward(p, ddpm_kernels::concat(h, skip), &context);
         }
-        let h = self.out_norm.forward(p, h, None);
+        let h = self.out_norm.forward(p, h);
         self.out_conv.forward(p, h).permute([0, 3, 1, 2])
     }
 }

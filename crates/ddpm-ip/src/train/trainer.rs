@@ -5,7 +5,7 @@ use crate::checkpoint::{Progress, State};
 use crate::config::Config;
 use crate::data::Batch;
 use crate::diffusion::{Diffusion, Terms};
-use crate::model::{Dropout, Parameters, Unet, host_values};
+use crate::model::{Parameters, RunPosition, Unet, host_values};
 use burn::tensor::{Device, Tensor, TensorData};
 use ddpm_kernels::AdamW;
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
@@ -224,10 +224,10 @@ impl Trainer {
             draws.xi.as_deref().map(tensor),
         );
         let tracked = self.state.parameters.tracked();
-        let dropout = Dropout { seed: self.config.train.seed, position: batch.position + images.start as u64 };
+        let position = RunPosition { seed: self.config.train.seed, position: batch.position + images.start as u64 };
         let labels = self.network.config().num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]);
         let times = self.diffusion.model_times(&noised.t);
-        let output = self.network.forward(&tracked, noised.x_t.clone(), &times, labels, Some(dropout));
+        let output = self.network.forward(&tracked, noised.x_t.clone(), &times, labels, Some(position));
         let terms = self.diffusion.losses(&noised, output);
         let weights: Vec<f32> =
             draws.weights[images.clone()].iter().map(|w| (w / draws.t.len() as f64) as f32).collect();

@@ -1,10 +1,16 @@
-//! Channels-last convolution as tiled im2col and matrix products.
+//! Channels-last convolution: 3x3 with stride 1 by Winograd's algorithm, all others as products of gathered patches.
 //!
 //! Columns are ordered (ky, kx, c): the taps of one kernel row are neighbours in memory, so building a column is a few
 //! long copies. Weights are kept in PyTorch's `[O, C, k, k]` and repacked per call.
 
-use super::gemm::{Mat, matmul};
+use super::buffer::{Shared, filled};
+use super::element::Element;
+use super::product::{Rows, panel_columns, product};
+use super::simd::multiversion;
+use super::winograd::{self, Direction};
 use rayon::prelude::*;
+
+pub(crate) use super::winograd::Epilogue;
 
 /// The geometry of one convolution with a square odd kernel and padding `k / 2`.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +24,8 @@ pub(crate) struct Geometry {
     pub(crate) stride: usize,
 }
 
-/// Values a column tile may hold: half of a small L2 cache.
-const TILE_VALUES: usize = 32 * 1024;
+/// Output pixels of a block: enough to use a panel of weights well, few enough for a second-level cache.
+const BLOCK_ROWS: usize = 96;
 
 /// Slices that the weight gradient is split into at most: each has a copy of the weights to sum into.
 const MAX_PARTIALS: usize = 16;
@@ -43,48 +49,47 @@ impl Geometry {
         self.k * self.k * self.c
     }
 
-    /// Output pixels in one tile. It depends on the layer alone: every product has the same shape, so a pixel's value
-    /// does not depend on how many images share the batch.
-    fn tile_rows(&self) -> usize {
-        (TILE_VALUES / self.columns()).next_multiple_of(16).clamp(16, 128)
-    }
-
     /// Whether a column is the pixel itself.
     fn is_pointwise(&self) -> bool {
         self.k == 1 && self.stride == 1
     }
 
-    /// Writes the columns of output pixels `first .. first + count` into `col`, zeros where the kernel hangs over the
-    /// border.
-    fn gather(&self, x: &[f32], first: usize, count: usize, col: &mut [f32]) {
-        let (c, k, pad) = (self.c, self.k, self.k / 2);
+    /// Whether Winograd's algorithm applies.
+    fn is_winograd(&self) -> bool {
+        self.k == 3 && self.stride == 1
+    }
+
+    /// Writes the columns of output pixels `first .. first + count` into `col`, `width` values apart, zeros where the
+    /// kernel hangs over the border.
+    fn gather<E: Element>(&self, x: &[E], first: usize, count: usize, col: &mut [E], width: usize) {
+        let (c, k, pad, zero) = (self.c, self.k, self.k / 2, E::default());
         let (oh, ow) = (self.out_h(), self.out_w());
-        for (row, dst) in (first..first + count).zip(col.chunks_exact_mut(self.columns())) {
+        for (row, dst) in (first..first + count).zip(col.chunks_exact_mut(width)) {
             let (image, oy, ox) = (row / (oh * ow), row / ow % oh, row % ow);
             let left = (ox * self.stride) as isize - pad as isize;
             let skip = (-left).max(0) as usize;
             let end = k.min((self.w as isize - left) as usize);
-            for (ky, dst) in dst.chunks_exact_mut(k * c).enumerate() {
+            for (ky, dst) in dst[..self.columns()].chunks_exact_mut(k * c).enumerate() {
                 let y = (oy * self.stride + ky) as isize - pad as isize;
                 if y < 0 || y >= self.h as isize {
-                    dst.fill(0.0);
+                    dst.fill(zero);
                     continue;
                 }
                 let start = ((image * self.h + y as usize) * self.w) * c;
                 let from = start + (left + skip as isize) as usize * c;
-                dst[..skip * c].fill(0.0);
+                dst[..skip * c].fill(zero);
                 dst[skip * c..end * c].copy_from_slice(&x[from..from + (end - skip) * c]);
-                dst[end * c..].fill(0.0);
+                dst[end * c..].fill(zero);
             }
         }
     }
 
-    /// The transpose of [`gather`](Self::gather) for one image: adds columns back onto its pixels.
-    fn scatter(&self, col: &[f32], image: &mut [f32]) {
+    /// The transpose of [`gather`](Self::gather) for one image: adds columns, `width` apart, back onto its pixels.
+    fn scatter(&self, col: &[f32], width: usize, image: &mut [f32]) {
         let (c, k, pad, ow) = (self.c, self.k, self.k / 2, self.out_w());
-        for (row, src) in col.chunks_exact(self.columns()).enumerate() {
+        for (row, src) in col.chunks_exact(width).enumerate() {
             let (oy, ox) = (row / ow, row % ow);
-            for (tap, src) in src.chunks_exact(c).enumerate() {
+            for (tap, src) in src[..self.columns()].chunks_exact(c).enumerate() {
                 let y = (oy * self.stride + tap / k) as isize - pad as isize;
                 let x = (ox * self.stride + tap % k) as isize - pad as isize;
                 if y >= 0 && y < self.h as isize && x >= 0 && x < self.w as isize {
@@ -97,7 +102,7 @@ impl Geometry {
 }
 
 /// `[O, C, k, k]` to `[O, (ky, kx, C)]`.
-fn pack(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
+fn reorder(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
     let mut packed = vec![0.0; weight.len()];
     packed.par_chunks_mut(taps * c).zip(weight.par_chunks(taps * c)).for_each(|(dst, src)| {
         for (i, src) in src.chunks_exact(taps).enumerate() {
@@ -107,8 +112,8 @@ fn pack(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
     packed
 }
 
-/// The inverse of [`pack`].
-fn unpack(packed: &[f32], c: usize, taps: usize) -> Vec<f32> {
+/// The inverse of [`reorder`].
+fn restore(packed: &[f32], c: usize, taps: usize) -> Vec<f32> {
     let mut weight = vec![0.0; packed.len()];
     weight.par_chunks_mut(taps * c).zip(packed.par_chunks(taps * c)).for_each(|(dst, src)| {
         for (tap, src) in src.chunks_exact(c).enumerate() {
@@ -118,121 +123,241 @@ fn unpack(packed: &[f32], c: usize, taps: usize) -> Vec<f32> {
     weight
 }
 
-/// `[O, C, k, k]` to `[C, (ky, kx, O)]` with the kernel turned by half a turn: the weights whose convolution with the
-/// output's gradient is the input's gradient.
-fn pack_turned(weight: &[f32], o: usize, c: usize, taps: usize) -> Vec<f32> {
-    /// Input channels done together, so that the scattered writes stay in the first-level cache.
-    const BLOCK: usize = 16;
-    let mut packed = vec![0.0; weight.len()];
-    packed.par_chunks_mut(BLOCK * taps * o).enumerate().for_each(|(block, dst)| {
-        for j in 0..o {
-            let from = (j * c + block * BLOCK) * taps;
-            for (i, src) in weight[from..from + dst.len() / o].chunks_exact(taps).enumerate() {
-                src.iter().enumerate().for_each(|(tap, &v)| dst[(i * taps + taps - 1 - tap) * o + j] = v);
+/// A matrix `[depth, columns]` with strides, as panels `[panel][depth / STEP][column][STEP]` with zeros beyond its end.
+pub(crate) fn pack<E: Element>(
+    values: &[f32],
+    [depth, columns]: [usize; 2],
+    [depth_stride, column_stride]: [usize; 2],
+) -> Vec<E> {
+    let (wide, deep) = (panel_columns(), depth.next_multiple_of(E::STEP));
+    let mut packed = vec![E::default(); columns.next_multiple_of(wide) * deep];
+    packed.par_chunks_mut(wide * deep).enumerate().for_each(|(p, panel)| {
+        for (cell, dst) in panel.chunks_exact_mut(wide * E::STEP).enumerate() {
+            for (j, dst) in dst.chunks_exact_mut(E::STEP).enumerate().take(columns - p * wide) {
+                for (k, dst) in (cell * E::STEP..depth).zip(dst) {
+                    *dst = E::from_f32(values[k * depth_stride + (p * wide + j) * column_stride]);
+                }
             }
         }
     });
     packed
 }
 
-/// `y[pixel, o] = Σ col[pixel, j] packed[o, j] + bias[o]` for every output pixel, with `packed` as `[O, (ky, kx, C)]`.
-fn apply(g: Geometry, x: &[f32], packed: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-    let (tile, columns, rows) = (g.tile_rows(), g.columns(), g.rows());
-    let rhs = Mat::row_major(packed, g.o, columns).t();
-    let mut out = vec![0.0; rows * g.o];
-    out.par_chunks_mut(tile * g.o).enumerate().for_each_init(Vec::new, |scratch: &mut Vec<f32>, (i, out)| {
-        let (first, count) = (i * tile, out.len() / g.o);
-        let whole = count == tile;
-        let col: &[f32] = if g.is_pointwise() && whole {
-            &x[first * columns..(first + count) * columns]
-        } else {
-            scratch.resize(tile * columns, 0.0);
-            scratch[count * columns..].fill(0.0);
-            g.gather(x, first, count, &mut scratch[..count * columns]);
-            scratch
-        };
-        let lhs = Mat::row_major(col, tile, columns);
-        if whole {
-            matmul(out, g.o, lhs, rhs, false);
-        } else {
-            // The product keeps its full shape and the surplus rows are dropped: see `tile_rows`.
-            let mut padded = vec![0.0; tile * g.o];
-            matmul(&mut padded, g.o, lhs, rhs, false);
-            out.copy_from_slice(&padded[..count * g.o]);
-        }
-        if let Some(bias) = bias {
-            for pixel in out.chunks_exact_mut(g.o) {
-                pixel.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-            }
-        }
-    });
-    out
+/// Products of rows with packed weights and their epilogue: `gather(first, count, buffer)` writes the rows, `width` apart,
+/// or nothing, if they are `direct`ly there.
+fn multiply<E: Element>(
+    rows: usize,
+    outputs: usize,
+    width: usize,
+    direct: Option<&[E]>,
+    packed: &[E],
+    epilogue: Epilogue<E>,
+    gather: impl Fn(usize, usize, &mut [E]) + Sync,
+) -> Vec<E> {
+    let columns = panel_columns();
+    let bias = winograd::padded_bias(epilogue.bias, outputs.next_multiple_of(columns));
+    let shared = rows.div_ceil(2 * rayon::current_num_threads());
+    let block = shared.clamp(12, BLOCK_ROWS).next_multiple_of(12);
+    filled(rows * outputs, |out: Shared<E>| {
+        (0..rows.div_ceil(block)).into_par_iter().for_each_init(
+            || (vec![E::default(); if direct.is_some() { 0 } else { block * width }], vec![0.0f32; block * columns]),
+            |(scratch, sums), task| {
+                let (first, count) = (task * block, block.min(rows - task * block));
+                let data = match direct {
+                    Some(rows) => &rows[first * width..],
+                    None => {
+                        gather(first, count, scratch);
+                        scratch
+                    }
+                };
+                for (p, packed) in packed.chunks_exact(width * columns).enumerate() {
+                    let lhs =
+                        Rows { data, rows: count, cells: width / E::STEP, row_stride: width, cell_stride: E::STEP };
+                    product(sums, columns, lhs, packed, false);
+                    let channels = p * columns..outputs.min((p + 1) * columns);
+                    let bias = &bias[channels.clone()];
+                    finish(sums, columns, first..first + count, outputs, channels, bias, epilogue.residual, &out);
+                }
+            },
+        );
+    })
 }
 
-/// Convolution: `x` `[N, H, W, C]`, `weight` `[O, C, k, k]`, `bias` `[O]` to `[N, H', W', O]`.
-pub(crate) fn forward(g: Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    if g.k == 1 { apply(g, x, weight, Some(bias)) } else { apply(g, x, &pack(weight, g.c, g.k * g.k), Some(bias)) }
+multiversion! {
+    /// Adds bias and residual to sums and writes them as `channels` of the given rows.
+    fn finish<S, E: Element>(
+        sums: &[f32],
+        stride: usize,
+        rows: std::ops::Range<usize>,
+        outputs: usize,
+        channels: std::ops::Range<usize>,
+        bias: &[f32],
+        residual: Option<&[E]>,
+        out: &Shared<E>,
+    ) {
+        out.assert_inside(rows.end * outputs);
+        assert!(channels.end <= outputs);
+        for (sums, row) in sums.chunks_exact(stride).zip(rows) {
+            let at = row * outputs + channels.start;
+            // SAFETY: the range lies inside the buffer (checked above), and each row's channels belong to one task.
+            let dst = unsafe { std::slice::from_raw_parts_mut(out.pointer().add(at), channels.len()) };
+            match residual {
+                Some(residual) => {
+                    let residual = &residual[at..at + channels.len()];
+                    for (((d, s), b), r) in dst.iter_mut().zip(sums).zip(bias).zip(residual) {
+                        *d = E::from_f32(s + b + r.to_f32());
+                    }
+                }
+                None => dst.iter_mut().zip(sums).zip(bias).for_each(|((d, s), b)| *d = E::from_f32(s + b)),
+            }
+        }
+    }
+}
+
+/// Convolution: `x` `[N, H, W, C]`, `weight` `[O, C, k, k]`, `bias` `[O]` and perhaps a residual to `[N, H', W', O]`.
+pub(crate) fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue: Epilogue<E>) -> Vec<E> {
+    if g.is_winograd() {
+        return winograd::convolve(g, x, &winograd::pack(g, weight, Direction::Forward), epilogue);
+    }
+    let (depth, width) = (g.columns(), g.columns().next_multiple_of(E::STEP));
+    let reordered;
+    let weight = if g.k == 1 {
+        weight
+    } else {
+        reordered = reorder(weight, g.c, g.k * g.k);
+        &reordered
+    };
+    let packed = pack(weight, [depth, g.o], [1, depth]);
+    let direct = (g.is_pointwise() && depth == width).then_some(x);
+    multiply(g.rows(), g.o, width, direct, &packed, epilogue, |first, count, rows| {
+        g.gather(x, first, count, rows, width);
+    })
 }
 
 /// Gradient of the convolution's input: `grad` `[N, H', W', O]` to `[N, H, W, C]`.
-pub(crate) fn input_grad(g: Geometry, grad: &[f32], weight: &[f32]) -> Vec<f32> {
-    let taps = g.k * g.k;
-    if g.stride == 1 {
-        let turned = Geometry { c: g.o, o: g.c, ..g };
-        return apply(turned, grad, &pack_turned(weight, g.o, g.c, taps), None);
+pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) -> Vec<E> {
+    let plain = Epilogue { bias: None, residual: None };
+    let turned = Geometry { c: g.o, o: g.c, ..g };
+    if g.is_winograd() {
+        return winograd::convolve(turned, grad, &winograd::pack(turned, weight, Direction::Backward), plain);
     }
-    let (pixels, columns) = (g.out_h() * g.out_w(), g.columns());
-    let packed = pack(weight, g.c, taps);
-    let mut out = vec![0.0; g.n * g.h * g.w * g.c];
+    let width = g.o.next_multiple_of(E::STEP);
+    if g.is_pointwise() {
+        let packed = pack(weight, [g.o, g.c], [g.c, 1]);
+        let direct = (g.o == width).then_some(grad);
+        return multiply(g.rows(), g.c, width, direct, &packed, plain, |first, count, rows| {
+            turned.gather(grad, first, count, rows, width);
+        });
+    }
+    let (pixels, depth) = (g.out_h() * g.out_w(), g.columns());
+    let packed: Vec<f32> = pack(&reorder(weight, g.c, g.k * g.k), [g.o, depth], [depth, 1]);
+    let columns = panel_columns();
+    let col_width = depth.next_multiple_of(columns);
+    let mut out = vec![E::default(); g.n * g.h * g.w * g.c];
     out.par_chunks_mut(g.h * g.w * g.c).zip(grad.par_chunks(pixels * g.o)).for_each_init(
-        || vec![0.0; pixels * columns],
-        |col, (image, grad)| {
-            let lhs = Mat::row_major(grad, pixels, g.o);
-            matmul(col, columns, lhs, Mat::row_major(&packed, g.o, columns), false);
-            g.scatter(col, image);
+        || (vec![0.0f32; pixels * col_width], vec![0.0f32; g.h * g.w * g.c]),
+        |(col, sums), (image, grad)| {
+            let grad: Vec<f32> = grad.iter().map(|v| v.to_f32()).collect();
+            let lhs = Rows { data: &grad, rows: pixels, cells: g.o, row_stride: g.o, cell_stride: 1 };
+            for (p, packed) in packed.chunks_exact(g.o * columns).enumerate() {
+                product(&mut col[p * columns..], col_width, lhs, packed, false);
+            }
+            sums.fill(0.0);
+            g.scatter(col, col_width, sums);
+            image.iter_mut().zip(sums).for_each(|(d, &mut s)| *d = E::from_f32(s));
         },
     );
     out
 }
 
+/// Rows to cells along them: from `[row][width]`, `stride` apart, to `[panel][row / STEP][column][STEP]`, zeros beyond the
+/// last row and column.
+pub(crate) fn pair_rows<E: Element>(rows: &[E], stride: usize, width: usize, columns: usize, out: &mut [E]) {
+    let count = rows.len() / stride;
+    let cells = count.div_ceil(E::STEP);
+    for (p, panel) in out.chunks_exact_mut(cells * columns * E::STEP).enumerate() {
+        let own = columns.min(width - p * columns);
+        for (cell, dst) in panel.chunks_exact_mut(columns * E::STEP).enumerate() {
+            dst.fill(E::default());
+            for (i, row) in rows[cell * E::STEP * stride..].chunks_exact(stride).take(E::STEP).enumerate() {
+                let row = &row[p * columns..p * columns + own];
+                dst.chunks_exact_mut(E::STEP).zip(row).for_each(|(d, &v)| d[i] = v);
+            }
+        }
+    }
+}
+
 /// Gradients of the weights `[O, C, k, k]` and the bias `[O]`.
-pub(crate) fn weight_grad(g: Geometry, x: &[f32], grad: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (tile, columns, rows) = (g.tile_rows(), g.columns(), g.rows());
-    let tiles = rows.div_ceil(tile);
-    let per_partial = tiles.div_ceil(MAX_PARTIALS).max(4);
-    let partials: Vec<(Vec<f32>, Vec<f32>)> = (0..tiles.div_ceil(per_partial))
+pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<f32>, Vec<f32>) {
+    let bias = column_sums(grad, g.o);
+    if g.is_winograd() {
+        return (winograd::weight_grad(g, x, grad), bias);
+    }
+    let (depth, rows, columns) = (g.columns(), g.rows(), panel_columns());
+    let width = depth.next_multiple_of(columns);
+    let blocks = rows.div_ceil(BLOCK_ROWS);
+    let per_partial = blocks.div_ceil(MAX_PARTIALS).max(4);
+    let partials: Vec<Vec<f32>> = (0..blocks.div_ceil(per_partial))
         .into_par_iter()
         .map(|p| {
-            let mut weight = vec![0.0; g.o * columns];
-            let mut bias = vec![0.0; g.o];
-            let mut scratch = if g.is_pointwise() { Vec::new() } else { vec![0.0; tile * columns] };
-            for i in p * per_partial..((p + 1) * per_partial).min(tiles) {
-                let first = i * tile;
-                let count = tile.min(rows - first);
+            let mut weight = vec![0.0; g.o * width];
+            let mut gathered = if g.is_pointwise() { Vec::new() } else { vec![E::default(); BLOCK_ROWS * depth] };
+            let mut panels = vec![E::default(); BLOCK_ROWS * width];
+            let mut grads = vec![E::default(); BLOCK_ROWS * g.o];
+            for i in p * per_partial..((p + 1) * per_partial).min(blocks) {
+                let first = i * BLOCK_ROWS;
+                let count = BLOCK_ROWS.min(rows - first);
                 let col = if g.is_pointwise() {
-                    &x[first * columns..(first + count) * columns]
+                    &x[first * depth..(first + count) * depth]
                 } else {
-                    g.gather(x, first, count, &mut scratch[..count * columns]);
-                    &scratch[..count * columns]
+                    g.gather(x, first, count, &mut gathered, depth);
+                    &gathered[..count * depth]
                 };
+                let cells = count.div_ceil(E::STEP);
+                pair_rows(col, depth, depth, columns, &mut panels[..cells * E::STEP * width]);
                 let grad = &grad[first * g.o..(first + count) * g.o];
-                let lhs = Mat::row_major(grad, count, g.o).t();
-                matmul(&mut weight, columns, lhs, Mat::row_major(col, count, columns), true);
-                for pixel in grad.chunks_exact(g.o) {
-                    bias.iter_mut().zip(pixel).for_each(|(b, v)| *b += v);
+                pair_rows(grad, g.o, g.o, g.o, &mut grads[..cells * E::STEP * g.o]);
+                let lhs = Rows { data: &grads, rows: g.o, cells, row_stride: E::STEP, cell_stride: g.o * E::STEP };
+                for (p, panel) in panels.chunks_exact(cells * E::STEP * columns).take(width / columns).enumerate() {
+                    product(&mut weight[p * columns..], width, lhs, panel, true);
                 }
             }
-            (weight, bias)
+            weight
         })
         .collect();
-    let sum = |a: &mut Vec<f32>, b: &[f32]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-    let (weight, bias) = partials
-        .into_iter()
-        .reduce(|mut a, b| {
-            sum(&mut a.0, &b.0);
-            sum(&mut a.1, &b.1);
-            a
+    let mut partials = partials.into_iter();
+    let mut sum = partials.next().unwrap_or_default();
+    for partial in partials {
+        sum.par_chunks_mut(width).zip(partial.par_chunks(width)).for_each(|(a, b)| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        });
+    }
+    let weight: Vec<f32> = sum.chunks_exact(width).flat_map(|row| &row[..depth]).copied().collect();
+    (if g.k == 1 { weight } else { restore(&weight, g.c, g.k * g.k) }, bias)
+}
+
+/// Rows whose sum is one task's.
+const SUMMED_ROWS: usize = 1024;
+
+/// Σ over rows of `[rows, width]`.
+fn column_sums<E: Element>(values: &[E], width: usize) -> Vec<f32> {
+    let parts: Vec<Vec<f32>> = values
+        .par_chunks(SUMMED_ROWS * width)
+        .map(|rows| {
+            let mut sums = vec![0.0; width];
+            add_rows(rows, &mut sums);
+            sums
         })
-        .unwrap_or_else(|| (vec![0.0; g.o * columns], vec![0.0; g.o]));
-    (if g.k == 1 { weight } else { unpack(&weight, g.c, g.k * g.k) }, bias)
+        .collect();
+    let mut sums = vec![0.0; width];
+    parts.iter().for_each(|part| sums.iter_mut().zip(part).for_each(|(a, b)| *a += b));
+    sums
+}
+
+multiversion! {
+    fn add_rows<S, E: Element>(rows: &[E], sums: &mut [f32]) {
+        for row in rows.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.to_f32());
+        }
+    }
 }

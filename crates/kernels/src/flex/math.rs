@@ -1,45 +1,6 @@
-//! Elementary functions that the compiler can vectorise, and the dispatch that lets it.
+//! Elementary functions that the compiler can vectorise.
 
-#![expect(clippy::inline_always, reason = "only what is inlined into the dispatch is compiled for its instruction set")]
-
-/// Compiles a function once for each instruction set and runs the best that this machine has. No operation is
-/// contracted or reordered, so the results are the same on all of them.
-macro_rules! multiversion {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
-        $(#[$meta])*
-        fn $name($($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? {
-                    body($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? {
-                    body($($arg),*)
-                }
-                if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-                    if std::is_x86_feature_detected!("avx512f")
-                        && std::is_x86_feature_detected!("avx512vl")
-                        && std::is_x86_feature_detected!("avx512bw")
-                        && std::is_x86_feature_detected!("avx512dq")
-                    {
-                        // SAFETY: this machine has every feature that the function was compiled for.
-                        #[allow(unsafe_code, reason = "instruction sets are chosen at run time")]
-                        return unsafe { avx512($($arg),*) };
-                    }
-                    // SAFETY: this machine has both features that the function was compiled for.
-                    #[allow(unsafe_code, reason = "instruction sets are chosen at run time")]
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
-}
-pub(crate) use multiversion;
+#![expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
 
 /// eˣ with a relative error below 2⁻²², without branches: eˣ = 2ⁿ·eʳ with r in ±ln 2 / 2 and a polynomial for eʳ.
 /// Saturates near 1e±38 instead of overflowing.

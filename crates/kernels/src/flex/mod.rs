@@ -1,25 +1,50 @@
 //! The kernels on the CPU backend.
 
 mod attention;
+mod buffer;
 mod conv;
-mod gemm;
+mod dropout;
+mod element;
 mod math;
 mod norm;
 mod optim;
+mod product;
 mod resample;
+pub(crate) mod simd;
+mod winograd;
 
 use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Resample};
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::Bytes;
+use burn::tensor::{Bytes, DType, bf16};
 use burn_flex::{FlexTensor, Layout};
+use element::Element;
 
-fn tensor(values: Vec<f32>, shape: impl Into<Vec<usize>>) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into().into()), burn::tensor::DType::F32)
+fn tensor<E: Element>(values: Vec<E>, shape: impl Into<Vec<usize>>) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into().into()), E::DTYPE)
 }
 
-/// The values of a tensor made contiguous. Only f32 reaches the kernels: the library makes no other float tensors.
-fn values(x: &FlexTensor) -> &[f32] {
-    x.as_slice().expect("an f32 tensor made contiguous")
+/// The values of a tensor made contiguous, as the type that [`by_type!`] found.
+fn values<E: Element>(x: &FlexTensor) -> &[E] {
+    assert_eq!(x.dtype(), E::DTYPE, "the type of an operand");
+    let bytes: &[u8] = &x.bytes()[x.layout().start_offset() * size_of::<E>()..];
+    &bytemuck::cast_slice(bytes)[..x.shape().num_elements()]
+}
+
+/// Runs the body with `E` as the type of the activations `x`.
+macro_rules! by_type {
+    ($x:expr, $E:ident => $body:expr) => {
+        match $x.dtype() {
+            DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            DType::BF16 => {
+                type $E = bf16;
+                $body
+            }
+            other => panic!("activations are f32 or bf16, not {other:?}"),
+        }
+    };
 }
 
 fn geometry(conv: Conv2d, x: &[usize], weight: &FlexTensor) -> conv::Geometry {
@@ -31,7 +56,7 @@ fn geometry(conv: Conv2d, x: &[usize], weight: &FlexTensor) -> conv::Geometry {
 fn extent(norm: GroupNorm, x: &FlexTensor) -> norm::Extent {
     let shape = x.shape();
     let last = shape.num_dims() - 1;
-    norm::Extent { n: shape[0], pixels: shape[1..last].iter().product(), c: shape[last], groups: norm.groups }
+    norm::Extent { n: shape[0], pixels: shape[1..last].iter().product(), c: shape[last], norm }
 }
 
 fn attention_extent(qkv: &FlexTensor, heads: usize, order: HeadOrder) -> attention::Extent {
@@ -39,12 +64,36 @@ fn attention_extent(qkv: &FlexTensor, heads: usize, order: HeadOrder) -> attenti
     attention::Extent { n: shape[0], t: shape[1], heads, ch: shape[2] / (3 * heads), order }
 }
 
+fn convolve(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: FlexTensor,
+    residual: Option<FlexTensor>,
+    conv: Conv2d,
+) -> FlexTensor {
+    let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+    let residual = residual.map(|r| r.to_contiguous());
+    let g = geometry(conv, &x.shape().to_vec(), &weight);
+    let [h, w] = conv.output_size([g.h, g.w]);
+    by_type!(x, E => {
+        let epilogue = conv::Epilogue { bias: Some(values(&bias)), residual: residual.as_ref().map(values) };
+        tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), [g.n, h, w, g.o])
+    })
+}
+
 impl Kernels for Flex {
     fn conv2d_nhwc(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, conv: Conv2d) -> FlexTensor {
-        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
-        let g = geometry(conv, &x.shape().to_vec(), &weight);
-        let [h, w] = conv.output_size([g.h, g.w]);
-        tensor(conv::forward(g, values(&x), values(&weight), values(&bias)), [g.n, h, w, g.o])
+        convolve(x, weight, bias, None, conv)
+    }
+
+    fn conv2d_add_nhwc(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        residual: FlexTensor,
+        conv: Conv2d,
+    ) -> FlexTensor {
+        convolve(x, weight, bias, Some(residual), conv)
     }
 
     fn group_norm(
@@ -54,23 +103,28 @@ impl Kernels for Flex {
         film: FlexTensor,
         norm: GroupNorm,
     ) -> FlexTensor {
-        let statistics = Self::group_norm_statistics(x.clone(), norm);
-        Self::group_norm_apply(x, statistics, weight, bias, film, norm)
+        Self::group_norm_forward(x, weight, bias, film, norm).0
     }
 
     fn resample(x: FlexTensor, to: Resample, scale: f32) -> FlexTensor {
         let x = x.to_contiguous();
         let [n, h, w, c] = x.shape().dims();
-        match to {
-            Resample::Up => tensor(resample::repeat(values(&x), [w, c], scale), [n, 2 * h, 2 * w, c]),
-            Resample::Down => tensor(resample::sum(values(&x), [w / 2, c], scale), [n, h / 2, w / 2, c]),
-        }
+        by_type!(x, E => match to {
+            Resample::Up => tensor(resample::repeat::<E>(values(&x), [w, c], scale), [n, 2 * h, 2 * w, c]),
+            Resample::Down => tensor(resample::sum::<E>(values(&x), [w / 2, c], scale), [n, h / 2, w / 2, c]),
+        })
+    }
+
+    fn concat_channels(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        let (a, b) = (a.to_contiguous(), b.to_contiguous());
+        let ([n, h, w, ca], [.., cb]) = (a.shape().dims(), b.shape().dims::<4>());
+        by_type!(a, E => tensor(resample::concat::<E>(values(&a), values(&b), [ca, cb]), [n, h, w, ca + cb]))
     }
 
     fn self_attention(qkv: FlexTensor, heads: usize, order: HeadOrder) -> FlexTensor {
         let qkv = qkv.to_contiguous();
         let e = attention_extent(&qkv, heads, order);
-        tensor(attention::forward(e, values(&qkv)), [e.n, e.t, e.heads * e.ch])
+        by_type!(qkv, E => tensor(attention::forward::<E>(e, values(&qkv)), [e.n, e.t, e.c()]))
     }
 }
 
@@ -78,7 +132,7 @@ impl GradKernels for Flex {
     fn conv2d_input_grad(grad: FlexTensor, weight: FlexTensor, input: [usize; 4], conv: Conv2d) -> FlexTensor {
         let (grad, weight) = (grad.to_contiguous(), weight.to_contiguous());
         let g = geometry(conv, &input, &weight);
-        tensor(conv::input_grad(g, values(&grad), values(&weight)), input)
+        by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input))
     }
 
     fn conv2d_weight_grad(
@@ -89,29 +143,24 @@ impl GradKernels for Flex {
     ) -> (FlexTensor, FlexTensor) {
         let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
         let g = geometry(conv, &x.shape().to_vec(), &weight);
-        let (weight, bias) = conv::weight_grad(g, values(&x), values(&grad));
+        let (weight, bias) = by_type!(x, E => conv::weight_grad::<E>(g, values(&x), values(&grad)));
         (tensor(weight, [g.o, g.c, g.k, g.k]), tensor(bias, [g.o]))
     }
 
-    fn group_norm_statistics(x: FlexTensor, norm: GroupNorm) -> FlexTensor {
-        let x = x.to_contiguous();
-        let e = extent(norm, &x);
-        tensor(norm::statistics(e, values(&x), norm.eps), [e.n, 2, e.c])
-    }
-
-    fn group_norm_apply(
+    fn group_norm_forward(
         x: FlexTensor,
-        statistics: FlexTensor,
         weight: FlexTensor,
         bias: FlexTensor,
         film: FlexTensor,
         norm: GroupNorm,
-    ) -> FlexTensor {
-        let [x, statistics, weight, bias, film] = [x, statistics, weight, bias, film].map(|t| t.to_contiguous());
+    ) -> (FlexTensor, FlexTensor) {
+        let [x, weight, bias, film] = [x, weight, bias, film].map(|t| t.to_contiguous());
         let e = extent(norm, &x);
-        let y =
-            norm::apply(e, values(&x), values(&statistics), values(&weight), values(&bias), values(&film), norm.silu);
-        tensor(y, x.shape().to_vec())
+        let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
+        by_type!(x, E => {
+            let (y, statistics) = norm::forward::<E>(e, values(&x), affine);
+            (tensor(y, x.shape().to_vec()), tensor(statistics, [e.n, 2, e.c]))
+        })
     }
 
     fn group_norm_grads(
@@ -126,28 +175,28 @@ impl GradKernels for Flex {
         let [grad, x, statistics, weight, bias, film] =
             [grad, x, statistics, weight, bias, film].map(|t| t.to_contiguous());
         let e = extent(norm, &x);
-        let g = norm::backward(
-            e,
-            values(&grad),
-            values(&x),
-            values(&statistics),
-            values(&weight),
-            values(&bias),
-            values(&film),
-            norm.silu,
-        );
-        (
-            tensor(g.x, x.shape().to_vec()),
-            tensor(g.weight, [e.c]),
-            tensor(g.bias, [e.c]),
-            tensor(g.film, [e.n, 2 * e.c]),
-        )
+        let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
+        by_type!(x, E => {
+            let g = norm::backward::<E>(e, values(&grad), values(&x), values(&statistics), affine);
+            (
+                tensor(g.x, x.shape().to_vec()),
+                tensor(g.weight, [e.c]),
+                tensor(g.bias, [e.c]),
+                tensor(g.film, [e.n, 2 * e.c]),
+            )
+        })
+    }
+
+    fn take_channels(x: FlexTensor, from: usize, count: usize) -> FlexTensor {
+        let x = x.to_contiguous();
+        let [n, h, w, c] = x.shape().dims();
+        by_type!(x, E => tensor(resample::channels::<E>(values(&x), c, from, count), [n, h, w, count]))
     }
 
     fn attention_grad(grad: FlexTensor, qkv: FlexTensor, heads: usize, order: HeadOrder) -> FlexTensor {
         let (grad, qkv) = (grad.to_contiguous(), qkv.to_contiguous());
         let e = attention_extent(&qkv, heads, order);
-        tensor(attention::backward(e, values(&grad), values(&qkv)), [e.n, e.t, 3 * e.heads * e.ch])
+        by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), [e.n, e.t, 3 * e.c()]))
     }
 
     fn adamw(

@@ -1,18 +1,22 @@
-//! Group normalisation with feature-wise scale and shift and SiLU, channels last, as one operation each way.
+//! Group normalisation with feature-wise scale and shift, SiLU and dropout, channels last, as one operation each way.
 //!
 //! With x̂ = (x − mean)/std over a group, the layer computes `act(x̂·a + b)` where a = weight·(1 + scale) and
 //! b = bias·(1 + scale) + shift are per image and channel. Statistics are two-pass and summed in f64.
 
-use super::math::{multiversion, sigmoid};
+use super::dropout::Mask;
+use super::element::Element;
+use super::math::sigmoid;
+use super::simd::multiversion;
+use crate::GroupNorm;
 use rayon::prelude::*;
 
-/// Sizes of one call: `n` images of `pixels` pixels with `c` channels in `groups` groups.
+/// Sizes of one call: `n` images of `pixels` pixels with `c` channels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extent {
     pub(crate) n: usize,
     pub(crate) pixels: usize,
     pub(crate) c: usize,
-    pub(crate) groups: usize,
+    pub(crate) norm: GroupNorm,
 }
 
 impl Extent {
@@ -21,7 +25,7 @@ impl Extent {
     }
 
     fn per_group(&self) -> usize {
-        self.c / self.groups
+        self.c / self.norm.groups
     }
 
     /// Means of per-channel sums over each group, spread back to the channels.
@@ -34,59 +38,70 @@ impl Extent {
             })
             .collect()
     }
-}
 
-/// Per image and channel: mean, then 1/√(var + eps), as `[N, 2, C]`.
-pub(crate) fn statistics(e: Extent, x: &[f32], eps: f32) -> Vec<f32> {
-    let mut stats = vec![0.0; e.n * 2 * e.c];
-    stats.par_chunks_mut(2 * e.c).zip(x.par_chunks(e.image())).for_each(|(stats, x)| {
-        let mut sums = vec![0.0f64; e.c];
+    /// Of one image: mean, then 1/√(var + eps) of each channel's group, `[2, C]`.
+    fn statistics<E: Element>(&self, x: &[E]) -> Vec<f32> {
+        let mut sums = vec![0.0f64; self.c];
         sum_channels(x, &mut sums);
-        let mean = e.group_means(&sums);
+        let mut stats = self.group_means(&sums);
         sums.fill(0.0);
-        sum_squared_deviations(x, &mean, &mut sums);
-        let (means, rstds) = stats.split_at_mut(e.c);
-        means.copy_from_slice(&mean);
-        rstds.iter_mut().zip(e.group_means(&sums)).for_each(|(r, var)| *r = 1.0 / (var + eps).sqrt());
-    });
-    stats
+        sum_squared_deviations(x, &stats, &mut sums);
+        stats.extend(self.group_means(&sums).into_iter().map(|var| 1.0 / (var + self.norm.eps).sqrt()));
+        stats
+    }
+
+    /// Pixels that are done together: their dropout factors stay in a first-level cache, and end at a whole draw.
+    fn chunk(&self) -> usize {
+        (2048 / self.c).max(1).next_multiple_of(Mask::<'_>::DRAW) * self.c
+    }
 }
 
-/// Per channel of one image: the slope and offset that take x straight to the activation's input.
-fn affine(e: Extent, stats: &[f32], film: &[f32], weight: &[f32], bias: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (mean, rstd) = stats.split_at(e.c);
-    let (scale, shift) = film.split_at(e.c);
-    (0..e.c)
-        .map(|i| {
-            let (a, b) = (weight[i] * (1.0 + scale[i]), bias[i] * (1.0 + scale[i]) + shift[i]);
-            (rstd[i] * a, b - mean[i] * rstd[i] * a)
-        })
-        .unzip()
+/// The layer's parameters, as slices.
+#[derive(Clone, Copy)]
+pub(crate) struct Affine<'a> {
+    /// `[C]`.
+    pub(crate) weight: &'a [f32],
+    /// `[C]`.
+    pub(crate) bias: &'a [f32],
+    /// Scale, then shift: `[N, 2C]`.
+    pub(crate) film: &'a [f32],
 }
 
-/// The layer's output, shaped as `x`. `film` is `[N, 2C]`: scale, then shift.
-pub(crate) fn apply(
-    e: Extent,
-    x: &[f32],
-    stats: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    film: &[f32],
-    silu: bool,
-) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
+impl Affine<'_> {
+    /// Per channel of one image: the slope and offset that take x straight to the activation's input.
+    fn slopes(&self, stats: &[f32], film: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let c = self.weight.len();
+        let (mean, rstd) = stats.split_at(c);
+        let (scale, shift) = film.split_at(c);
+        (0..c)
+            .map(|i| {
+                let (a, b) = (self.weight[i] * (1.0 + scale[i]), self.bias[i] * (1.0 + scale[i]) + shift[i]);
+                (rstd[i] * a, b - mean[i] * rstd[i] * a)
+            })
+            .unzip()
+    }
+}
+
+/// The layer's output, shaped as `x`, and the statistics `[N, 2, C]` that the backward pass needs.
+pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>, Vec<f32>) {
+    let mut out = vec![E::default(); x.len()];
+    let mut stats = vec![0.0; e.n * 2 * e.c];
     out.par_chunks_mut(e.image())
-        .zip(x.par_chunks(e.image()))
-        .zip(stats.par_chunks(2 * e.c).zip(film.par_chunks(2 * e.c)))
-        .for_each(|((out, x), (stats, film))| {
-            let (slope, offset) = affine(e, stats, film, weight, bias);
-            if silu {
-                modulate_silu(out, x, &slope, &offset);
-            } else {
-                modulate(out, x, &slope, &offset);
+        .zip(stats.par_chunks_mut(2 * e.c))
+        .zip(x.par_chunks(e.image()).zip(affine.film.par_chunks(2 * e.c)))
+        .enumerate()
+        .for_each(|(i, ((out, stats), (x, film)))| {
+            stats.copy_from_slice(&e.statistics(x));
+            let (slope, offset) = affine.slopes(stats, film);
+            let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
+            for (out, x) in out.chunks_mut(e.chunk()).zip(x.chunks(e.chunk())) {
+                modulate(out, x, &slope, &offset, e.norm.silu);
+                if let Some(factors) = mask.next(out.len()) {
+                    multiply(out, factors);
+                }
             }
         });
-    out
+    (out, stats)
 }
 
 /// Pixels summed in f32 before f64 takes over: few enough to lose nothing that matters, enough to be fast.
@@ -94,13 +109,13 @@ const PIXELS: usize = 16;
 
 multiversion! {
     /// Adds each channel's sum over all pixels to `sums`.
-    fn sum_channels(x: &[f32], sums: &mut [f64]) {
+    fn sum_channels<S, E: Element>(x: &[E], sums: &mut [f64]) {
         let c = sums.len();
         let mut partial = vec![0.0f32; c];
         for pixels in x.chunks(PIXELS * c) {
             partial.fill(0.0);
             for pixel in pixels.chunks_exact(c) {
-                partial.iter_mut().zip(pixel).for_each(|(s, v)| *s += v);
+                partial.iter_mut().zip(pixel).for_each(|(s, v)| *s += v.to_f32());
             }
             sums.iter_mut().zip(&partial).for_each(|(s, &p)| *s += f64::from(p));
         }
@@ -109,13 +124,16 @@ multiversion! {
 
 multiversion! {
     /// Adds each channel's sum of squared deviations from `mean` over all pixels to `sums`.
-    fn sum_squared_deviations(x: &[f32], mean: &[f32], sums: &mut [f64]) {
+    fn sum_squared_deviations<S, E: Element>(x: &[E], mean: &[f32], sums: &mut [f64]) {
         let c = sums.len();
         let mut partial = vec![0.0f32; c];
         for pixels in x.chunks(PIXELS * c) {
             partial.fill(0.0);
             for pixel in pixels.chunks_exact(c) {
-                partial.iter_mut().zip(pixel).zip(mean).for_each(|((s, v), m)| *s += (v - m) * (v - m));
+                for ((s, v), m) in partial.iter_mut().zip(pixel).zip(mean) {
+                    let deviation = v.to_f32() - m;
+                    *s += deviation * deviation;
+                }
             }
             sums.iter_mut().zip(&partial).for_each(|(s, &p)| *s += f64::from(p));
         }
@@ -123,37 +141,53 @@ multiversion! {
 }
 
 multiversion! {
-    /// `out = x·slope + offset`, channel by channel.
-    fn modulate(out: &mut [f32], x: &[f32], slope: &[f32], offset: &[f32]) {
+    /// `out = act(x·slope + offset)`, channel by channel.
+    fn modulate<S, E: Element>(out: &mut [E], x: &[E], slope: &[f32], offset: &[f32], silu: bool) {
         for (out, x) in out.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
-            for (((y, &x), a), b) in out.iter_mut().zip(x).zip(slope).zip(offset) {
-                *y = x * a + b;
+            let values = out.iter_mut().zip(x).zip(slope).zip(offset);
+            if silu {
+                for (((y, x), a), b) in values {
+                    let u = x.to_f32() * a + b;
+                    *y = E::from_f32(u * sigmoid(u));
+                }
+            } else {
+                values.for_each(|(((y, x), a), b)| *y = E::from_f32(x.to_f32() * a + b));
             }
         }
     }
 }
 
 multiversion! {
-    /// `out = silu(x·slope + offset)`, channel by channel.
-    fn modulate_silu(out: &mut [f32], x: &[f32], slope: &[f32], offset: &[f32]) {
-        for (out, x) in out.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
-            for (((y, &x), a), b) in out.iter_mut().zip(x).zip(slope).zip(offset) {
-                let u = x * a + b;
-                *y = u * sigmoid(u);
-            }
-        }
+    fn multiply<S, E: Element>(values: &mut [E], factors: &[f32]) {
+        values.iter_mut().zip(factors).for_each(|(v, f)| *v = E::from_f32(v.to_f32() * f));
     }
 }
 
 multiversion! {
-    /// `dx = grad·silu'(x·slope + offset)`, channel by channel.
-    fn silu_grad(dx: &mut [f32], grad: &[f32], x: &[f32], slope: &[f32], offset: &[f32]) {
+    /// du = grad·act'(x·slope + offset), channel by channel; `factors` are those of the dropout.
+    fn activation_grad<S, E: Element>(
+        du: &mut [f32],
+        grad: &[E],
+        x: &[E],
+        factors: Option<&[f32]>,
+        slope: &[f32],
+        offset: &[f32],
+        silu: bool,
+    ) {
         let c = slope.len();
-        for ((dx, grad), x) in dx.chunks_exact_mut(c).zip(grad.chunks_exact(c)).zip(x.chunks_exact(c)) {
-            for ((((dx, grad), &x), a), b) in dx.iter_mut().zip(grad).zip(x).zip(slope).zip(offset) {
-                let u = x * a + b;
-                let s = sigmoid(u);
-                *dx = grad * (s * (1.0 + u * (1.0 - s)));
+        match factors {
+            Some(factors) => {
+                du.iter_mut().zip(grad).zip(factors).for_each(|((d, g), f)| *d = g.to_f32() * f);
+            }
+            None => du.iter_mut().zip(grad).for_each(|(d, g)| *d = g.to_f32()),
+        }
+        if silu {
+            for (du, x) in du.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                for (((du, x), a), b) in du.iter_mut().zip(x).zip(slope).zip(offset) {
+                    let u = x.to_f32() * a + b;
+                    let s = sigmoid(u);
+                    *du *= s * (1.0 + u * (1.0 - s));
+                }
             }
         }
     }
@@ -161,9 +195,9 @@ multiversion! {
 
 multiversion! {
     /// Σ du and Σ du·x̂ of each channel over all pixels, added to `sums` and `normal_sums`.
-    fn sum_grads(
+    fn sum_grads<S, E: Element>(
         du: &[f32],
-        x: &[f32],
+        x: &[E],
         mean: &[f32],
         rstd: &[f32],
         sums: &mut [f32],
@@ -171,7 +205,7 @@ multiversion! {
     ) {
         let c = sums.len();
         for (du, x) in du.chunks_exact(c).zip(x.chunks_exact(c)) {
-            let normal = x.iter().zip(mean).zip(rstd).map(|((x, m), r)| (x - m) * r);
+            let normal = x.iter().zip(mean).zip(rstd).map(|((x, m), r)| (x.to_f32() - m) * r);
             for (((s, ns), du), normal) in sums.iter_mut().zip(normal_sums.iter_mut()).zip(du).zip(normal) {
                 *s += du;
                 *ns += du * normal;
@@ -181,10 +215,11 @@ multiversion! {
 }
 
 multiversion! {
-    /// From du in `dx` to rstd·(a·du − m1 − x̂·m2), channel by channel.
-    fn input_grad(
-        dx: &mut [f32],
-        x: &[f32],
+    /// dx = rstd·(a·du − m1 − x̂·m2), channel by channel.
+    fn input_grad<S, E: Element>(
+        dx: &mut [E],
+        du: &[f32],
+        x: &[E],
         mean: &[f32],
         rstd: &[f32],
         slope: &[f32],
@@ -192,37 +227,28 @@ multiversion! {
         m2: &[f32],
     ) {
         let c = mean.len();
-        for (dx, x) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+        for ((dx, du), x) in dx.chunks_exact_mut(c).zip(du.chunks_exact(c)).zip(x.chunks_exact(c)) {
             let group = mean.iter().zip(rstd).zip(slope).zip(m1.iter().zip(m2));
-            for ((dx, x), (((mean, rstd), slope), (m1, m2))) in dx.iter_mut().zip(x).zip(group) {
-                *dx = slope * *dx - rstd * (m1 + (x - mean) * rstd * m2);
+            for (((dx, du), x), (((mean, rstd), slope), (m1, m2))) in dx.iter_mut().zip(du).zip(x).zip(group) {
+                *dx = E::from_f32(slope * du - rstd * (m1 + (x.to_f32() - mean) * rstd * m2));
             }
         }
     }
 }
 
 /// Gradients of the layer.
-pub(crate) struct Grads {
-    pub(crate) x: Vec<f32>,
+pub(crate) struct Grads<E> {
+    pub(crate) x: Vec<E>,
     pub(crate) weight: Vec<f32>,
     pub(crate) bias: Vec<f32>,
     pub(crate) film: Vec<f32>,
 }
 
 /// The backward pass, from the output's gradient and what the forward pass saw.
-#[expect(clippy::too_many_arguments, reason = "the forward's arguments and the gradient")]
-pub(crate) fn backward(
-    e: Extent,
-    grad: &[f32],
-    x: &[f32],
-    stats: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    film: &[f32],
-    silu: bool,
-) -> Grads {
+pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32], affine: Affine) -> Grads<E> {
     let c = e.c;
-    let mut dx = vec![0.0; x.len()];
+    let Affine { weight, bias, film } = affine;
+    let mut dx = vec![E::default(); x.len()];
     let mut dfilm = vec![0.0; film.len()];
     // Per image and channel: Σ du and Σ du·x̂, from which the parameters' gradients follow.
     let mut sums = vec![0.0f32; e.n * 2 * c];
@@ -230,30 +256,32 @@ pub(crate) fn backward(
         .zip(dfilm.par_chunks_mut(2 * c).zip(sums.par_chunks_mut(2 * c)))
         .zip(grad.par_chunks(e.image()).zip(x.par_chunks(e.image())))
         .zip(stats.par_chunks(2 * c).zip(film.par_chunks(2 * c)))
-        .for_each(|(((dx, (dfilm, sums)), (grad, x)), (stats, film))| {
-            let (mean, rstd) = stats.split_at(c);
-            let (slope, offset) = affine(e, stats, film, weight, bias);
-            let (du_sum, dux_sum) = sums.split_at_mut(c);
-            // First du = grad·act'(u), kept in dx, and its sums.
-            if silu {
-                silu_grad(dx, grad, x, &slope, &offset);
-            } else {
-                dx.copy_from_slice(grad);
-            }
-            sum_grads(dx, x, mean, rstd, du_sum, dux_sum);
-            let scaled = |sums: &[f32]| -> Vec<f32> {
-                let scaled =
-                    sums.iter().zip(weight).zip(film).map(|((s, w), scale)| f64::from(s * (w * (1.0 + scale))));
-                e.group_means(&scaled.collect::<Vec<_>>())
-            };
-            let (m1, m2) = (scaled(du_sum), scaled(dux_sum));
-            // Then dx = rstd·(a·du − mean(a·du) − x̂·mean(a·du·x̂)).
-            input_grad(dx, x, mean, rstd, &slope, &m1, &m2);
-            for i in 0..c {
-                dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
-                dfilm[c + i] = du_sum[i];
-            }
-        });
+        .enumerate()
+        .for_each_init(
+            || vec![0.0; e.image()],
+            |du, (i, (((dx, (dfilm, sums)), (grad, x)), (stats, film)))| {
+                let (mean, rstd) = stats.split_at(c);
+                let (slope, offset) = affine.slopes(stats, film);
+                let (du_sum, dux_sum) = sums.split_at_mut(c);
+                let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
+                let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
+                for ((du, grad), x) in chunks {
+                    activation_grad(du, grad, x, mask.next(x.len()), &slope, &offset, e.norm.silu);
+                    sum_grads(du, x, mean, rstd, du_sum, dux_sum);
+                }
+                let scaled = |sums: &[f32]| -> Vec<f32> {
+                    let scaled =
+                        sums.iter().zip(weight).zip(film).map(|((s, w), scale)| f64::from(s * (w * (1.0 + scale))));
+                    e.group_means(&scaled.collect::<Vec<_>>())
+                };
+                let (m1, m2) = (scaled(du_sum), scaled(dux_sum));
+                input_grad(dx, du, x, mean, rstd, &slope, &m1, &m2);
+                for i in 0..c {
+                    dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
+                    dfilm[c + i] = du_sum[i];
+                }
+            },
+        );
     let mut dweight = vec![0.0; c];
     let mut dbias = vec![0.0; c];
     for (sums, film) in sums.chunks_exact(2 * c).zip(film.chunks_exact(2 * c)) {

@@ -1,6 +1,6 @@
 //! In-place updates over whole parameters.
 
-use super::math::multiversion;
+use super::simd::multiversion;
 use crate::{AdamW, AdamWCoefficients};
 use rayon::prelude::*;
 
@@ -18,7 +18,7 @@ pub(crate) fn adamw(h: &AdamW, param: &mut [f32], grad: &[f32], m: &mut [f32], v
 }
 
 multiversion! {
-    fn adamw_chunk(c: &AdamWCoefficients, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
+    fn adamw_chunk<S>(c: &AdamWCoefficients, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
         for (((p, m), v), &g) in param.iter_mut().zip(m).zip(v).zip(grad) {
             let g = g * c.grad_scale;
             *m += c.one_minus_beta1 * (g - *m);
@@ -37,7 +37,7 @@ pub(crate) fn ema(target: &mut [f32], source: &[f32], rate: f64) {
 }
 
 multiversion! {
-    fn ema_chunk(target: &mut [f32], source: &[f32], rate: f32, rest: f32) {
+    fn ema_chunk<S>(target: &mut [f32], source: &[f32], rate: f32, rest: f32) {
         target.iter_mut().zip(source).for_each(|(t, s)| *t = *t * rate + s * rest);
     }
 }
@@ -49,7 +49,7 @@ pub(crate) fn sum_squares(x: &[f32]) -> f64 {
 }
 
 multiversion! {
-    fn sum_squares_chunk(x: &[f32]) -> f64 {
+    fn sum_squares_chunk<S>(x: &[f32]) -> f64 {
         let mut lanes = [0.0f64; 8];
         for x in x.chunks(8) {
             lanes.iter_mut().zip(x).for_each(|(l, &v)| *l += f64::from(v) * f64::from(v));

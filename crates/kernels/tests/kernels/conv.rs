@@ -29,7 +29,13 @@ fn inputs(s: Conv, seed: u64) -> Inputs {
 }
 
 fn forward(s: Conv, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let y = conv2d(tensor(x, s.input()), tensor(weight, s.weight()), tensor(bias, [s.o]), Conv2d { stride: s.stride });
+    let y = conv2d(
+        tensor(x, s.input()),
+        tensor(weight, s.weight()),
+        tensor(bias, [s.o]),
+        None,
+        Conv2d { stride: s.stride },
+    );
     assert_eq!(y.dims(), s.output());
     read(y)
 }
@@ -37,7 +43,7 @@ fn forward(s: Conv, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
 /// Gradients of input, weight and bias.
 fn gradients(s: Conv, i: &Inputs) -> [Vec<f32>; 3] {
     let (x, weight, bias) = (tracked(&i.x, s.input()), tracked(&i.weight, s.weight()), tracked(&i.bias, [s.o]));
-    let y = conv2d(x.clone(), weight.clone(), bias.clone(), Conv2d { stride: s.stride });
+    let y = conv2d(x.clone(), weight.clone(), bias.clone(), None, Conv2d { stride: s.stride });
     let grads = backward(y, &i.w);
     [grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads)]
 }
@@ -145,13 +151,13 @@ fn gradients_do_not_depend_on_which_are_wanted() {
     let conv = Conv2d { stride: s.stride };
     let (x, weight, bias) = (untracked(&i.x, s.input()), untracked(&i.weight, s.weight()), untracked(&i.bias, [s.o]));
     let wanted = x.clone().require_grad();
-    let grads = backward(conv2d(wanted.clone(), weight.clone(), bias.clone(), conv), &i.w);
+    let grads = backward(conv2d(wanted.clone(), weight.clone(), bias.clone(), None, conv), &i.w);
     assert_eq!(grad(&wanted, &grads), all[0]);
     let wanted = weight.clone().require_grad();
-    let grads = backward(conv2d(x.clone(), wanted.clone(), bias.clone(), conv), &i.w);
+    let grads = backward(conv2d(x.clone(), wanted.clone(), bias.clone(), None, conv), &i.w);
     assert_eq!(grad(&wanted, &grads), all[1]);
     let wanted = bias.require_grad();
-    let grads = backward(conv2d(x, weight, wanted.clone(), conv), &i.w);
+    let grads = backward(conv2d(x, weight, wanted.clone(), None, conv), &i.w);
     assert_eq!(grad(&wanted, &grads), all[2]);
 }
 
@@ -161,7 +167,8 @@ fn a_layer_used_twice_sums_its_gradients() {
     let i = inputs(s, 19);
     let (x, weight, bias) = (tracked(&i.x, s.input()), tracked(&i.weight, s.weight()), tracked(&i.bias, [s.o]));
     let conv = Conv2d { stride: 1 };
-    let y = conv2d(conv2d(x.clone(), weight.clone(), bias.clone(), conv), weight.clone(), bias.clone(), conv);
+    let y =
+        conv2d(conv2d(x.clone(), weight.clone(), bias.clone(), None, conv), weight.clone(), bias.clone(), None, conv);
     let grads = backward(y, &i.w);
     let f = |v: &[Vec<f64>]| dot(&s.forward(&s.forward(&v[0], &v[1], &v[2]), &v[1], &v[2]), &i.w);
     let found = [grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads)];
@@ -180,7 +187,7 @@ fn views_give_what_their_copies_give() {
     let x: Tensor<4> = stored.narrow(0, 1, 2).swap_dims(2, 3);
     let weight = tensor(&read(tensor(&i.weight, s.weight()).swap_dims(0, 3)), [s.k, s.c, s.k, s.o]).swap_dims(0, 3);
     let bias = tensor(&[&[9.0], &i.bias[..]].concat(), [s.o + 1]).narrow(0, 1, s.o);
-    assert_eq!(read(conv2d(x, weight, bias, Conv2d { stride: 2 })), expected);
+    assert_eq!(read(conv2d(x, weight, bias, None, Conv2d { stride: 2 })), expected);
 }
 
 #[test]
@@ -236,6 +243,7 @@ fn a_kernel_for_other_channels_is_refused() {
         tensor(&[0.0; 24], [1, 2, 3, 4]),
         tensor(&[0.0; 54], [2, 3, 3, 3]),
         tensor(&[0.0; 2], [2]),
+        None,
         Conv2d { stride: 1 },
     );
 }

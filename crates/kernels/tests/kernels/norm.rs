@@ -20,7 +20,7 @@ fn inputs(s: Norm, seed: u64) -> Vec<Vec<f32>> {
 }
 
 fn settings(s: Norm) -> GroupNorm {
-    GroupNorm { groups: s.groups, eps: s.eps, silu: s.silu }
+    GroupNorm { groups: s.groups, eps: s.eps, silu: s.silu, dropout: None }
 }
 
 fn forward(s: Norm, i: &[Vec<f32>]) -> Vec<f32> {
@@ -228,7 +228,7 @@ fn an_empty_batch_gives_an_empty_batch() {
 #[test]
 #[should_panic(expected = "scale and shift")]
 fn modulation_of_another_batch_is_refused() {
-    let norm = GroupNorm { groups: 1, eps: 1e-5, silu: false };
+    let norm = GroupNorm { groups: 1, eps: 1e-5, silu: false, dropout: None };
     let (weight, bias) = (tensor(&[1.0; 3], [3]), tensor(&[0.0; 3], [3]));
     let _ = group_norm(tensor(&[0.0; 6], [2, 1, 3]), weight, bias, tensor(&[0.0; 6], [1, 6]), norm);
 }

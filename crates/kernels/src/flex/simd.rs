@@ -1,0 +1,420 @@
+//! Vectors of f32, one type per instruction set, and the dispatch that compiles a function for each.
+//!
+//! A kernel is written once, over [`Simd`]; [`multiversion!`] compiles it for every instruction set and runs the one that
+//! [`Isa::current`](crate::Isa) names. What needs no explicit vectors leaves them out and is vectorised by the compiler.
+
+#![allow(unsafe_code, reason = "vector instructions")]
+#![expect(clippy::inline_always, reason = "only what is inlined into the dispatch is compiled for its instruction set")]
+
+/// Vectors of an instruction set.
+///
+/// # Safety
+/// All functions: the machine has the instruction set, and pointers are valid for `LANES` values of their type; they
+/// need no alignment.
+pub(crate) trait Simd: Copy {
+    /// Values in a vector.
+    const LANES: usize;
+    /// Rows of a tile of a matrix product: with two vectors each they fill the registers.
+    const ROWS: usize;
+    /// The vector.
+    type V: Copy;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn store(to: *mut f32, v: Self::V);
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
+    /// Rounds to nearest even.
+    unsafe fn store_bf16(to: *mut u16, v: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// a·b + c.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Per lane, c + the product of two pairs of bf16, the even one in the low half.
+    unsafe fn dot_bf16(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Writes pairs of bf16, `even` in the low halves, as `2·LANES` values.
+    unsafe fn store_pairs(to: *mut u16, even: Self::V, odd: Self::V);
+}
+
+/// Rounds to the nearest bf16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+    if x.is_nan() { 0x7fc0 } else { rounded }
+}
+
+/// The value of a bf16.
+#[inline(always)]
+pub(crate) fn from_bf16(x: u16) -> f32 {
+    f32::from_bits(u32::from(x) << 16)
+}
+
+/// Plain arrays of N values: the compiler finds the vectors.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes<const N: usize>;
+
+/// a·b + c, fused where the baseline of the architecture has the instruction.
+#[inline(always)]
+fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The low half of a cell of two bf16.
+#[inline(always)]
+fn low(cell: f32) -> f32 {
+    f32::from_bits(cell.to_bits() << 16)
+}
+
+/// The high half of a cell of two bf16.
+#[inline(always)]
+fn high(cell: f32) -> f32 {
+    f32::from_bits(cell.to_bits() & 0xffff_0000)
+}
+
+/// An array of N values, index by index: a closure would not be compiled for the caller's instruction set.
+macro_rules! lanes {
+    ($i:ident => $value:expr) => {{
+        let mut values = [0.0; N];
+        for $i in 0..N {
+            values[$i] = $value;
+        }
+        values
+    }};
+}
+
+impl<const N: usize> Simd for Lanes<N> {
+    const LANES: usize = N;
+    const ROWS: usize = 4;
+    type V = [f32; N];
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; N] {
+        [x; N]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> [f32; N] {
+        // SAFETY: the caller's pointer is valid for N values.
+        unsafe { from.cast::<[f32; N]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: [f32; N]) {
+        // SAFETY: the caller's pointer is valid for N values.
+        unsafe { to.cast::<[f32; N]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> [f32; N] {
+        // SAFETY: the caller's pointer is valid for N values.
+        let words = unsafe { from.cast::<[u16; N]>().read_unaligned() };
+        lanes!(i => from_bf16(words[i]))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, v: [f32; N]) {
+        let mut words = [0; N];
+        for i in 0..N {
+            words[i] = to_bf16(v[i]);
+        }
+        // SAFETY: the caller's pointer is valid for N values.
+        unsafe { to.cast::<[u16; N]>().write_unaligned(words) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; N], b: [f32; N]) -> [f32; N] {
+        lanes!(i => a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: [f32; N], b: [f32; N]) -> [f32; N] {
+        lanes!(i => a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
+        lanes!(i => mul_add(a[i], b[i], c[i]))
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
+        lanes!(i => mul_add(high(a[i]), high(b[i]), mul_add(low(a[i]), low(b[i]), c[i])))
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(to: *mut u16, even: [f32; N], odd: [f32; N]) {
+        let mut pairs = [[0; 2]; N];
+        for i in 0..N {
+            pairs[i] = [to_bf16(even[i]), to_bf16(odd[i])];
+        }
+        // SAFETY: the caller's pointer is valid for 2·N values.
+        unsafe { to.cast::<[[u16; 2]; N]>().write_unaligned(pairs) }
+    }
+}
+
+/// What a machine without vectors, or the end of a row, uses.
+pub(crate) type Portable = Lanes<4>;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2;
+
+    /// The upper halves of eight values rounded to bf16, in the low halves of 32-bit lanes.
+    ///
+    /// # Safety
+    /// Needs AVX2.
+    #[inline(always)]
+    unsafe fn round_avx2(v: __m256) -> __m256i {
+        // SAFETY: the caller's machine has AVX2.
+        unsafe {
+            let bits = _mm256_castps_si256(v);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            let rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0_0000), nan);
+            _mm256_srli_epi32::<16>(rounded)
+        }
+    }
+
+    impl Simd for Avx2 {
+        const LANES: usize = 8;
+        const ROWS: usize = 6;
+        type V = __m256;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m256 {
+            // SAFETY: the caller's machine has AVX2 (here and in the following functions, which pass on the caller's pointers).
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, v: __m256) {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_storeu_ps(to, v) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe {
+                let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(to: *mut u16, v: __m256) {
+            // SAFETY: as `splat`.
+            unsafe {
+                let words = round_avx2(v);
+                let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(words, words));
+                _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn dot_bf16(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe {
+                let low_a = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(a)));
+                let low_b = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(b)));
+                let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32));
+                let sum = _mm256_fmadd_ps(low_a, low_b, c);
+                _mm256_fmadd_ps(_mm256_and_ps(a, mask), _mm256_and_ps(b, mask), sum)
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_pairs(to: *mut u16, even: __m256, odd: __m256) {
+            // SAFETY: as `splat`.
+            unsafe {
+                let pairs = _mm256_or_si256(round_avx2(even), _mm256_slli_epi32::<16>(round_avx2(odd)));
+                _mm256_storeu_si256(to.cast(), pairs);
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512;
+
+    /// As [`round_avx2`], for sixteen values.
+    ///
+    /// # Safety
+    /// Needs AVX-512F.
+    #[inline(always)]
+    unsafe fn round_avx512(v: __m512) -> __m512i {
+        // SAFETY: the caller's machine has AVX-512F.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let rounded = _mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7fc0_0000));
+            _mm512_srli_epi32::<16>(rounded)
+        }
+    }
+
+    /// What both kinds of AVX-512 share.
+    macro_rules! avx512 {
+        () => {
+            const LANES: usize = 16;
+            const ROWS: usize = 12;
+            type V = __m512;
+
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> __m512 {
+                // SAFETY: the caller's machine has AVX-512 (here and in the following functions, which pass on the caller's pointers).
+                unsafe { _mm512_set1_ps(x) }
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const f32) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe { _mm512_loadu_ps(from) }
+            }
+            #[inline(always)]
+            unsafe fn store(to: *mut f32, v: __m512) {
+                // SAFETY: as `splat`.
+                unsafe { _mm512_storeu_ps(to, v) }
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(from: *const u16) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe {
+                    let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+                }
+            }
+            #[inline(always)]
+            unsafe fn add(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe { _mm512_add_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe { _mm512_sub_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe { _mm512_fmadd_ps(a, b, c) }
+            }
+        };
+    }
+
+    impl Simd for Avx512 {
+        avx512!();
+
+        #[inline(always)]
+        unsafe fn store_bf16(to: *mut u16, v: __m512) {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(round_avx512(v))) }
+        }
+        #[inline(always)]
+        unsafe fn dot_bf16(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: as `splat`.
+            unsafe {
+                let low_a = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(a)));
+                let low_b = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(b)));
+                let mask = _mm512_castsi512_ps(_mm512_set1_epi32(0xffff_0000_u32 as i32));
+                let sum = _mm512_fmadd_ps(low_a, low_b, c);
+                _mm512_fmadd_ps(_mm512_and_ps(a, mask), _mm512_and_ps(b, mask), sum)
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_pairs(to: *mut u16, even: __m512, odd: __m512) {
+            // SAFETY: as `splat`.
+            unsafe {
+                let pairs = _mm512_or_si512(round_avx512(even), _mm512_slli_epi32::<16>(round_avx512(odd)));
+                _mm512_storeu_si512(to.cast(), pairs);
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512Bf16;
+
+    impl Simd for Avx512Bf16 {
+        avx512!();
+
+        #[inline(always)]
+        unsafe fn store_bf16(to: *mut u16, v: __m512) {
+            // SAFETY: as `splat`; a vector of bf16 is 256 bits.
+            unsafe { _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
+        }
+        #[inline(always)]
+        unsafe fn dot_bf16(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: as `splat`; the three types are 512 bits.
+            unsafe {
+                let a = std::mem::transmute::<__m512, __m512bh>(a);
+                let b = std::mem::transmute::<__m512, __m512bh>(b);
+                _mm512_dpbf16_ps(c, a, b)
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_pairs(to: *mut u16, even: __m512, odd: __m512) {
+            // SAFETY: as `splat`; a vector of bf16 is 256 bits.
+            unsafe {
+                let even = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(even));
+                let odd = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(odd));
+                let odd = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(odd));
+                _mm512_storeu_si512(to.cast(), _mm512_or_si512(_mm512_cvtepu16_epi32(even), odd));
+            }
+        }
+    }
+}
+
+/// Compiles a function once for each instruction set and runs the version that [`Isa::current`](crate::Isa) names. The
+/// first generic parameter is the [`Simd`] type; callers do not give it. Nothing but `Simd::mul_add` and
+/// `Simd::dot_bf16` rounds differently from one set to another.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$S:ident $(, $T:ident: $Bound:path)*>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(unsafe_code, clippy::inline_always, clippy::too_many_arguments, reason = "instruction sets are chosen at run time")]
+        $vis fn $name<$($T: $Bound),*>($($arg: $ty),*) $(-> $ret)? {
+            #[allow(clippy::extra_unused_type_parameters, reason = "what the compiler vectorises does not name vectors")]
+            #[inline(always)]
+            fn body<$S: $crate::flex::simd::Simd $(, $T: $Bound)*>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::Isa;
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,avx2,fma")]
+                fn avx512_bf16<$($T: $Bound),*>($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::flex::simd::Avx512Bf16 $(, $T)*>($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn avx512<$($T: $Bound),*>($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::flex::simd::Avx512 $(, $T)*>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<$($T: $Bound),*>($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::flex::simd::Avx2 $(, $T)*>($($arg),*)
+                }
+                match Isa::current() {
+                    // SAFETY: an instruction set is only selected on a machine that has all of it.
+                    Isa::Avx512Bf16 => return unsafe { avx512_bf16::<$($T),*>($($arg),*) },
+                    // SAFETY: as above.
+                    Isa::Avx512 => return unsafe { avx512::<$($T),*>($($arg),*) },
+                    // SAFETY: as above.
+                    Isa::Avx2 => return unsafe { avx2::<$($T),*>($($arg),*) },
+                    Isa::Portable => {}
+                }
+            }
+            body::<$crate::flex::simd::Portable $(, $T)*>($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;

@@ -1,0 +1,122 @@
+//! Which instructions the CPU kernels use: the best that this machine has, or what `DDPM_IP_ISA` says.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// The environment variable that forces an instruction set.
+pub const ISA_VARIABLE: &str = "DDPM_IP_ISA";
+
+/// An instruction set that the kernels are compiled for, from the plainest to the fastest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every processor of the architecture has; on 64-bit ARM that includes NEON.
+    Portable,
+    /// 256-bit vectors with fused multiply-add.
+    Avx2,
+    /// 512-bit vectors (F, BW, DQ, VL).
+    Avx512,
+    /// AVX-512 with products of bf16 pairs.
+    Avx512Bf16,
+}
+
+/// A forced instruction set that is unknown or that this machine does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownIsa {
+    asked: String,
+}
+
+impl fmt::Display for UnknownIsa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = Isa::available().map(Isa::name).collect();
+        write!(
+            f,
+            "{ISA_VARIABLE}={} is not an instruction set of this machine; it has {}",
+            self.asked,
+            names.join(", ")
+        )
+    }
+}
+
+impl std::error::Error for UnknownIsa {}
+
+impl Isa {
+    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Its name, as in `DDPM_IP_ISA`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+
+    /// Those that this machine has, the fastest last.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_available(self) -> bool {
+        use std::is_x86_feature_detected as has;
+        let avx2 = || has!("avx2") && has!("fma");
+        let avx512 = || avx2() && has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq");
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => avx2(),
+            Self::Avx512 => avx512(),
+            Self::Avx512Bf16 => avx512() && has!("avx512bf16"),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_available(self) -> bool {
+        self == Self::Portable
+    }
+
+    /// The fastest that this machine has, or the one that `forced` names.
+    fn choose(forced: Option<&str>) -> Result<Self, UnknownIsa> {
+        match forced.filter(|name| !name.is_empty()) {
+            None => Ok(Self::available().last().unwrap_or(Self::Portable)),
+            Some(name) => {
+                Self::available().find(|isa| isa.name() == name).ok_or_else(|| UnknownIsa { asked: name.to_owned() })
+            }
+        }
+    }
+
+    /// What the kernels of this process use. Programs ask once at their beginning, to report a wrong
+    /// `DDPM_IP_ISA`; the kernels themselves pass over one.
+    ///
+    /// # Errors
+    /// If `DDPM_IP_ISA` names an instruction set that is unknown or not there.
+    pub fn selected() -> Result<Self, UnknownIsa> {
+        static SELECTED: OnceLock<Result<Isa, UnknownIsa>> = OnceLock::new();
+        SELECTED
+            .get_or_init(|| {
+                let forced = std::env::var_os(ISA_VARIABLE).map(|name| name.to_string_lossy().into_owned());
+                Self::choose(forced.as_deref())
+            })
+            .clone()
+    }
+
+    /// As [`selected`](Self::selected), and the fastest if the choice was wrong.
+    pub(crate) fn current() -> Self {
+        static CURRENT: OnceLock<Isa> = OnceLock::new();
+        *CURRENT.get_or_init(|| Self::selected().unwrap_or_else(|_| Self::available().last().unwrap_or(Self::Portable)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_is_chosen_unless_another_is_forced() {
+        assert_eq!(Isa::choose(None).ok(), Isa::available().last());
+        assert_eq!(Isa::choose(Some("")).ok(), Isa::available().last());
+        assert_eq!(Isa::choose(Some("portable")), Ok(Isa::Portable));
+        let error = Isa::choose(Some("mmx")).expect_err("no such set").to_string();
+        assert!(error.contains("DDPM_IP_ISA=mmx") && error.contains("portable"), "{error}");
+    }
+}
