@@ -36,6 +36,15 @@ pub enum Event {
     },
     /// A line for the logs, in order: the reference's keys, and `lr`, `images_per_sec` and `mse_plus_c`.
     Log(Vec<(String, f64)>),
+    /// A repetition of a measurement is done.
+    Measured {
+        /// What is measured.
+        what: &'static str,
+        /// Repetitions done, the warm-up not counted.
+        done: usize,
+        /// Repetitions in all.
+        total: usize,
+    },
     /// A sample grid was written.
     Grid {
         /// Steps done.

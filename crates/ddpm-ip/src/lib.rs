@@ -13,8 +13,10 @@
 //! | [`sample`] | chains and files of samples |
 //! | [`checkpoint`] | saved runs |
 //! | [`predict`], [`info`] | one network call; what a file is |
+//! | [`bench`] | how fast this machine trains and samples |
 //! | [`npz`], [`file`] | NumPy's archives; files that are whole or not there |
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

@@ -8,6 +8,7 @@
 mod autodiff;
 mod flex;
 mod isa;
+pub mod profile;
 
 pub use isa::{ISA_VARIABLE, Isa, UnknownIsa};
 

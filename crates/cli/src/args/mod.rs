@@ -47,22 +47,14 @@ pub(crate) fn path(name: &'static str, value: &'static str, help: &'static str) 
     Arg::new(name).long(name).value_name(value).value_parser(clap::value_parser!(std::path::PathBuf)).help(help)
 }
 
-/// `--device` and `--precision`.
-pub(crate) fn machine() -> [Arg; 2] {
+/// `--device`.
+pub(crate) fn device_arg() -> Arg {
     let names = ddpm_ip::device_names();
-    [
-        Arg::new("device").long("device").default_value("cpu").help(format!("where to compute: {}", names.join(", "))),
-        Arg::new("precision").long("precision").default_value("f32").help("number format: f32"),
-    ]
+    Arg::new("device").long("device").default_value("cpu").help(format!("where to compute: {}", names.join(", ")))
 }
 
 /// The device asked for.
 pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ddpm_ip::config::ConfigError> {
-    let precision = matches.get_one::<String>("precision").map_or("f32", String::as_str);
-    if precision != "f32" {
-        let message = format!("--precision {precision} does not exist yet: f32 is all there is for now");
-        return Err(ddpm_ip::config::ConfigError(message));
-    }
     ddpm_ip::device(matches.get_one::<String>("device").map_or("cpu", String::as_str))
 }
 

@@ -2,7 +2,7 @@
 
 use super::settings::{given, truth};
 use clap::{Arg, ArgMatches};
-use ddpm_ip::config::{self, Config, ConfigError, LossKind, Prediction, SamplerKind, Variance};
+use ddpm_ip::config::{self, Config, ConfigError, LossKind, Precision, Prediction, SamplerKind, Variance};
 
 /// Flag, the section it belongs to, what it means here.
 const SWITCHES: &[(&str, &str, &str)] = &[
@@ -12,12 +12,11 @@ const SWITCHES: &[(&str, &str, &str)] = &[
     ("use-kl", "diffusion", "as --loss rescaled-kl"),
     ("rescale-learned-sigmas", "diffusion", "as --loss rescaled-mse"),
     ("use-ddim", "sample", "as --sampler ddim"),
-    ("use-checkpoint", "model", "accepted; nothing is recomputed to save memory yet"),
-    ("use-fp16", "model", "only False: --precision says the number format"),
+    ("use-fp16", "model", "as --precision bf16"),
 ];
 
 const VALUES: &[(&str, &str, &str)] = &[
-    ("fp16-scale-growth", "train", "accepted and not used: f32 needs no loss scale"),
+    ("fp16-scale-growth", "train", "accepted and not used: f32 and bf16 need no loss scale"),
     ("resume-checkpoint", "train", "only empty: the same command resumes from its run directory"),
 ];
 
@@ -65,20 +64,18 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
     if let Some(ddim) = switch("use-ddim")? {
         config.sample.sampler = if ddim { SamplerKind::Ddim } else { SamplerKind::Ddpm };
     }
-    if switch("use-fp16")? == Some(true) {
-        return Err(ConfigError("--use-fp16 True: f32 is the only precision for now, leave the flag out".into()));
-    }
     if let Some(path) = value("resume-checkpoint").filter(|path| !path.is_empty()) {
         return Err(ConfigError(format!(
             "--resume-checkpoint {path}: a run resumes from its own directory: name it with --out, with the same settings"
         )));
     }
     let mut notices = Vec::new();
-    if switch("use-checkpoint")? == Some(true) {
-        notices.push("--use-checkpoint: nothing is recomputed to save memory yet; results are the same".to_string());
+    if switch("use-fp16")? == Some(true) && config.model.precision != Precision::Bf16 {
+        config.model.precision = Precision::Bf16;
+        notices.push("--use-fp16: on CPUs this is --precision bf16, which needs no loss scale".to_string());
     }
     if value("fp16-scale-growth").is_some() {
-        notices.push("--fp16-scale-growth is not used: f32 needs no loss scale".to_string());
+        notices.push("--fp16-scale-growth is not used: f32 and bf16 need no loss scale".to_string());
     }
     Ok(notices)
 }

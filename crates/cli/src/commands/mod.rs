@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+mod bench;
 mod completions;
 mod info;
 mod predict;
@@ -10,8 +11,8 @@ use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
 
 /// All commands.
-pub(crate) fn all() -> [Command; 5] {
-    [train::command(), sample::command(), predict::command(), info::command(), completions::command()]
+pub(crate) fn all() -> [Command; 6] {
+    [train::command(), sample::command(), predict::command(), info::command(), bench::command(), completions::command()]
 }
 
 /// Runs the one that was asked for.
@@ -21,6 +22,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         Some(("sample", m)) => sample::run(m),
         Some(("predict", m)) => predict::run(m),
         Some(("info", m)) => info::run(m),
+        Some(("bench", m)) => bench::run(m),
         Some(("completions", m)) => completions::run(m),
         _ => unreachable!("clap asks for a known command"),
     }

@@ -20,7 +20,7 @@ pub(crate) fn command() -> Command {
         .arg(args::path("input", "IN.npz", "the arrays to run on").required(true))
         .arg(args::path("output", "OUT.npz", "the file to write").required(true))
         .arg(args::switch("json", "report as JSON"))
-        .args(args::machine())
+        .arg(args::device_arg())
         .args(SETTINGS.args())
         .args_override_self(true)
 }

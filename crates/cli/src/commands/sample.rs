@@ -45,7 +45,7 @@ pub(crate) fn command() -> Command {
         ))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
-        .args(args::machine())
+        .arg(args::device_arg())
         .args(SETTINGS.args())
         .args_override_self(true)
 }

@@ -76,6 +76,11 @@ impl Bar {
                 let images = *done as f64 + *batch as f64 * *step as f64 / self.reverse_steps as f64;
                 self.sampled(images, &format!("{done}/{} images, step {step}/{}", self.total, self.reverse_steps));
             }
+            Event::Measured { what, done, total } => {
+                let text = format!("{what}, {done}/{total} steps");
+                self.drawn.set_message(text);
+                self.drawn.tick();
+            }
             Event::Sampled { done } => self.sampled(*done as f64, &format!("{done}/{} images", self.total)),
             _ => {}
         }

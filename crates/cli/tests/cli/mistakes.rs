@@ -23,8 +23,8 @@ fn usage_and_configuration_end_with_2_and_leave_nothing() {
         (&["--batch-size", "2000"], &["1797 images are fewer than one batch of 2000"]),
         (&["--data-dir", "no/images"], &["no/images", "--data-dir"]),
         (&["--device", "tpu"], &["no device \"tpu\"", "cpu"]),
-        (&["--precision", "bf16"], &["--precision bf16", "f32"]),
-        (&["--use_fp16", "True"], &["--use-fp16", "f32"]),
+        (&["--precision", "f16"], &["model.precision", "f16", "bf16"]),
+        (&["--use_fp16", "perhaps"], &["--use-fp16", "perhaps"]),
         (&["--resume_checkpoint", "model.pt"], &["--resume-checkpoint model.pt", "--out"]),
         (&["--class-cond", "perhaps"], &["model.class_cond", "perhaps"]),
     ] {

@@ -50,6 +50,8 @@ pub const KEYS: &[Key] = &[
     key("model", "resblock_updown", "residual blocks resample, not plain layers"),
     key("model", "conv_resample", "plain resampling layers have a convolution"),
     key("model", "use_new_attention_order", "split queries, keys and values before the heads"),
+    key("model", "precision", "of activations and matrix products: f32, bf16; all else is f32"),
+    key("model", "use_checkpoint", "compute blocks again in the backward pass: less memory, more time"),
     key("diffusion", "diffusion_steps", "number of diffusion steps T"),
     key("diffusion", "noise_schedule", "how the noise grows: linear, cosine"),
     key("diffusion", "timestep_respacing", "timesteps kept, as in 250, ddim50 or 10,15,20; empty: all"),

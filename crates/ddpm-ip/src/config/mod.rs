@@ -80,6 +80,31 @@ pub struct ModelConfig {
     pub conv_resample: bool,
     /// Whether queries, keys and values are split before the heads.
     pub use_new_attention_order: bool,
+    /// The type of activations and matrix products.
+    pub precision: Precision,
+    /// Whether blocks are computed again in the backward pass instead of kept.
+    pub use_checkpoint: bool,
+}
+
+/// The type of activations and matrix products. Parameters, moments, averages, statistics, sums and losses are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// The upper 16 of them.
+    Bf16,
+}
+
+impl Precision {
+    /// Burn's name for it.
+    pub(crate) fn dtype(self) -> burn::tensor::DType {
+        match self {
+            Self::F32 => burn::tensor::DType::F32,
+            Self::Bf16 => burn::tensor::DType::BF16,
+        }
+    }
 }
 
 impl Default for ModelConfig {
@@ -101,6 +126,8 @@ impl Default for ModelConfig {
             resblock_updown: false,
             conv_resample: true,
             use_new_attention_order: false,
+            precision: Precision::F32,
+            use_checkpoint: false,
         }
     }
 }

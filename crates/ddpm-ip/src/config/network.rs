@@ -1,6 +1,6 @@
 //! The network's constructor arguments, derived from the flags and checked.
 
-use super::{ConfigError, ModelConfig, require};
+use super::{ConfigError, ModelConfig, Precision, require};
 use ddpm_kernels::HeadOrder;
 use ddpm_math::Variance;
 
@@ -41,6 +41,10 @@ pub struct NetworkConfig {
     pub resblock_updown: bool,
     /// A convolution in plain resampling layers.
     pub conv_resample: bool,
+    /// The type of activations and matrix products.
+    pub precision: Precision,
+    /// Blocks are computed again in the backward pass.
+    pub use_checkpoint: bool,
 }
 
 /// How attention heads are counted.
@@ -156,6 +160,8 @@ impl NetworkConfig {
             scale_shift_norm: m.use_scale_shift_norm,
             resblock_updown: m.resblock_updown,
             conv_resample: m.conv_resample,
+            precision: m.precision,
+            use_checkpoint: m.use_checkpoint,
         })
     }
 }

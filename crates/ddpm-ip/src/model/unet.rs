@@ -6,7 +6,7 @@ use super::layers::{AttentionBlock, Builder, Context, Conv, Norm, ResBlock, ResB
 use super::parameters::{Init, Parameters, Spec};
 use crate::config::{Heads, NetworkConfig};
 use burn::tensor::activation::silu;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 /// One step of the way down or up: what the reference numbers as one block.
 #[derive(Default)]
@@ -194,7 +194,7 @@ impl Unet {
             embedding = embedding + p.get(place, shape).select(0, rows);
         }
         let context = Context { embedding, position };
-        let mut h = x.permute([0, 2, 3, 1]);
+        let mut h = x.permute([0, 2, 3, 1]).cast(self.config.precision.dtype());
         let mut skips = Vec::with_capacity(self.input_blocks.len());
         for block in &self.input_blocks {
             h = block.forward(p, h, &context);
@@ -207,6 +207,6 @@ impl Unet {
             h = block.forward(p, ddpm_kernels::concat(h, skip), &context);
         }
         let h = self.out_norm.forward(p, h);
-        self.out_conv.forward(p, h).permute([0, 3, 1, 2])
+        self.out_conv.forward(p, h).cast(DType::F32).permute([0, 3, 1, 2])
     }
 }

@@ -118,7 +118,8 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     }
     if let Some(own) = checkpoint::config_of(&file)? {
         for (key, now, before) in config.changes_from(&own) {
-            if key.starts_with("model.") || key.starts_with("diffusion.") {
+            let speed_alone = ["model.precision", "model.use_checkpoint"].contains(&key.as_str());
+            if (key.starts_with("model.") && !speed_alone) || key.starts_with("diffusion.") {
                 emit(Event::Warning(format!("{key} is {now}; the checkpoint was made with {before}")));
             }
         }

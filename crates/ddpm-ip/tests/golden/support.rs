@@ -1,7 +1,7 @@
 //! The folder of cases, their weights, and comparisons.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use ddpm_ip::config::{Heads, NetworkConfig};
+use ddpm_ip::config::{Heads, NetworkConfig, Precision};
 use ddpm_ip::model::{Parameters, Unet};
 use ddpm_ip::npz::{Array, Npz};
 use ddpm_kernels::HeadOrder;
@@ -88,6 +88,8 @@ pub(crate) fn network(salt: &str) -> Option<Unet> {
     let count = number("num_heads", 1);
     let upsample = number("num_heads_upsample", -1);
     let network = Unet::new(NetworkConfig {
+        precision: Precision::F32,
+        use_checkpoint: false,
         in_channels: number("in_channels", 3) as usize,
         out_channels: number("out_channels", 3) as usize,
         model_channels: base as usize,

@@ -36,103 +36,146 @@ impl Extent {
         }
     }
 
+    /// One head's matrix `[T, ch]` in an image's values.
+    fn view<'a, E>(&self, values: &'a [E], stride: usize, offset: usize) -> View<'a, E> {
+        View { values, rows: self.t, stride, offset, columns: self.ch }
+    }
+
+    /// Operations of one of the products, over all heads and images.
+    pub(crate) fn product_flop(&self) -> f64 {
+        2.0 * (self.n * self.heads * self.ch) as f64 * (self.t * self.t) as f64
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.ch as f32).sqrt()
     }
 }
 
-/// A matrix `[rows, columns]` in the layouts that products take, zeros where cells and panels reach beyond it.
-struct Operand<E> {
+/// `columns` values from `offset` on of every row of `stride`: a matrix inside a larger one.
+#[derive(Clone, Copy)]
+struct View<'a, E> {
+    values: &'a [E],
     rows: usize,
+    stride: usize,
+    offset: usize,
     columns: usize,
-    values: Vec<E>,
 }
 
-impl<E: Element> Operand<E> {
-    /// Copies `columns` values from `offset` of every row of `stride` values.
-    fn of_rows(values: &[E], stride: usize, offset: usize, columns: usize) -> Self {
-        let rows = values.len() / stride;
-        let values = values.chunks_exact(stride).flat_map(|row| &row[offset..offset + columns]).copied().collect();
-        Self { rows, columns, values }
-    }
-
-    /// As a left-hand side with cells along the columns, padded: to be multiplied with [`right`](Self::right) of the same
-    /// number of columns, transposed, or [`right_rows`](Self::right_rows) of as many rows.
-    fn left(&self) -> Vec<E> {
-        let width = self.columns.next_multiple_of(E::STEP);
-        let mut out = vec![E::default(); self.rows * width];
-        for (out, row) in out.chunks_exact_mut(width).zip(self.values.chunks_exact(self.columns)) {
-            out[..self.columns].copy_from_slice(row);
+impl<'a, E: Element> View<'a, E> {
+    /// As a left-hand side with cells along the columns; they are copied to `scratch` if the last has a single value.
+    fn left<'b>(&self, scratch: &'b mut Vec<E>) -> Rows<'b, E>
+    where
+        'a: 'b,
+    {
+        let (rows, cells) = (self.rows, self.columns.div_ceil(E::STEP));
+        if self.columns.is_multiple_of(E::STEP) {
+            let data = &self.values[self.offset..];
+            return Rows { data, rows, cells, row_stride: self.stride, cell_stride: E::STEP };
         }
-        out
+        scratch.clear();
+        for row in self.values.chunks_exact(self.stride) {
+            scratch.extend_from_slice(&row[self.offset..self.offset + self.columns]);
+            scratch.push(E::default());
+        }
+        Rows { data: scratch, rows, cells, row_stride: cells * E::STEP, cell_stride: E::STEP }
     }
 
     /// The transpose as a left-hand side, with cells along the rows.
-    fn left_transposed(&self) -> Vec<E> {
-        let mut out = vec![E::default(); self.rows.next_multiple_of(E::STEP) * self.columns];
-        pair_rows(&self.values, self.columns, self.columns, self.columns, &mut out);
-        out
+    fn left_transposed<'b>(&self, scratch: &'b mut Vec<E>) -> Rows<'b, E> {
+        let cells = self.rows.div_ceil(E::STEP);
+        scratch.resize(cells * E::STEP * self.columns, E::default());
+        pair_rows(self.values, self.stride, self.offset, self.columns, self.columns, scratch);
+        let cell_stride = self.columns * E::STEP;
+        Rows { data: scratch, rows: self.columns, cells, row_stride: E::STEP, cell_stride }
     }
 
     /// As a right-hand side: panels of its columns, with cells along the rows.
-    fn right(&self) -> Vec<E> {
+    fn right(&self, scratch: &mut Vec<E>) {
         let wide = panel_columns();
-        let mut out = vec![E::default(); self.rows.next_multiple_of(E::STEP) * self.columns.next_multiple_of(wide)];
-        pair_rows(&self.values, self.columns, self.columns, wide, &mut out);
-        out
+        scratch.resize(self.rows.next_multiple_of(E::STEP) * self.columns.next_multiple_of(wide), E::default());
+        pair_rows(self.values, self.stride, self.offset, self.columns, wide, scratch);
     }
 
     /// The transpose as a right-hand side: panels of its rows, with cells along the columns.
-    fn right_transposed(&self) -> Vec<E> {
+    fn right_transposed(&self, scratch: &mut Vec<E>) {
         let wide = panel_columns();
-        let cells = self.columns.div_ceil(E::STEP);
-        let mut out = vec![E::default(); self.rows.next_multiple_of(wide) * cells * E::STEP];
-        for (r, row) in self.values.chunks_exact(self.columns).enumerate() {
-            let panel = &mut out[r / wide * wide * cells * E::STEP..];
-            for (k, &v) in row.iter().enumerate() {
-                panel[(k / E::STEP * wide + r % wide) * E::STEP + k % E::STEP] = v;
-            }
-        }
-        out
+        scratch.clear();
+        scratch.resize(self.rows.next_multiple_of(wide) * self.columns.next_multiple_of(E::STEP), E::default());
+        transpose(self.values, self.stride, self.offset, self.columns, scratch);
     }
-}
-
-/// `left · right` for `rows` rows and `depth` summed values; `transposed` says that the left-hand side is
-/// [`Operand::left_transposed`]. The result's rows have whole panels.
-fn multiply<E: Element>(left: &[E], rows: usize, depth: usize, transposed: bool, right: &[E], out: &mut Vec<f32>) {
-    let wide = panel_columns();
-    let cells = depth.div_ceil(E::STEP);
-    let panel = cells * E::STEP * wide;
-    let width = right.len() / panel * wide;
-    out.resize(rows * width, 0.0);
-    let (row_stride, cell_stride) = if transposed { (E::STEP, rows * E::STEP) } else { (cells * E::STEP, E::STEP) };
-    let lhs = Rows { data: left, rows, cells, row_stride, cell_stride };
-    for (p, right) in right.chunks_exact(panel).enumerate() {
-        product(&mut out[p * wide..], width, lhs, right, false);
-    }
-}
-
-/// Rounds the first `columns` values of every row of whole panels.
-fn round<E: Element>(values: &[f32], rows: usize, columns: usize) -> Operand<E> {
-    let mut rounded = vec![E::default(); rows * columns];
-    round_rows(values, values.len() / rows, &mut rounded, columns);
-    Operand { rows, columns, values: rounded }
 }
 
 multiversion! {
-    fn round_rows<S, E: Element>(values: &[f32], stride: usize, out: &mut [E], columns: usize) {
-        for (out, row) in out.chunks_exact_mut(columns).zip(values.chunks_exact(stride)) {
-            out.iter_mut().zip(row).for_each(|(d, &s)| *d = E::from_f32(s));
+    fn transpose<S, E: Element>(values: &[E], stride: usize, offset: usize, columns: usize, out: &mut [E]) {
+        let wide = 2 * S::LANES;
+        let panel = wide * columns.next_multiple_of(E::STEP);
+        for (rows, panel) in values.chunks(wide * stride).zip(out.chunks_exact_mut(panel)) {
+            for (r, row) in rows.chunks_exact(stride).enumerate() {
+                for (k, &v) in row[offset..offset + columns].iter().enumerate() {
+                    panel[(k / E::STEP * wide + r) * E::STEP + k % E::STEP] = v;
+                }
+            }
         }
     }
 }
 
-/// Writes rows of whole panels as `columns` channels from `at` on of every position, which has `stride`.
-fn write<E: Element>(values: &[f32], columns: usize, out: &mut [E], stride: usize, at: usize) {
-    let width = values.len() / (out.len() / stride);
-    for (out, row) in out.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
-        out[at..at + columns].iter_mut().zip(row).for_each(|(d, &s)| *d = E::from_f32(s));
+/// `left · right` into rows of whole panels; returns their width.
+fn multiply<E: Element>(left: Rows<E>, right: &[E], out: &mut Vec<f32>) -> usize {
+    let wide = panel_columns();
+    let panel = left.cells * E::STEP * wide;
+    let width = right.len() / panel * wide;
+    out.resize(left.rows * width, 0.0);
+    for (p, right) in right.chunks_exact(panel).enumerate() {
+        product(&mut out[p * wide..], width, left, right, false);
     }
+    width
+}
+
+multiversion! {
+    /// Rounds `columns` values of every row of `stride` into the channels from `at` on of every row of `out`.
+    fn round<S, E: Element>(values: &[f32], stride: usize, columns: usize, out: &mut [E], out_stride: usize, at: usize) {
+        for (out, row) in out.chunks_exact_mut(out_stride).zip(values.chunks_exact(stride)) {
+            out[at..at + columns].iter_mut().zip(row).for_each(|(d, &s)| *d = E::from_f32(s));
+        }
+    }
+}
+
+/// Memory that a task uses again for every head.
+struct Scratch<E> {
+    left: Vec<E>,
+    right: Vec<E>,
+    /// Scores, then weights.
+    p: Vec<f32>,
+    rounded: Vec<E>,
+    ds: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl<E: Element> Scratch<E> {
+    fn new() -> Self {
+        Self { left: vec![], right: vec![], p: vec![], rounded: vec![], ds: vec![], sums: vec![] }
+    }
+
+    /// The softmax of the scaled scores of one head in `p`; returns the stride of its rows.
+    fn weights(&mut self, e: Extent, q: View<E>, k: View<E>) -> usize {
+        k.right_transposed(&mut self.right);
+        let stride = multiply(q.left(&mut self.left), &self.right, &mut self.p);
+        softmax_rows(&mut self.p, stride, e.t, e.scale());
+        stride
+    }
+
+    /// Writes `left · right` as a head's channels of `out`.
+    fn finish(&mut self, e: Extent, left: Rows<E>, out: &mut [E], out_stride: usize, at: usize) {
+        let stride = multiply(left, &self.right, &mut self.sums);
+        round(&self.sums, stride, e.ch, out, out_stride, at);
+    }
+}
+
+/// Rounds rows of scores to a matrix `[T, T]`.
+fn rounded<'a, E: Element>(e: Extent, values: &[f32], stride: usize, to: &'a mut Vec<E>) -> View<'a, E> {
+    to.resize(e.t * e.t, E::default());
+    round(values, stride, e.t, to, e.t, 0);
+    View { values: to, rows: e.t, stride: e.t, offset: 0, columns: e.t }
 }
 
 /// `softmax(QKᵀ/√ch)·V` per head: `[N, T, 3C]` to `[N, T, C]`.
@@ -142,26 +185,19 @@ pub(crate) fn forward<E: Element>(e: Extent, qkv: &[E]) -> Vec<E> {
     if out.is_empty() {
         return out;
     }
-    out.par_chunks_mut(t * c).zip(qkv.par_chunks(t * 3 * c)).for_each_init(
-        || (Vec::new(), Vec::new()),
-        |(scores, sums), (out, qkv)| {
-            for head in 0..e.heads {
-                let [q, k, v] = e.offsets(head).map(|offset| Operand::of_rows(qkv, 3 * c, offset, e.ch));
-                let p = weights(e, &q, &k, scores);
-                multiply(&p.left(), t, t, false, &v.right(), sums);
-                write(sums, e.ch, out, c, head * e.ch);
-            }
-        },
-    );
+    out.par_chunks_mut(t * c).zip(qkv.par_chunks(t * 3 * c)).for_each_init(Scratch::new, |scratch, (out, qkv)| {
+        for head in 0..e.heads {
+            let [q, k, v] = e.offsets(head).map(|offset| e.view(qkv, 3 * c, offset));
+            let stride = scratch.weights(e, q, k);
+            let mut buffer = std::mem::take(&mut scratch.rounded);
+            let p = rounded(e, &scratch.p, stride, &mut buffer);
+            v.right(&mut scratch.right);
+            let mut left = std::mem::take(&mut scratch.left);
+            scratch.finish(e, p.left(&mut left), out, c, head * e.ch);
+            (scratch.rounded, scratch.left) = (buffer, left);
+        }
+    });
     out
-}
-
-/// Softmax of the scaled scores of one head, `[T, T]`.
-fn weights<E: Element>(e: Extent, q: &Operand<E>, k: &Operand<E>, scores: &mut Vec<f32>) -> Operand<E> {
-    multiply(&q.left(), e.t, e.ch, false, &k.right_transposed(), scores);
-    let stride = scores.len() / e.t;
-    softmax_rows(scores, stride, e.t, e.scale());
-    round(scores, e.t, e.t)
 }
 
 /// Gradient of [`forward`]'s input; the attention weights are computed again rather than kept.
@@ -172,22 +208,27 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], qkv: &[E]) -> Vec<E> {
         return out;
     }
     out.par_chunks_mut(t * 3 * c).zip(qkv.par_chunks(t * 3 * c).zip(grad.par_chunks(t * c))).for_each_init(
-        || (Vec::new(), Vec::new(), Vec::new()),
-        |(p, ds, sums), (out, (qkv, grad))| {
+        Scratch::new,
+        |scratch, (out, (qkv, grad))| {
             for head in 0..e.heads {
                 let offsets = e.offsets(head);
-                let [q, k, v] = offsets.map(|offset| Operand::of_rows(qkv, 3 * c, offset, e.ch));
-                let dout = Operand::of_rows(grad, c, head * e.ch, e.ch);
-                let rounded = weights(e, &q, &k, p);
-                multiply(&rounded.left_transposed(), t, t, true, &dout.right(), sums);
-                write(sums, e.ch, out, 3 * c, offsets[2]);
-                multiply(&dout.left(), t, e.ch, false, &v.right_transposed(), ds);
-                softmax_rows_grad(ds, p, p.len() / t, t, e.scale());
-                let ds: Operand<E> = round(ds, t, t);
-                multiply(&ds.left(), t, t, false, &k.right(), sums);
-                write(sums, e.ch, out, 3 * c, offsets[0]);
-                multiply(&ds.left_transposed(), t, t, true, &q.right(), sums);
-                write(sums, e.ch, out, 3 * c, offsets[1]);
+                let [q, k, v] = offsets.map(|offset| e.view(qkv, 3 * c, offset));
+                let dout = e.view(grad, c, head * e.ch);
+                let stride = scratch.weights(e, q, k);
+                let mut buffer = std::mem::take(&mut scratch.rounded);
+                let mut left = std::mem::take(&mut scratch.left);
+                let p = rounded(e, &scratch.p, stride, &mut buffer);
+                dout.right(&mut scratch.right);
+                scratch.finish(e, p.left_transposed(&mut left), out, 3 * c, offsets[2]);
+                v.right_transposed(&mut scratch.right);
+                multiply(dout.left(&mut left), &scratch.right, &mut scratch.ds);
+                softmax_rows_grad(&mut scratch.ds, &scratch.p, stride, t, e.scale());
+                let ds = rounded(e, &scratch.ds, stride, &mut buffer);
+                k.right(&mut scratch.right);
+                scratch.finish(e, ds.left(&mut left), out, 3 * c, offsets[0]);
+                q.right(&mut scratch.right);
+                scratch.finish(e, ds.left_transposed(&mut left), out, 3 * c, offsets[1]);
+                (scratch.rounded, scratch.left) = (buffer, left);
             }
         },
     );
@@ -202,10 +243,30 @@ const LANES: usize = 16;
 #[inline(always)]
 fn sum_pairs(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-        lanes.iter_mut().zip(a).zip(b).for_each(|((l, &a), &b)| *l += f(a, b));
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(&a, &b)| f(a, b)).sum();
+    for (a, b) in a.zip(b) {
+        for i in 0..LANES {
+            lanes[i] += f(a[i], b[i]);
+        }
     }
-    lanes.iter().sum()
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The largest value; NaN is passed over.
+#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#[inline(always)]
+fn max(row: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
+        }
+    }
+    lanes.into_iter().fold(rest, larger)
 }
 
 multiversion! {
@@ -213,7 +274,8 @@ multiversion! {
     fn softmax_rows<S>(p: &mut [f32], stride: usize, t: usize, scale: f32) {
         for row in p.chunks_exact_mut(stride) {
             let row = &mut row[..t];
-            let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a || b.is_nan() { b } else { a });
+            // A NaN among the scores makes its whole row NaN by the sum.
+            let max = max(row);
             for v in row.iter_mut() {
                 *v = exp((*v - max) * scale);
             }

@@ -27,9 +27,6 @@ pub(crate) struct Geometry {
 /// Output pixels of a block: enough to use a panel of weights well, few enough for a second-level cache.
 const BLOCK_ROWS: usize = 96;
 
-/// Slices that the weight gradient is split into at most: each has a copy of the weights to sum into.
-const MAX_PARTIALS: usize = 16;
-
 impl Geometry {
     fn out_h(&self) -> usize {
         self.h.div_ceil(self.stride)
@@ -42,6 +39,22 @@ impl Geometry {
     /// Output pixels over the whole batch.
     pub(crate) fn rows(&self) -> usize {
         self.n * self.out_h() * self.out_w()
+    }
+
+    /// Operations of the plain algorithm, a multiply-add counted as two.
+    pub(crate) fn flop(&self) -> f64 {
+        2.0 * self.rows() as f64 * self.columns() as f64 * self.o as f64
+    }
+
+    /// How it is computed.
+    pub(crate) fn method(&self) -> &'static str {
+        if self.is_winograd() {
+            "Winograd"
+        } else if self.is_pointwise() {
+            "product"
+        } else {
+            "no kernel of its own: gathered"
+        }
     }
 
     /// Values in one column: all taps of one output pixel.
@@ -123,24 +136,36 @@ fn restore(packed: &[f32], c: usize, taps: usize) -> Vec<f32> {
     weight
 }
 
+/// Rows that [`pack`] turns together.
+const PACKED: usize = 16;
+
 /// A matrix `[depth, columns]` with strides, as panels `[panel][depth / STEP][column][STEP]` with zeros beyond its end.
-pub(crate) fn pack<E: Element>(
-    values: &[f32],
-    [depth, columns]: [usize; 2],
-    [depth_stride, column_stride]: [usize; 2],
-) -> Vec<E> {
+fn pack<E: Element>(values: &[f32], [depth, columns]: [usize; 2], [depth_stride, column_stride]: [usize; 2]) -> Vec<E> {
     let (wide, deep) = (panel_columns(), depth.next_multiple_of(E::STEP));
     let mut packed = vec![E::default(); columns.next_multiple_of(wide) * deep];
     packed.par_chunks_mut(wide * deep).enumerate().for_each(|(p, panel)| {
-        for (cell, dst) in panel.chunks_exact_mut(wide * E::STEP).enumerate() {
-            for (j, dst) in dst.chunks_exact_mut(E::STEP).enumerate().take(columns - p * wide) {
-                for (k, dst) in (cell * E::STEP..depth).zip(dst) {
-                    *dst = E::from_f32(values[k * depth_stride + (p * wide + j) * column_stride]);
+        let from = &values[p * wide * column_stride..];
+        pack_panel(from, depth, columns.min((p + 1) * wide) - p * wide, [depth_stride, column_stride], panel);
+    });
+    packed
+}
+
+multiversion! {
+    /// One panel of `columns` columns.
+    fn pack_panel<S, E: Element>(from: &[f32], depth: usize, columns: usize, strides: [usize; 2], panel: &mut [E]) {
+        let wide = 2 * S::LANES;
+        let [depth_stride, column_stride] = strides;
+        for (block, panel) in panel.chunks_mut(PACKED * wide).enumerate() {
+            let first = block * PACKED;
+            let count = PACKED.min(depth - first);
+            for j in 0..columns {
+                let from = &from[first * depth_stride + j * column_stride..];
+                for k in 0..count {
+                    panel[(k / E::STEP * wide + j) * E::STEP + k % E::STEP] = E::from_f32(from[k * depth_stride]);
                 }
             }
         }
-    });
-    packed
+    }
 }
 
 /// Products of rows with packed weights and their epilogue: `gather(first, count, buffer)` writes the rows, `width` apart,
@@ -270,22 +295,47 @@ pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) ->
     out
 }
 
-/// Rows to cells along them: from `[row][width]`, `stride` apart, to `[panel][row / STEP][column][STEP]`, zeros beyond the
-/// last row and column.
-pub(crate) fn pair_rows<E: Element>(rows: &[E], stride: usize, width: usize, columns: usize, out: &mut [E]) {
-    let count = rows.len() / stride;
-    let cells = count.div_ceil(E::STEP);
-    for (p, panel) in out.chunks_exact_mut(cells * columns * E::STEP).enumerate() {
-        let own = columns.min(width - p * columns);
-        for (cell, dst) in panel.chunks_exact_mut(columns * E::STEP).enumerate() {
-            dst.fill(E::default());
-            for (i, row) in rows[cell * E::STEP * stride..].chunks_exact(stride).take(E::STEP).enumerate() {
-                let row = &row[p * columns..p * columns + own];
-                dst.chunks_exact_mut(E::STEP).zip(row).for_each(|(d, &v)| d[i] = v);
+multiversion! {
+    /// Rows to cells along them: `width` values from `offset` on of every row of `stride`, as
+    /// `[panel][row / STEP][column][STEP]` with zeros beyond the last row and column.
+    pub(crate) fn pair_rows<S, E: Element>(
+        rows: &[E],
+        stride: usize,
+        offset: usize,
+        width: usize,
+        columns: usize,
+        out: &mut [E],
+    ) {
+        let count = rows.len() / stride;
+        let cells = count.div_ceil(E::STEP);
+        let zeros = vec![E::default(); width];
+        for cell in 0..cells {
+            let first = &rows[cell * E::STEP * stride + offset..][..width];
+            let second = match rows.get((cell * E::STEP + E::STEP - 1) * stride + offset..) {
+                Some(row) if !row.is_empty() => &row[..width],
+                _ => &zeros,
+            };
+            for p in 0..width.div_ceil(columns) {
+                let own = columns.min(width - p * columns);
+                let to = &mut out[(p * cells + cell) * columns * E::STEP..][..columns * E::STEP];
+                let (first, second) = (&first[p * columns..][..own], &second[p * columns..][..own]);
+                let (to, beyond) = to.split_at_mut(own * E::STEP);
+                if E::STEP == 1 {
+                    to.copy_from_slice(first);
+                } else {
+                    for ((to, &first), &second) in to.chunks_exact_mut(2).zip(first).zip(second) {
+                        to[0] = first;
+                        to[1] = second;
+                    }
+                }
+                beyond.fill(E::default());
             }
         }
     }
 }
+
+/// Output channels of one task of the weight gradient.
+const SUMMED_OUTPUTS: usize = 64;
 
 /// Gradients of the weights `[O, C, k, k]` and the bias `[O]`.
 pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<f32>, Vec<f32>) {
@@ -295,44 +345,33 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<
     }
     let (depth, rows, columns) = (g.columns(), g.rows(), panel_columns());
     let width = depth.next_multiple_of(columns);
-    let blocks = rows.div_ceil(BLOCK_ROWS);
-    let per_partial = blocks.div_ceil(MAX_PARTIALS).max(4);
-    let partials: Vec<Vec<f32>> = (0..blocks.div_ceil(per_partial))
-        .into_par_iter()
-        .map(|p| {
-            let mut weight = vec![0.0; g.o * width];
-            let mut gathered = if g.is_pointwise() { Vec::new() } else { vec![E::default(); BLOCK_ROWS * depth] };
-            let mut panels = vec![E::default(); BLOCK_ROWS * width];
-            let mut grads = vec![E::default(); BLOCK_ROWS * g.o];
-            for i in p * per_partial..((p + 1) * per_partial).min(blocks) {
-                let first = i * BLOCK_ROWS;
-                let count = BLOCK_ROWS.min(rows - first);
-                let col = if g.is_pointwise() {
-                    &x[first * depth..(first + count) * depth]
-                } else {
-                    g.gather(x, first, count, &mut gathered, depth);
-                    &gathered[..count * depth]
-                };
-                let cells = count.div_ceil(E::STEP);
-                pair_rows(col, depth, depth, columns, &mut panels[..cells * E::STEP * width]);
-                let grad = &grad[first * g.o..(first + count) * g.o];
-                pair_rows(grad, g.o, g.o, g.o, &mut grads[..cells * E::STEP * g.o]);
-                let lhs = Rows { data: &grads, rows: g.o, cells, row_stride: E::STEP, cell_stride: g.o * E::STEP };
-                for (p, panel) in panels.chunks_exact(cells * E::STEP * columns).take(width / columns).enumerate() {
-                    product(&mut weight[p * columns..], width, lhs, panel, true);
-                }
+    let mut weight = vec![0.0; g.o * depth];
+    weight.par_chunks_mut(SUMMED_OUTPUTS * depth).enumerate().for_each(|(task, weight)| {
+        let (from, outputs) = (task * SUMMED_OUTPUTS, weight.len() / depth);
+        let mut sums = vec![0.0; outputs * width];
+        let mut gathered = if g.is_pointwise() { Vec::new() } else { vec![E::default(); BLOCK_ROWS * depth] };
+        let mut panels = vec![E::default(); BLOCK_ROWS * width];
+        let mut grads = vec![E::default(); BLOCK_ROWS * outputs];
+        for first in (0..rows).step_by(BLOCK_ROWS) {
+            let count = BLOCK_ROWS.min(rows - first);
+            let col = if g.is_pointwise() {
+                &x[first * depth..(first + count) * depth]
+            } else {
+                g.gather(x, first, count, &mut gathered, depth);
+                &gathered[..count * depth]
+            };
+            let cells = count.div_ceil(E::STEP);
+            pair_rows(col, depth, 0, depth, columns, &mut panels);
+            pair_rows(&grad[first * g.o..(first + count) * g.o], g.o, from, outputs, outputs, &mut grads);
+            let lhs = Rows { data: &grads, rows: outputs, cells, row_stride: E::STEP, cell_stride: outputs * E::STEP };
+            for (p, panel) in panels.chunks_exact(cells * E::STEP * columns).take(width / columns).enumerate() {
+                product(&mut sums[p * columns..], width, lhs, panel, true);
             }
-            weight
-        })
-        .collect();
-    let mut partials = partials.into_iter();
-    let mut sum = partials.next().unwrap_or_default();
-    for partial in partials {
-        sum.par_chunks_mut(width).zip(partial.par_chunks(width)).for_each(|(a, b)| {
-            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-        });
-    }
-    let weight: Vec<f32> = sum.chunks_exact(width).flat_map(|row| &row[..depth]).copied().collect();
+        }
+        for (weight, sums) in weight.chunks_exact_mut(depth).zip(sums.chunks_exact(width)) {
+            weight.copy_from_slice(&sums[..depth]);
+        }
+    });
     (if g.k == 1 { weight } else { restore(&weight, g.c, g.k * g.k) }, bias)
 }
 

@@ -4,7 +4,7 @@ mod attention;
 mod buffer;
 mod conv;
 mod dropout;
-mod element;
+pub(crate) mod element;
 mod math;
 mod norm;
 mod optim;
@@ -13,6 +13,7 @@ mod resample;
 pub(crate) mod simd;
 mod winograd;
 
+use crate::profile::timed;
 use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Resample};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, bf16};
@@ -47,6 +48,16 @@ macro_rules! by_type {
     };
 }
 
+/// A kernel's name with the type of its activations.
+fn named(kernel: &str, x: &FlexTensor) -> String {
+    format!("{kernel}, {}", if x.dtype() == DType::BF16 { "bf16" } else { "f32" })
+}
+
+/// Name and operations of one of a convolution's three products.
+fn conv_work(pass: &str, g: conv::Geometry, x: &FlexTensor) -> (String, f64) {
+    (named(&format!("convolution {0}x{0} {pass} ({1})", g.k, g.method()), x), g.flop())
+}
+
 fn geometry(conv: Conv2d, x: &[usize], weight: &FlexTensor) -> conv::Geometry {
     let w = weight.shape();
     conv::Geometry { n: x[0], h: x[1], w: x[2], c: x[3], o: w[0], k: w[2], stride: conv.stride }
@@ -75,10 +86,13 @@ fn convolve(
     let residual = residual.map(|r| r.to_contiguous());
     let g = geometry(conv, &x.shape().to_vec(), &weight);
     let [h, w] = conv.output_size([g.h, g.w]);
-    by_type!(x, E => {
-        let epilogue = conv::Epilogue { bias: Some(values(&bias)), residual: residual.as_ref().map(values) };
-        tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), [g.n, h, w, g.o])
-    })
+    let run = || {
+        by_type!(x, E => {
+            let epilogue = conv::Epilogue { bias: Some(values(&bias)), residual: residual.as_ref().map(values) };
+            tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), [g.n, h, w, g.o])
+        })
+    };
+    timed(|| conv_work("forward", g, &x), run)
 }
 
 impl Kernels for Flex {
@@ -109,22 +123,28 @@ impl Kernels for Flex {
     fn resample(x: FlexTensor, to: Resample, scale: f32) -> FlexTensor {
         let x = x.to_contiguous();
         let [n, h, w, c] = x.shape().dims();
-        by_type!(x, E => match to {
-            Resample::Up => tensor(resample::repeat::<E>(values(&x), [w, c], scale), [n, 2 * h, 2 * w, c]),
-            Resample::Down => tensor(resample::sum::<E>(values(&x), [w / 2, c], scale), [n, h / 2, w / 2, c]),
-        })
+        let run = || {
+            by_type!(x, E => match to {
+                Resample::Up => tensor(resample::repeat::<E>(values(&x), [w, c], scale), [n, 2 * h, 2 * w, c]),
+                Resample::Down => tensor(resample::sum::<E>(values(&x), [w / 2, c], scale), [n, h / 2, w / 2, c]),
+            })
+        };
+        timed(|| (named("resampling", &x), 0.0), run)
     }
 
     fn concat_channels(a: FlexTensor, b: FlexTensor) -> FlexTensor {
         let (a, b) = (a.to_contiguous(), b.to_contiguous());
         let ([n, h, w, ca], [.., cb]) = (a.shape().dims(), b.shape().dims::<4>());
-        by_type!(a, E => tensor(resample::concat::<E>(values(&a), values(&b), [ca, cb]), [n, h, w, ca + cb]))
+        let run =
+            || by_type!(a, E => tensor(resample::concat::<E>(values(&a), values(&b), [ca, cb]), [n, h, w, ca + cb]));
+        timed(|| (named("concatenation forward", &a), 0.0), run)
     }
 
     fn self_attention(qkv: FlexTensor, heads: usize, order: HeadOrder) -> FlexTensor {
         let qkv = qkv.to_contiguous();
         let e = attention_extent(&qkv, heads, order);
-        by_type!(qkv, E => tensor(attention::forward::<E>(e, values(&qkv)), [e.n, e.t, e.c()]))
+        let run = || by_type!(qkv, E => tensor(attention::forward::<E>(e, values(&qkv)), [e.n, e.t, e.c()]));
+        timed(|| (named("attention forward", &qkv), 2.0 * e.product_flop()), run)
     }
 }
 
@@ -132,7 +152,8 @@ impl GradKernels for Flex {
     fn conv2d_input_grad(grad: FlexTensor, weight: FlexTensor, input: [usize; 4], conv: Conv2d) -> FlexTensor {
         let (grad, weight) = (grad.to_contiguous(), weight.to_contiguous());
         let g = geometry(conv, &input, &weight);
-        by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input))
+        let run = || by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input));
+        timed(|| conv_work("input gradient", g, &grad), run)
     }
 
     fn conv2d_weight_grad(
@@ -143,7 +164,8 @@ impl GradKernels for Flex {
     ) -> (FlexTensor, FlexTensor) {
         let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
         let g = geometry(conv, &x.shape().to_vec(), &weight);
-        let (weight, bias) = by_type!(x, E => conv::weight_grad::<E>(g, values(&x), values(&grad)));
+        let run = || by_type!(x, E => conv::weight_grad::<E>(g, values(&x), values(&grad)));
+        let (weight, bias) = timed(|| conv_work("weight gradient", g, &x), run);
         (tensor(weight, [g.o, g.c, g.k, g.k]), tensor(bias, [g.o]))
     }
 
@@ -157,10 +179,13 @@ impl GradKernels for Flex {
         let [x, weight, bias, film] = [x, weight, bias, film].map(|t| t.to_contiguous());
         let e = extent(norm, &x);
         let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
-        by_type!(x, E => {
-            let (y, statistics) = norm::forward::<E>(e, values(&x), affine);
-            (tensor(y, x.shape().to_vec()), tensor(statistics, [e.n, 2, e.c]))
-        })
+        let run = || {
+            by_type!(x, E => {
+                let (y, statistics) = norm::forward::<E>(e, values(&x), affine);
+                (tensor(y, x.shape().to_vec()), tensor(statistics, [e.n, 2, e.c]))
+            })
+        };
+        timed(|| (named("group norm forward", &x), 0.0), run)
     }
 
     fn group_norm_grads(
@@ -176,27 +201,32 @@ impl GradKernels for Flex {
             [grad, x, statistics, weight, bias, film].map(|t| t.to_contiguous());
         let e = extent(norm, &x);
         let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
-        by_type!(x, E => {
-            let g = norm::backward::<E>(e, values(&grad), values(&x), values(&statistics), affine);
-            (
-                tensor(g.x, x.shape().to_vec()),
-                tensor(g.weight, [e.c]),
-                tensor(g.bias, [e.c]),
-                tensor(g.film, [e.n, 2 * e.c]),
-            )
-        })
+        let run = || {
+            by_type!(x, E => {
+                let g = norm::backward::<E>(e, values(&grad), values(&x), values(&statistics), affine);
+                (
+                    tensor(g.x, x.shape().to_vec()),
+                    tensor(g.weight, [e.c]),
+                    tensor(g.bias, [e.c]),
+                    tensor(g.film, [e.n, 2 * e.c]),
+                )
+            })
+        };
+        timed(|| (named("group norm backward", &x), 0.0), run)
     }
 
     fn take_channels(x: FlexTensor, from: usize, count: usize) -> FlexTensor {
         let x = x.to_contiguous();
         let [n, h, w, c] = x.shape().dims();
-        by_type!(x, E => tensor(resample::channels::<E>(values(&x), c, from, count), [n, h, w, count]))
+        let run = || by_type!(x, E => tensor(resample::channels::<E>(values(&x), c, from, count), [n, h, w, count]));
+        timed(|| (named("concatenation backward", &x), 0.0), run)
     }
 
     fn attention_grad(grad: FlexTensor, qkv: FlexTensor, heads: usize, order: HeadOrder) -> FlexTensor {
         let (grad, qkv) = (grad.to_contiguous(), qkv.to_contiguous());
         let e = attention_extent(&qkv, heads, order);
-        by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), [e.n, e.t, 3 * e.c()]))
+        let run = || by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), [e.n, e.t, 3 * e.c()]));
+        timed(|| (named("attention backward", &qkv), 5.0 * e.product_flop()), run)
     }
 
     fn adamw(
@@ -208,19 +238,21 @@ impl GradKernels for Flex {
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         // Mapping drops the arguments: a second owner would make `storage_mut` copy.
         let [mut param, grad, mut m, mut v] = [param, grad, m, v].map(|t| t.to_contiguous());
-        optim::adamw(&adamw, param.storage_mut(), values(&grad), m.storage_mut(), v.storage_mut());
+        let run = || optim::adamw(&adamw, param.storage_mut(), values(&grad), m.storage_mut(), v.storage_mut());
+        timed(|| ("AdamW".into(), 0.0), run);
         (param, m, v)
     }
 
     fn ema(target: FlexTensor, source: FlexTensor, rate: f64) -> FlexTensor {
         // Mapping drops the arguments: a second owner would make `storage_mut` copy.
         let [mut target, source] = [target, source].map(|t| t.to_contiguous());
-        optim::ema(target.storage_mut(), values(&source), rate);
+        timed(|| ("weight average".into(), 0.0), || optim::ema(target.storage_mut(), values(&source), rate));
         target
     }
 
     fn sum_squares(x: FlexTensor) -> FlexTensor {
         let x = x.to_contiguous();
-        tensor(vec![optim::sum_squares(values(&x)) as f32], [1])
+        let sum = timed(|| ("gradient norm".into(), 0.0), || optim::sum_squares(values(&x)));
+        tensor(vec![sum as f32], [1])
     }
 }

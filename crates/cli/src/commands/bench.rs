@@ -1,0 +1,190 @@
+//! `ddpm-ip bench`: how fast this machine is.
+
+use crate::args::{self, Settings};
+use crate::output::{complain_all, print};
+use crate::sink::Sinks;
+use anyhow::Context;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use ddpm_ip::Outcome;
+use ddpm_ip::bench::{self, Report, Speed};
+use ddpm_ip::config::{ConfigError, Layers, PRESETS, Preset};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "train"]);
+
+/// Images per step unless said otherwise.
+const BATCH_SIZE: i64 = 16;
+
+pub(crate) fn command() -> Command {
+    Command::new("bench")
+        .about("Time training and sampling steps, kernel by kernel")
+        .long_about(
+            "Time training and sampling steps on images of noise, kernel by kernel, and set them against what this machine \
+             reaches from its registers. A training step is everything but reading images; a sampling step is one network \
+             call without gradients and its update. Operations are those of the plain algorithms: Winograd's needs \
+             2.25 times fewer.\n\nSave a report with --json > FILE and compare with it later by --compare FILE.",
+        )
+        .arg(Arg::new("preset").long("preset").value_name("NAME").help("network to time [default: digits]"))
+        .arg(
+            Arg::new("repeats")
+                .long("repeats")
+                .value_name("N")
+                .default_value("5")
+                .value_parser(value_parser!(u16).range(1..=999))
+                .help("steps to time, after one to warm up"),
+        )
+        .arg(
+            Arg::new("only")
+                .long("only")
+                .value_name("TASK")
+                .value_parser(["train", "sample"])
+                .action(ArgAction::Set)
+                .help("time one kind of step alone"),
+        )
+        .arg(args::path("compare", "FILE", "a report of an earlier --json to compare with"))
+        .arg(args::switch("quiet", "no progress"))
+        .arg(args::switch("json", "report as JSON"))
+        .arg(args::device_arg())
+        .args(SETTINGS.args())
+        .args_override_self(true)
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let preset = match matches.get_one::<String>("preset") {
+        Some(name) => Some(Preset::find(name)?),
+        None if matches.contains_id("config") => None,
+        None => PRESETS.first(),
+    };
+    let mut layers = Layers::default();
+    if let Some(preset) = preset {
+        layers.add(preset.table())?;
+    }
+    layers.set([("train.batch_size", BATCH_SIZE.to_string().as_str())])?;
+    let (config, notices) = SETTINGS.resolve(layers, matches)?;
+    let earlier = matches.get_one::<PathBuf>("compare").map(|path| read(path)).transpose()?;
+    let device = args::device(matches)?;
+    let quiet = matches.get_flag("quiet");
+    if !quiet {
+        complain_all(&notices);
+    }
+    let only = matches.get_one::<String>("only").map(String::as_str);
+    let job = bench::Job {
+        config: &config,
+        repeats: usize::from(matches.get_one::<u16>("repeats").copied().unwrap_or(5)),
+        train: only != Some("sample"),
+        sample: only != Some("train"),
+    };
+    let mut sinks = Sinks::new(quiet, None);
+    let measured = bench::run(job, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    sinks.finish();
+    let (outcome, mut report) = measured?;
+    if outcome == Outcome::Interrupted {
+        return Ok(outcome);
+    }
+    report.preset = preset.map(|p| p.name.to_string());
+    print(&if matches.get_flag("json") {
+        serde_json::to_string(&report)?
+    } else {
+        table(&report, earlier.as_ref()).trim_end().to_string()
+    })?;
+    Ok(outcome)
+}
+
+fn read(path: &Path) -> anyhow::Result<Report> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the report {}", path.display()))?;
+    serde_json::from_str(&text).map_err(|e| {
+        let message = format!("{} is no report of `ddpm-ip bench --json`: {e}", path.display());
+        ConfigError(message).into()
+    })
+}
+
+/// The report for people, beside an earlier one if there is one.
+fn table(report: &Report, earlier: Option<&Report>) -> String {
+    let mut text = format!(
+        "{} · {} parameters, {}x{} · batch {} · {}{}\n{} threads, {} · {:.0} GFLOP/s from registers\n",
+        report.preset.as_deref().unwrap_or("network"),
+        report.parameters,
+        report.image_size,
+        report.image_size,
+        report.batch_size,
+        precision(report),
+        if report.use_checkpoint { ", blocks computed again" } else { "" },
+        report.threads,
+        report.isa,
+        report.peak_flop_per_sec / 1e9,
+    );
+    if let Some(earlier) = earlier {
+        let _ = writeln!(
+            text,
+            "compared with version {}, {}, batch {}, {}, {} threads, {}",
+            earlier.version,
+            earlier.preset.as_deref().unwrap_or("a network"),
+            earlier.batch_size,
+            precision(earlier),
+            earlier.threads,
+            earlier.isa
+        );
+    }
+    let parts = [
+        ("training", &report.train, earlier.and_then(|e| e.train.as_ref())),
+        ("sampling", &report.sample, earlier.and_then(|e| e.sample.as_ref())),
+    ];
+    for (what, speed, before) in parts {
+        if let Some(speed) = speed {
+            section(&mut text, what, speed, before, report.peak_flop_per_sec);
+        }
+    }
+    if let Some(bytes) = report.peak_memory_bytes {
+        let before = earlier.and_then(|e| e.peak_memory_bytes);
+        let change = before.map_or(String::new(), |b| format!(" ({:.2} times)", bytes as f64 / b as f64));
+        let _ = writeln!(text, "\npeak memory {:.0} MiB{change}", bytes as f64 / f64::from(1 << 20));
+    }
+    text
+}
+
+fn precision(report: &Report) -> String {
+    serde_json::to_value(report.precision).map_or(String::new(), |v| v.as_str().unwrap_or_default().to_string())
+}
+
+fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>, peak: f64) {
+    let (least, most) =
+        speed.images_per_sec.iter().fold((f64::INFINITY, 0.0f64), |(least, most), &v| (least.min(v), most.max(v)));
+    let change = |now: f64, before: f64| format!("  {:5.2} times", now / before);
+    let _ = writeln!(
+        text,
+        "\n{what}: {:.4} images/s (median of {}; {least:.4} to {most:.4}), {:.0} GFLOP/s, {:.0} % of the registers' rate{}",
+        speed.median(),
+        speed.images_per_sec.len(),
+        speed.step_flop / speed.step_secs / 1e9,
+        100.0 * speed.step_flop / speed.step_secs / peak,
+        before.map_or(String::new(), |b| change(speed.median(), b.median())),
+    );
+    let width = speed.kernels.iter().map(|k| k.kernel.chars().count()).max().unwrap_or(0).max(14);
+    let _ = writeln!(
+        text,
+        "  {:width$}  {:>6}  {:>9}  {:>6}  {:>8}  {:>6}",
+        "kernel", "calls", "ms", "share", "GFLOP/s", "rate"
+    );
+    let mut rest = speed.step_secs;
+    for k in &speed.kernels {
+        rest -= k.secs;
+        let rates = if k.flop_per_sec > 0.0 {
+            format!("{:8.0}  {:4.0} %", k.flop_per_sec / 1e9, 100.0 * k.flop_per_sec / peak)
+        } else {
+            format!("{:>8}  {:>6}", "", "")
+        };
+        let then = before.and_then(|b| b.kernels.iter().find(|other| other.kernel == k.kernel));
+        let _ = writeln!(
+            text,
+            "  {:width$}  {:6.0}  {:9.3}  {:4.1} %  {rates}{}",
+            k.kernel,
+            k.calls,
+            k.secs * 1e3,
+            100.0 * k.secs / speed.step_secs,
+            then.map_or(String::new(), |t| change(t.secs, k.secs)),
+        );
+    }
+    let share = 100.0 * rest / speed.step_secs;
+    let _ = writeln!(text, "  {:width$}  {:6}  {:9.3}  {share:4.1} %", "everything else", "", rest * 1e3);
+}

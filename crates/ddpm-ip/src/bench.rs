@@ -1,0 +1,246 @@
+//! How fast this machine trains and samples, as a whole and kernel by kernel.
+
+use crate::config::{Config, NetworkConfig, Precision};
+use crate::data::Batch;
+use crate::diffusion::{Diffusion, Reverse};
+use crate::event::{Emit, Event};
+use crate::model::{Parameters, Unet};
+use crate::sample::{Chain, Seeded};
+use crate::train::Trainer;
+use crate::{Error, Outcome};
+use burn::tensor::Device;
+use ddpm_kernels::{Isa, profile};
+use ddpm_math::{Domain, Respacing, Stream};
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Classes of a class-conditional network whose number the data would say.
+const CLASSES: usize = 10;
+
+/// The measurements of one machine, network and precision.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of the program.
+    pub version: String,
+    /// What was measured: a preset, or nothing.
+    pub preset: Option<String>,
+    /// Parameters of the network.
+    pub parameters: usize,
+    /// Side of the images.
+    pub image_size: usize,
+    /// The type of activations and matrix products.
+    pub precision: Precision,
+    /// Whether blocks are computed again in the backward pass.
+    pub use_checkpoint: bool,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Threads that compute.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: String,
+    /// Operations per second that all threads reach from registers, for the precision.
+    pub peak_flop_per_sec: f64,
+    /// Training steps: everything a user pays but reading images.
+    pub train: Option<Speed>,
+    /// Sampling steps: one network call without gradients and its update.
+    pub sample: Option<Speed>,
+    /// Median of the training steps.
+    pub train_images_per_sec: Option<f64>,
+    /// Median of the sampling steps.
+    pub sample_images_per_sec: Option<f64>,
+    /// The most memory this process held: of training if that was measured, else of sampling.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// One kind of step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Each repetition.
+    pub images_per_sec: Vec<f64>,
+    /// Seconds of the median step.
+    pub step_secs: f64,
+    /// Operations of one step that the plain algorithms take in convolutions, linear maps and attention.
+    pub step_flop: f64,
+    /// The kernels, the slowest first.
+    pub kernels: Vec<Kernel>,
+}
+
+/// A kernel's share of a step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Which kernel, by which method, on which type.
+    pub kernel: String,
+    /// Calls in a step.
+    pub calls: f64,
+    /// Seconds in a step.
+    pub secs: f64,
+    /// Operations per second of the plain algorithm; Winograd's does fewer. 0 where memory decides.
+    pub flop_per_sec: f64,
+}
+
+impl Speed {
+    /// The median, or the mean of the two in the middle.
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.images_per_sec.clone();
+        sorted.sort_by(f64::total_cmp);
+        match sorted.len() {
+            0 => 0.0,
+            n => f64::midpoint(sorted[n / 2], sorted[(n - 1) / 2]),
+        }
+    }
+
+    fn new(secs: &[f64], batch: usize, kernels: Vec<profile::KernelTime>) -> Self {
+        let steps = secs.len() as f64;
+        let mut speed = Self {
+            images_per_sec: secs.iter().map(|s| batch as f64 / s).collect(),
+            step_flop: kernels.iter().map(|k| k.flop).sum::<f64>() / steps,
+            kernels: kernels
+                .into_iter()
+                .map(|k| Kernel {
+                    flop_per_sec: k.flop / k.secs,
+                    calls: k.calls as f64 / steps,
+                    secs: k.secs / steps,
+                    kernel: k.kernel,
+                })
+                .collect(),
+            step_secs: 0.0,
+        };
+        speed.step_secs = batch as f64 / speed.median();
+        speed
+    }
+}
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// Network, diffusion, perturbation and optimizer; the batch size is that of training.
+    pub config: &'a Config,
+    /// Repetitions of each step, after one that is not counted.
+    pub repeats: usize,
+    /// Whether training is measured.
+    pub train: bool,
+    /// Whether sampling is measured.
+    pub sample: bool,
+}
+
+/// Measures steps on images of noise.
+///
+/// # Errors
+/// A configuration that cannot be used; a loss that is not finite.
+pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Report), Error> {
+    let mut config = job.config.clone();
+    if config.model.class_cond && config.model.num_classes == 0 {
+        config.model.num_classes = CLASSES;
+    }
+    config.validate()?;
+    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    let precision = config.model.precision;
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION").into(),
+        parameters: network.parameter_count(),
+        image_size: config.model.image_size,
+        precision,
+        use_checkpoint: config.model.use_checkpoint,
+        batch_size: config.train.batch_size,
+        threads: rayon::current_num_threads(),
+        isa: Isa::selected().map_err(|e| crate::config::ConfigError(e.to_string()))?.name().into(),
+        peak_flop_per_sec: profile::peak_flop_per_sec(precision.dtype()),
+        ..Report::default()
+    };
+    // Sampling first: it needs less memory, and the most that a process held is never less later.
+    if job.sample {
+        let Some(speed) = sampling(job, &config, &network, device, stop, emit)? else {
+            return Ok((Outcome::Interrupted, report));
+        };
+        report.sample_images_per_sec = Some(speed.median());
+        report.sample = Some(speed);
+    }
+    if job.train {
+        let Some(speed) = training(job, &config, network, device, stop, emit)? else {
+            return Ok((Outcome::Interrupted, report));
+        };
+        report.train_images_per_sec = Some(speed.median());
+        report.train = Some(speed);
+    }
+    report.peak_memory_bytes = peak_memory_bytes();
+    Ok((Outcome::Finished, report))
+}
+
+fn labels(config: &Config) -> Option<Vec<u32>> {
+    let classes = config.model.num_classes as u32;
+    config.model.class_cond.then(|| (0..config.train.batch_size as u32).map(|i| i % classes).collect())
+}
+
+fn sampling(
+    job: Job,
+    config: &Config,
+    network: &Unet,
+    device: &Device,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<Option<Speed>, Error> {
+    let parameters = Parameters::initial(network.specs(), config.train.seed, device);
+    // One step to warm up and one that is not taken for what follows the last.
+    let steps = (job.repeats + 1).to_string().parse::<Respacing>().unwrap_or_default();
+    let diffusion = Diffusion::new(&config.diffusion, &steps)?;
+    let settings = &config.sample;
+    let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
+    let image_size = config.model.image_size;
+    let chain = Chain { diffusion: &diffusion, network, parameters: &parameters, reverse, image_size, device };
+    let images: Vec<u64> = (0..config.train.batch_size as u64).collect();
+    let (mut secs, mut since) = (Vec::new(), None);
+    let labels = labels(config);
+    let done = chain.run(&images, labels.as_deref(), &Seeded(config.sample.seed), |_, _, _| {
+        let now = Instant::now();
+        match since {
+            Some(since) => secs.push(now.duration_since(since).as_secs_f64()),
+            None => profile::start(),
+        }
+        emit(Event::Measured { what: "sampling", done: secs.len(), total: job.repeats });
+        since = Some(Instant::now());
+        !stop.load(Ordering::Relaxed)
+    });
+    let kernels = profile::finish();
+    Ok(done.map(|_| Speed::new(&secs, images.len(), kernels)))
+}
+
+fn training(
+    job: Job,
+    config: &Config,
+    network: Unet,
+    device: &Device,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<Option<Speed>, Error> {
+    let per_image = config.model.in_channels * config.model.image_size.pow(2);
+    let mut images = vec![0.0; config.train.batch_size * per_image];
+    Stream::new(config.train.seed, Domain::Order, 0, 0).fill_normal(&mut images);
+    images.iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
+    let mut trainer = Trainer::new(config.clone(), network, None, device.clone())?;
+    let mut secs = Vec::new();
+    for repeat in 0..=job.repeats {
+        let position = (repeat * config.train.batch_size) as u64;
+        let batch = Batch { images: images.clone(), labels: labels(config), position };
+        let since = Instant::now();
+        trainer.train_step(&batch)?;
+        if repeat == 0 {
+            profile::start();
+        } else {
+            secs.push(since.elapsed().as_secs_f64());
+        }
+        emit(Event::Measured { what: "training", done: repeat, total: job.repeats });
+        if stop.load(Ordering::Relaxed) {
+            profile::finish();
+            return Ok(None);
+        }
+    }
+    Ok(Some(Speed::new(&secs, config.train.batch_size, profile::finish())))
+}
+
+/// The most memory that this process held at once, where the system says it.
+fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
