@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The U-Net of ddpm-ip in PyTorch, to check the program's numbers and to compare its speed.
 
-Architecture and weights come from a checkpoint of ddpm-ip. Setting up:
+Architecture and weights come from a checkpoint of ddpm-ip. Setting up (modes that compile need g++, too):
 
     python3 -m venv v && v/bin/pip install torch numpy safetensors
     ddpm-ip train --preset digits --steps 1 --grid-images 0 --out runs/peer

@@ -9,7 +9,7 @@ use crate::sample::{Chain, Seeded};
 use crate::train::Trainer;
 use crate::{Error, Outcome};
 use burn::tensor::Device;
-use ddpm_kernels::{Isa, profile};
+use ddpm_kernels::profile;
 use ddpm_math::{Domain, Respacing, Stream};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -144,7 +144,7 @@ pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         use_checkpoint: config.model.use_checkpoint,
         batch_size: config.train.batch_size,
         threads: rayon::current_num_threads(),
-        isa: Isa::selected().map_err(|e| crate::config::ConfigError(e.to_string()))?.name().into(),
+        isa: crate::instruction_set()?.into(),
         peak_flop_per_sec: profile::peak_flop_per_sec(precision.dtype()),
         ..Report::default()
     };

@@ -8,6 +8,19 @@ pub fn device_names() -> Vec<&'static str> {
     vec!["cpu"]
 }
 
+/// Settings of the process that make long work faster: for programs to call once, at their beginning.
+pub fn prepare_process() {
+    ddpm_kernels::keep_freed_memory();
+}
+
+/// The instruction set that the CPU kernels use, as in `DDPM_IP_ISA`.
+///
+/// # Errors
+/// If `DDPM_IP_ISA` asks for one that this machine does not have.
+pub fn instruction_set() -> Result<&'static str, ConfigError> {
+    ddpm_kernels::Isa::selected().map(ddpm_kernels::Isa::name).map_err(|e| ConfigError(e.to_string()))
+}
+
 /// The device of that name.
 ///
 /// # Errors

@@ -8,9 +8,11 @@
 mod autodiff;
 mod flex;
 mod isa;
+mod memory;
 pub mod profile;
 
 pub use isa::{ISA_VARIABLE, Isa, UnknownIsa};
+pub use memory::keep_freed_memory;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};

@@ -6,7 +6,7 @@ use super::layers::{AttentionBlock, Builder, Context, Conv, Norm, ResBlock, ResB
 use super::parameters::{Init, Parameters, Spec};
 use crate::config::{Heads, NetworkConfig};
 use burn::tensor::activation::silu;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
 
 /// One step of the way down or up: what the reference numbers as one block.
 #[derive(Default)]
@@ -181,32 +181,148 @@ impl Unet {
         labels: Option<&[u32]>,
         position: Option<RunPosition>,
     ) -> Tensor<4> {
-        let device = x.device();
-        let embedding = timestep_embedding(t, self.config.model_channels);
-        let embedding = Tensor::from_data(TensorData::new(embedding, [t.len(), self.config.model_channels]), &device);
-        let mut embedding = self.time_embed[1].forward_rows(p, silu(self.time_embed[0].forward_rows(p, embedding)));
-        assert_eq!(labels.is_some(), self.label_emb.is_some(), "labels if and only if the network has classes");
-        if let (Some(labels), Some(place)) = (labels, self.label_emb) {
-            let shape = [self.config.num_classes.unwrap_or(0), 4 * self.config.model_channels];
-            let labels: Vec<i64> = labels.iter().map(|&l| i64::from(l)).collect();
-            let n = labels.len();
-            let rows = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), &device);
-            embedding = embedding + p.get(place, shape).select(0, rows);
-        }
-        let context = Context { embedding, position };
-        let mut h = x.permute([0, 2, 3, 1]).cast(self.config.precision.dtype());
-        let mut skips = Vec::with_capacity(self.input_blocks.len());
-        for block in &self.input_blocks {
-            h = block.forward(p, h, &context);
-            skips.push(h.clone());
-        }
-        h = self.middle.0.forward(p, h, &context);
-        h = self.middle.1.forward(p, h);
-        h = self.middle.2.forward(p, h, &context);
-        for (block, skip) in self.output_blocks.iter().zip(skips.into_iter().rev()) {
-            h = block.forward(p, ddpm_kernels::concat(h, skip), &context);
-        }
-        let h = self.out_norm.forward(p, h);
-        self.out_conv.forward(p, h).cast(DType::F32).permute([0, 3, 1, 2])
+        let context = Context { embedding: self.embed(p, t, labels, &x.device()), position };
+        self.run(p, x, &context, |_, _| {})
     }
+
+    /// All stages in turn; `each` sees their input and skip.
+    fn run(
+        &self,
+        p: &Parameters,
+        x: Tensor<4>,
+        context: &Context,
+        mut each: impl FnMut(&Tensor<4>, &Option<Tensor<4>>),
+    ) -> Tensor<4> {
+        let (mut h, mut skips) = (self.enter(x), Vec::new());
+        for stage in 0..self.stages() {
+            let skip = if self.takes_skip(stage) { skips.pop() } else { None };
+            each(&h, &skip);
+            h = self.stage(stage, p, h, skip, context);
+            if self.gives_skip(stage) {
+                skips.push(h.clone());
+            }
+        }
+        h.cast(DType::F32).permute([0, 3, 1, 2])
+    }
+
+    /// As [`forward`](Self::forward) on tensors without autodiff, keeping the input of every stage instead of a graph.
+    pub(crate) fn forward_kept(
+        &self,
+        p: &Parameters,
+        x: Tensor<4>,
+        t: &[f32],
+        labels: Option<&[u32]>,
+        position: Option<RunPosition>,
+    ) -> (Tensor<4>, Kept) {
+        let context = Context { embedding: self.embed(p, t, labels, &x.device()), position };
+        let mut inputs = Vec::new();
+        let output = self.run(p, x, &context, |h, skip| inputs.push((h.clone(), skip.clone())));
+        let kept = Kept { inputs, context, t: t.to_vec(), labels: labels.map(<[u32]>::to_vec) };
+        (output, kept)
+    }
+
+    /// The gradients of the parameters, from that of the output: stage by stage, each computed again first.
+    pub(crate) fn backward_kept(&self, p: &Parameters, kept: Kept, grad: Tensor<4>) -> Parameters {
+        let Kept { mut inputs, context, t, labels } = kept;
+        let device = grad.device();
+        let mut gradients: Vec<Option<Tensor<1>>> = vec![None; self.specs.len()];
+        let mut collect = |tracked: &Parameters, grads: &mut Gradients| {
+            for (gradient, parameter) in gradients.iter_mut().zip(&tracked.0) {
+                *gradient = parameter.grad_remove(grads).or(gradient.take());
+            }
+        };
+        let leaf = |x: Tensor<4>| Tensor::<4>::from_inner(x).require_grad();
+        // The gradient of the output enters as the weights of a sum.
+        let mut grad_h = self.enter(grad);
+        let mut grad_embedding = context.embedding.zeros_like();
+        let mut grad_skips: Vec<Tensor<4>> = Vec::new();
+        for stage in (0..self.stages()).rev() {
+            if self.gives_skip(stage) {
+                grad_h = grad_h + grad_skips.pop().expect("a gradient for every skip");
+            }
+            let (h, skip) = inputs.pop().expect("an input for every stage");
+            let (h, skip, tracked) = (leaf(h), skip.map(leaf), p.tracked());
+            let embedding = Tensor::<2>::from_inner(context.embedding.clone()).require_grad();
+            let again = Context { embedding: embedding.clone(), position: context.position };
+            let y = self.stage(stage, &tracked, h.clone(), skip.clone(), &again);
+            let mut grads = (y * Tensor::from_inner(grad_h)).sum().backward();
+            grad_skips.extend(skip.and_then(|skip| skip.grad_remove(&mut grads)));
+            if let Some(grad) = embedding.grad_remove(&mut grads) {
+                grad_embedding = grad_embedding + grad;
+            }
+            grad_h = h.grad_remove(&mut grads).expect("every stage depends on its input");
+            collect(&tracked, &mut grads);
+        }
+        let tracked = p.tracked();
+        let embedding = self.embed(&tracked, &t, labels.as_deref(), &device.clone().autodiff());
+        let mut grads = (embedding * Tensor::from_inner(grad_embedding)).sum().backward();
+        collect(&tracked, &mut grads);
+        let zeros = |(gradient, spec): (Option<Tensor<1>>, &Spec)| {
+            gradient.unwrap_or_else(|| Tensor::zeros([spec.len()], &device))
+        };
+        Parameters(gradients.into_iter().zip(&self.specs).map(zeros).collect())
+    }
+
+    /// Embedding of time and class, `[N, E]`.
+    fn embed(&self, p: &Parameters, t: &[f32], labels: Option<&[u32]>, device: &Device) -> Tensor<2> {
+        let sines = timestep_embedding(t, self.config.model_channels);
+        let sines = Tensor::from_data(TensorData::new(sines, [t.len(), self.config.model_channels]), device);
+        let embedding = self.time_embed[1].forward_rows(p, silu(self.time_embed[0].forward_rows(p, sines)));
+        assert_eq!(labels.is_some(), self.label_emb.is_some(), "labels if and only if the network has classes");
+        let (Some(labels), Some(place)) = (labels, self.label_emb) else { return embedding };
+        let shape = [self.config.num_classes.unwrap_or(0), 4 * self.config.model_channels];
+        let labels: Vec<i64> = labels.iter().map(|&l| i64::from(l)).collect();
+        let n = labels.len();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), device);
+        embedding + p.get(place, shape).select(0, rows)
+    }
+
+    /// `[N, C, H, W]` to channels last and the precision of the activations.
+    fn enter(&self, x: Tensor<4>) -> Tensor<4> {
+        x.permute([0, 2, 3, 1]).cast(self.config.precision.dtype())
+    }
+
+    /// The blocks on the way down, the middle, those on the way up and the last layers.
+    fn stages(&self) -> usize {
+        self.input_blocks.len() + 1 + self.output_blocks.len() + 1
+    }
+
+    /// Whether a stage's output is the skip of another, the last one's of the first.
+    fn gives_skip(&self, stage: usize) -> bool {
+        stage < self.input_blocks.len()
+    }
+
+    fn takes_skip(&self, stage: usize) -> bool {
+        (self.input_blocks.len() + 1..self.stages() - 1).contains(&stage)
+    }
+
+    fn stage(
+        &self,
+        stage: usize,
+        p: &Parameters,
+        h: Tensor<4>,
+        skip: Option<Tensor<4>>,
+        context: &Context,
+    ) -> Tensor<4> {
+        if let Some(block) = self.input_blocks.get(stage) {
+            return block.forward(p, h, context);
+        }
+        let Some(up) = stage.checked_sub(self.input_blocks.len() + 1) else {
+            let h = self.middle.0.forward(p, h, context);
+            return self.middle.2.forward(p, self.middle.1.forward(p, h), context);
+        };
+        match (self.output_blocks.get(up), skip) {
+            (Some(block), Some(skip)) => block.forward(p, ddpm_kernels::concat(h, skip), context),
+            _ => self.out_conv.forward(p, self.out_norm.forward(p, h)),
+        }
+    }
+}
+
+/// What [`Unet::forward_kept`] keeps for [`Unet::backward_kept`].
+pub(crate) struct Kept {
+    /// Input and skip of every stage.
+    inputs: Vec<(Tensor<4>, Option<Tensor<4>>)>,
+    context: Context,
+    t: Vec<f32>,
+    labels: Option<Vec<u32>>,
 }

@@ -223,15 +223,26 @@ impl Trainer {
             tensor(&draws.eps),
             draws.xi.as_deref().map(tensor),
         );
-        let tracked = self.state.parameters.tracked();
         let position = RunPosition { seed: self.config.train.seed, position: batch.position + images.start as u64 };
         let labels = self.network.config().num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]);
         let times = self.diffusion.model_times(&noised.t);
-        let output = self.network.forward(&tracked, noised.x_t.clone(), &times, labels, Some(position));
-        let terms = self.diffusion.losses(&noised, output);
         let weights: Vec<f32> =
             draws.weights[images.clone()].iter().map(|w| (w / draws.t.len() as f64) as f32).collect();
         let weights = Tensor::<1>::from_data(TensorData::new(weights, [images.len()]), &device);
+        let x_t = noised.x_t.clone();
+        if self.network.config().use_checkpoint {
+            let parameters = &self.state.parameters;
+            let (output, kept) = self.network.forward_kept(parameters, x_t.inner(), &times, labels, Some(position));
+            let output = Tensor::<4>::from_inner(output).require_grad();
+            let terms = self.diffusion.losses(&noised, output.clone());
+            let mut grads = (terms.loss.clone() * weights).sum().backward();
+            report.extend(&terms);
+            let grad = output.grad_remove(&mut grads).expect("the loss depends on the output");
+            return self.network.backward_kept(parameters, kept, grad);
+        }
+        let tracked = self.state.parameters.tracked();
+        let output = self.network.forward(&tracked, x_t, &times, labels, Some(position));
+        let terms = self.diffusion.losses(&noised, output);
         let mut grads = (terms.loss.clone() * weights).sum().backward();
         report.extend(&terms);
         tracked.gradients(&mut grads)

@@ -1,8 +1,11 @@
-//! Output buffers that tasks fill together.
+//! Memory for results and for work in progress.
 
 #![allow(unsafe_code, reason = "memory that is written before it is read")]
 
+use bytemuck::Pod;
+use std::cell::Cell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// A buffer that several tasks write, each at places of its own.
 pub(crate) struct Shared<'a, T> {
@@ -17,7 +20,7 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 unsafe impl<T: Send> Send for Shared<'_, T> {}
 
 impl<T> Shared<'_, T> {
-    /// The first value. To be written through by one task for each place, inside the length.
+    /// The first value. To be written through by one task for each place, inside the length, and not read.
     pub(crate) fn pointer(&self) -> *mut T {
         self.pointer
     }
@@ -30,8 +33,30 @@ impl<T> Shared<'_, T> {
 }
 
 /// A vector of `len` values, all of which `fill` writes.
-pub(crate) fn filled<T: bytemuck::Pod>(len: usize, fill: impl FnOnce(Shared<T>)) -> Vec<T> {
-    let mut values = vec![T::zeroed(); len];
-    fill(Shared { pointer: values.as_mut_ptr(), len, buffer: PhantomData });
-    values
+///
+/// # Safety
+/// `fill` writes every value.
+pub(crate) unsafe fn filled<T: Pod>(len: usize, fill: impl FnOnce(Shared<T>)) -> Vec<T> {
+    let mut values: Vec<MaybeUninit<T>> = Vec::with_capacity(len);
+    fill(Shared { pointer: values.as_mut_ptr().cast(), len, buffer: PhantomData });
+    let (pointer, capacity) = (values.as_mut_ptr(), values.capacity());
+    std::mem::forget(values);
+    // SAFETY: the memory is that of a vector of the same layout, and all `len` values were written (the caller's promise).
+    unsafe { Vec::from_raw_parts(pointer.cast(), len, capacity) }
+}
+
+/// Runs `work` with a slice of `len` values that this thread keeps for its next use. They hold what that left there.
+pub(crate) fn with_scratch<T: Pod, R>(len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
+    thread_local! {
+        static KEPT: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+    }
+    // Taken, not borrowed: work inside of work on the same thread gets memory of its own.
+    let mut kept = KEPT.take();
+    let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
+    if kept.len() < words {
+        kept.resize(words, 0);
+    }
+    let result = work(&mut bytemuck::cast_slice_mut(&mut kept)[..len]);
+    KEPT.set(kept);
+    result
 }

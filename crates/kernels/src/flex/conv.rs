@@ -3,10 +3,12 @@
 //! Columns are ordered (ky, kx, c): the taps of one kernel row are neighbours in memory, so building a column is a few
 //! long copies. Weights are kept in PyTorch's `[O, C, k, k]` and repacked per call.
 
+#![allow(unsafe_code, reason = "vectors, and tasks that share an output")]
+
 use super::buffer::{Shared, filled};
 use super::element::Element;
 use super::product::{Rows, panel_columns, product};
-use super::simd::multiversion;
+use super::simd::{Lanes, Simd, multiversion};
 use super::winograd::{self, Direction};
 use rayon::prelude::*;
 
@@ -183,10 +185,10 @@ fn multiply<E: Element>(
     let bias = winograd::padded_bias(epilogue.bias, outputs.next_multiple_of(columns));
     let shared = rows.div_ceil(2 * rayon::current_num_threads());
     let block = shared.clamp(12, BLOCK_ROWS).next_multiple_of(12);
-    filled(rows * outputs, |out: Shared<E>| {
+    let write = |out: Shared<E>| {
         (0..rows.div_ceil(block)).into_par_iter().for_each_init(
-            || (vec![E::default(); if direct.is_some() { 0 } else { block * width }], vec![0.0f32; block * columns]),
-            |(scratch, sums), task| {
+            || vec![E::default(); if direct.is_some() { 0 } else { block * width }],
+            |scratch, task| {
                 let (first, count) = (task * block, block.min(rows - task * block));
                 let data = match direct {
                     Some(rows) => &rows[first * width..],
@@ -195,17 +197,20 @@ fn multiply<E: Element>(
                         scratch
                     }
                 };
+                let mut sums = vec![0.0f32; count * columns];
                 for (p, packed) in packed.chunks_exact(width * columns).enumerate() {
                     let lhs =
                         Rows { data, rows: count, cells: width / E::STEP, row_stride: width, cell_stride: E::STEP };
-                    product(sums, columns, lhs, packed, false);
+                    product(&mut sums, columns, lhs, packed, false);
                     let channels = p * columns..outputs.min((p + 1) * columns);
                     let bias = &bias[channels.clone()];
-                    finish(sums, columns, first..first + count, outputs, channels, bias, epilogue.residual, &out);
+                    finish(&sums, columns, first..first + count, outputs, channels, bias, epilogue.residual, &out);
                 }
             },
         );
-    })
+    };
+    // SAFETY: the blocks cover all rows, the panels all outputs, and `finish` writes those of each.
+    unsafe { filled(rows * outputs, write) }
 }
 
 multiversion! {
@@ -221,21 +226,47 @@ multiversion! {
         out: &Shared<E>,
     ) {
         out.assert_inside(rows.end * outputs);
-        assert!(channels.end <= outputs);
+        let count = channels.len();
+        assert!(channels.end <= outputs && count <= bias.len() && count <= stride && rows.len() * stride <= sums.len());
+        assert!(residual.is_none_or(|r| rows.end * outputs <= r.len()), "a residual of another shape");
         for (sums, row) in sums.chunks_exact(stride).zip(rows) {
             let at = row * outputs + channels.start;
-            // SAFETY: the range lies inside the buffer (checked above), and each row's channels belong to one task.
-            let dst = unsafe { std::slice::from_raw_parts_mut(out.pointer().add(at), channels.len()) };
-            match residual {
-                Some(residual) => {
-                    let residual = &residual[at..at + channels.len()];
-                    for (((d, s), b), r) in dst.iter_mut().zip(sums).zip(bias).zip(residual) {
-                        *d = E::from_f32(s + b + r.to_f32());
-                    }
+            let mut j = 0;
+            // SAFETY: the channels lie inside sums, bias, residual and buffer (checked above), and belong to one task.
+            unsafe {
+                let residual = residual.map(|r| r.as_ptr().add(at));
+                let to = out.pointer().add(at);
+                while j + S::LANES <= count {
+                    finish_vector::<S, E>(to, sums, bias, residual, j);
+                    j += S::LANES;
                 }
-                None => dst.iter_mut().zip(sums).zip(bias).for_each(|((d, s), b)| *d = E::from_f32(s + b)),
+                while j < count {
+                    finish_vector::<Lanes<1>, E>(to, sums, bias, residual, j);
+                    j += 1;
+                }
             }
         }
+    }
+}
+
+/// # Safety
+/// All are valid for a vector at `j`, and the machine has the instruction set.
+#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#[inline(always)]
+unsafe fn finish_vector<S: Simd, E: Element>(
+    to: *mut E,
+    sums: &[f32],
+    bias: &[f32],
+    residual: Option<*const E>,
+    j: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut v = S::add(S::load(sums.as_ptr().add(j)), S::load(bias.as_ptr().add(j)));
+        if let Some(residual) = residual {
+            v = S::add(v, E::load::<S>(residual.add(j)));
+        }
+        E::store::<S>(to.add(j), v);
     }
 }
 

@@ -3,8 +3,11 @@
 //! With x̂ = (x − mean)/std over a group, the layer computes `act(x̂·a + b)` where a = weight·(1 + scale) and
 //! b = bias·(1 + scale) + shift are per image and channel. Statistics are two-pass and summed in f64.
 
+#![allow(unsafe_code, reason = "outputs that are written before they are read")]
+
+use super::buffer::{Shared, filled, with_scratch};
 use super::dropout::Mask;
-use super::element::Element;
+use super::element::{Element, store_all};
 use super::math::sigmoid;
 use super::simd::multiversion;
 use crate::GroupNorm;
@@ -84,23 +87,24 @@ impl Affine<'_> {
 
 /// The layer's output, shaped as `x`, and the statistics `[N, 2, C]` that the backward pass needs.
 pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>, Vec<f32>) {
-    let mut out = vec![E::default(); x.len()];
     let mut stats = vec![0.0; e.n * 2 * e.c];
-    out.par_chunks_mut(e.image())
-        .zip(stats.par_chunks_mut(2 * e.c))
-        .zip(x.par_chunks(e.image()).zip(affine.film.par_chunks(2 * e.c)))
-        .enumerate()
-        .for_each(|(i, ((out, stats), (x, film)))| {
-            stats.copy_from_slice(&e.statistics(x));
-            let (slope, offset) = affine.slopes(stats, film);
-            let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
-            for (out, x) in out.chunks_mut(e.chunk()).zip(x.chunks(e.chunk())) {
-                modulate(out, x, &slope, &offset, e.norm.silu);
-                if let Some(factors) = mask.next(out.len()) {
-                    multiply(out, factors);
+    let write = |out: Shared<E>| {
+        stats
+            .par_chunks_mut(2 * e.c)
+            .zip(x.par_chunks(e.image()).zip(affine.film.par_chunks(2 * e.c)))
+            .enumerate()
+            .for_each(|(i, (stats, (x, film)))| {
+                stats.copy_from_slice(&e.statistics(x));
+                let (slope, offset) = affine.slopes(stats, film);
+                let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
+                for (chunk, x) in x.chunks(e.chunk()).enumerate() {
+                    let at = i * e.image() + chunk * e.chunk();
+                    modulate(&out, at, x, mask.next(x.len()), &slope, &offset, e.norm.silu);
                 }
-            }
-        });
+            });
+    };
+    // SAFETY: every value of `x` lies in one image and chunk, and `modulate` writes the output at its place.
+    let out = unsafe { filled(x.len(), write) };
     (out, stats)
 }
 
@@ -141,25 +145,35 @@ multiversion! {
 }
 
 multiversion! {
-    /// `out = act(x·slope + offset)`, channel by channel.
-    fn modulate<S, E: Element>(out: &mut [E], x: &[E], slope: &[f32], offset: &[f32], silu: bool) {
-        for (out, x) in out.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
-            let values = out.iter_mut().zip(x).zip(slope).zip(offset);
+    /// `act(x·slope + offset)`, channel by channel, times the dropout's `factors`, into `out` from `at` on.
+    fn modulate<S, E: Element>(
+        out: &Shared<E>,
+        at: usize,
+        x: &[E],
+        factors: Option<&[f32]>,
+        slope: &[f32],
+        offset: &[f32],
+        silu: bool,
+    ) {
+        out.assert_inside(at + x.len());
+        let c = slope.len();
+        let mut row = vec![0.0f32; c];
+        for (pixel, x) in x.chunks_exact(c).enumerate() {
+            let values = row.iter_mut().zip(x).zip(slope).zip(offset);
             if silu {
                 for (((y, x), a), b) in values {
                     let u = x.to_f32() * a + b;
-                    *y = E::from_f32(u * sigmoid(u));
+                    *y = u * sigmoid(u);
                 }
             } else {
-                values.for_each(|(((y, x), a), b)| *y = E::from_f32(x.to_f32() * a + b));
+                values.for_each(|(((y, x), a), b)| *y = x.to_f32() * a + b);
             }
+            if let Some(factors) = factors {
+                row.iter_mut().zip(&factors[pixel * c..]).for_each(|(y, f)| *y *= f);
+            }
+            // SAFETY: the pixel lies inside the buffer (checked above), and is this task's.
+            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), &row) };
         }
-    }
-}
-
-multiversion! {
-    fn multiply<S, E: Element>(values: &mut [E], factors: &[f32]) {
-        values.iter_mut().zip(factors).for_each(|(v, f)| *v = E::from_f32(v.to_f32() * f));
     }
 }
 
@@ -215,9 +229,10 @@ multiversion! {
 }
 
 multiversion! {
-    /// dx = rstd·(a·du − m1 − x̂·m2), channel by channel.
+    /// dx = rstd·(a·du − m1 − x̂·m2), channel by channel, into `out` from `at` on.
     fn input_grad<S, E: Element>(
-        dx: &mut [E],
+        out: &Shared<E>,
+        at: usize,
         du: &[f32],
         x: &[E],
         mean: &[f32],
@@ -226,12 +241,16 @@ multiversion! {
         m1: &[f32],
         m2: &[f32],
     ) {
+        out.assert_inside(at + x.len());
         let c = mean.len();
-        for ((dx, du), x) in dx.chunks_exact_mut(c).zip(du.chunks_exact(c)).zip(x.chunks_exact(c)) {
+        let mut row = vec![0.0f32; c];
+        for ((pixel, du), x) in du.chunks_exact(c).enumerate().zip(x.chunks_exact(c)) {
             let group = mean.iter().zip(rstd).zip(slope).zip(m1.iter().zip(m2));
-            for (((dx, du), x), (((mean, rstd), slope), (m1, m2))) in dx.iter_mut().zip(du).zip(x).zip(group) {
-                *dx = E::from_f32(slope * du - rstd * (m1 + (x.to_f32() - mean) * rstd * m2));
+            for (((dx, du), x), (((mean, rstd), slope), (m1, m2))) in row.iter_mut().zip(du).zip(x).zip(group) {
+                *dx = slope * du - rstd * (m1 + (x.to_f32() - mean) * rstd * m2);
             }
+            // SAFETY: the pixel lies inside the buffer (checked above), and is this task's.
+            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), &row) };
         }
     }
 }
@@ -248,40 +267,43 @@ pub(crate) struct Grads<E> {
 pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32], affine: Affine) -> Grads<E> {
     let c = e.c;
     let Affine { weight, bias, film } = affine;
-    let mut dx = vec![E::default(); x.len()];
     let mut dfilm = vec![0.0; film.len()];
     // Per image and channel: Σ du and Σ du·x̂, from which the parameters' gradients follow.
     let mut sums = vec![0.0f32; e.n * 2 * c];
-    dx.par_chunks_mut(e.image())
-        .zip(dfilm.par_chunks_mut(2 * c).zip(sums.par_chunks_mut(2 * c)))
-        .zip(grad.par_chunks(e.image()).zip(x.par_chunks(e.image())))
-        .zip(stats.par_chunks(2 * c).zip(film.par_chunks(2 * c)))
-        .enumerate()
-        .for_each_init(
-            || vec![0.0; e.image()],
-            |du, (i, (((dx, (dfilm, sums)), (grad, x)), (stats, film)))| {
+    let write = |dx: Shared<E>| {
+        dfilm
+            .par_chunks_mut(2 * c)
+            .zip(sums.par_chunks_mut(2 * c))
+            .zip(grad.par_chunks(e.image()).zip(x.par_chunks(e.image())))
+            .zip(stats.par_chunks(2 * c).zip(film.par_chunks(2 * c)))
+            .enumerate()
+            .for_each(|(i, (((dfilm, sums), (grad, x)), (stats, film)))| {
                 let (mean, rstd) = stats.split_at(c);
                 let (slope, offset) = affine.slopes(stats, film);
                 let (du_sum, dux_sum) = sums.split_at_mut(c);
                 let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
-                let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
-                for ((du, grad), x) in chunks {
-                    activation_grad(du, grad, x, mask.next(x.len()), &slope, &offset, e.norm.silu);
-                    sum_grads(du, x, mean, rstd, du_sum, dux_sum);
-                }
-                let scaled = |sums: &[f32]| -> Vec<f32> {
-                    let scaled =
-                        sums.iter().zip(weight).zip(film).map(|((s, w), scale)| f64::from(s * (w * (1.0 + scale))));
-                    e.group_means(&scaled.collect::<Vec<_>>())
-                };
-                let (m1, m2) = (scaled(du_sum), scaled(dux_sum));
-                input_grad(dx, du, x, mean, rstd, &slope, &m1, &m2);
+                with_scratch(e.image(), |du: &mut [f32]| {
+                    let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
+                    for ((du, grad), x) in chunks {
+                        activation_grad(du, grad, x, mask.next(x.len()), &slope, &offset, e.norm.silu);
+                        sum_grads(du, x, mean, rstd, du_sum, dux_sum);
+                    }
+                    let scaled = |sums: &[f32]| -> Vec<f32> {
+                        let scaled = sums.iter().zip(weight).zip(film);
+                        let scaled = scaled.map(|((s, w), scale)| f64::from(s * (w * (1.0 + scale))));
+                        e.group_means(&scaled.collect::<Vec<_>>())
+                    };
+                    let (m1, m2) = (scaled(du_sum), scaled(dux_sum));
+                    input_grad(&dx, i * e.image(), du, x, mean, rstd, &slope, &m1, &m2);
+                });
                 for i in 0..c {
                     dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
                     dfilm[c + i] = du_sum[i];
                 }
-            },
-        );
+            });
+    };
+    // SAFETY: every value of `x` lies in one image, and `input_grad` writes the gradient at its place.
+    let dx = unsafe { filled(x.len(), write) };
     let mut dweight = vec![0.0; c];
     let mut dbias = vec![0.0; c];
     for (sums, film) in sums.chunks_exact(2 * c).zip(film.chunks_exact(2 * c)) {

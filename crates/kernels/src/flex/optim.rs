@@ -50,10 +50,14 @@ pub(crate) fn sum_squares(x: &[f32]) -> f64 {
 
 multiversion! {
     fn sum_squares_chunk<S>(x: &[f32]) -> f64 {
-        let mut lanes = [0.0f64; 8];
-        for x in x.chunks(8) {
-            lanes.iter_mut().zip(x).for_each(|(l, &v)| *l += f64::from(v) * f64::from(v));
+        let mut lanes = [0.0f64; 32];
+        let chunks = x.chunks_exact(32);
+        let rest: f64 = chunks.remainder().iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        for x in chunks {
+            for i in 0..32 {
+                lanes[i] += f64::from(x[i]) * f64::from(x[i]);
+            }
         }
-        lanes.iter().sum()
+        lanes.iter().sum::<f64>() + rest
     }
 }

@@ -16,7 +16,7 @@
 #![allow(unsafe_code, reason = "vectors, and tiles that interleave in the output")]
 #![expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
 
-use super::buffer::{Shared, filled};
+use super::buffer::{Shared, filled, with_scratch};
 use super::conv::Geometry;
 use super::element::Element;
 use super::product::{Rows, panel_columns, product};
@@ -37,6 +37,9 @@ const SUMMED_CHANNELS: usize = 128;
 
 /// Tasks that the weight gradient is cut into at least, where there are enough tiles.
 const MIN_TASKS: usize = 16;
+
+/// Indices of a square of pixels; none outside the image.
+type Pixels<const N: usize> = [[Option<usize>; N]; N];
 
 /// Where the tiles of a convolution lie.
 #[derive(Clone, Copy)]
@@ -64,7 +67,7 @@ impl Tiles {
     }
 
     /// Indices of the pixels `(row + i − pad, column + j − pad)`, i and j below N, or none outside the image.
-    fn pixels<const N: usize>(&self, tile: usize, pad: usize) -> [[Option<usize>; N]; N] {
+    fn pixels<const N: usize>(&self, tile: usize, pad: usize) -> Pixels<N> {
         let (image, row, column) = self.place(tile);
         let mut pixels = [[None; N]; N];
         for (i, pixels) in pixels.iter_mut().enumerate() {
@@ -214,7 +217,7 @@ const PACKED: usize = 16;
 pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction) -> Vec<E> {
     let (columns, cells) = (panel_columns(), g.c.div_ceil(E::STEP));
     let panel = POINTS * cells * columns * E::STEP;
-    filled(g.o.div_ceil(columns) * panel, |out: Shared<E>| {
+    let write = |out: Shared<E>| {
         let chunks = (cells * E::STEP).div_ceil(PACKED);
         (0..g.o.div_ceil(columns) * chunks).into_par_iter().for_each_init(
             || vec![0.0; 9 * PACKED * columns],
@@ -226,22 +229,45 @@ pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction
                 if outputs < columns || inputs < count {
                     scratch.fill(0.0);
                 }
-                for j in 0..outputs {
-                    for i in 0..inputs {
-                        let (o, c) = (p * columns + j, first + i);
-                        let (from, turn) = match direction {
-                            Direction::Forward => ((o * g.c + c) * 9, 0),
-                            Direction::Backward => ((c * g.o + o) * 9, 8),
-                        };
-                        for (tap, &v) in weight[from..from + 9].iter().enumerate() {
-                            scratch[(tap.abs_diff(turn) * PACKED + i) * columns + j] = v;
-                        }
+                let (o, c) = (p * columns, first);
+                match direction {
+                    Direction::Forward => {
+                        let from = &weight[(o * g.c + c) * 9..];
+                        gather_taps(from, [outputs, g.c * 9], [inputs, 9], false, columns, scratch);
+                    }
+                    Direction::Backward => {
+                        let from = &weight[(c * g.o + o) * 9..];
+                        gather_taps(from, [outputs, 9], [inputs, g.o * 9], true, columns, scratch);
                     }
                 }
                 pack_points(scratch, &out, p * panel + first * columns, cells * columns * E::STEP, count);
             },
         );
-    })
+    };
+    // SAFETY: the chunks cover all cells of all panels, and `pack_points` writes all points and columns of a chunk.
+    unsafe { filled(g.o.div_ceil(columns) * panel, write) }
+}
+
+/// Kernels of `outputs` and `inputs` (number and stride) to `[tap][input][output]`, turned by half a turn if asked.
+fn gather_taps(
+    from: &[f32],
+    [outputs, output_stride]: [usize; 2],
+    [inputs, input_stride]: [usize; 2],
+    turned: bool,
+    columns: usize,
+    scratch: &mut [f32],
+) {
+    assert!(outputs <= columns && inputs <= PACKED && scratch.len() == 9 * PACKED * columns);
+    for j in 0..outputs {
+        for i in 0..inputs {
+            let taps = &from[j * output_stride + i * input_stride..][..9];
+            for (tap, &v) in taps.iter().enumerate() {
+                let tap = if turned { 8 - tap } else { tap };
+                // SAFETY: tap < 9, i < PACKED and j < columns.
+                unsafe { *scratch.get_unchecked_mut((tap * PACKED + i) * columns + j) = v };
+            }
+        }
+    }
 }
 
 multiversion! {
@@ -293,15 +319,16 @@ pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue:
     let panel = POINTS * width * columns;
     let zeros = vec![E::default(); width];
     let bias = padded_bias(epilogue.bias, g.o.next_multiple_of(columns));
-    filled(g.n * g.h * g.w * g.o, |out: Shared<E>| {
-        (0..tiles.count().div_ceil(block)).into_par_iter().for_each_init(
-            || (vec![E::default(); POINTS * block * width], vec![0.0f32; POINTS * block * columns]),
-            |(inputs, sums), task| {
-                let first = task * block;
-                let count = block.min(tiles.count() - first);
+    let write = |out: Shared<E>| {
+        (0..tiles.count().div_ceil(block)).into_par_iter().for_each(|task| {
+            let first = task * block;
+            let count = block.min(tiles.count() - first);
+            let places: Vec<Pixels<2>> = (first..first + count).map(|tile| tiles.pixels(tile, 0)).collect();
+            with_scratch(POINTS * block * width, |inputs: &mut [E]| {
+                let mut sums = vec![0.0f32; POINTS * block * columns];
                 for i in 0..count {
-                    let pixels = tiles.pixels::<4>(first + i, 1);
-                    transform_input(x, &zeros, g.c, pixels, inputs, block * width, i * width);
+                    let pixels = tiles.pixels(first + i, 1);
+                    transform_input(x, &zeros, g.c, &pixels, inputs, block * width, i * width);
                 }
                 for (p, packed) in packed.chunks_exact(panel).enumerate() {
                     for (point, packed) in packed.chunks_exact(width * columns).enumerate() {
@@ -316,20 +343,13 @@ pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue:
                     }
                     let channels = p * columns..g.o.min((p + 1) * columns);
                     let bias = &bias[p * columns..];
-                    transform_output(
-                        &tiles,
-                        first..first + count,
-                        sums,
-                        block,
-                        channels,
-                        bias,
-                        epilogue.residual,
-                        &out,
-                    );
+                    transform_output(&tiles, &places, &sums, block, channels, bias, epilogue.residual, &out);
                 }
-            },
-        );
-    })
+            });
+        });
+    };
+    // SAFETY: the blocks cover all tiles, the panels all channels, and `transform_output` writes those of each.
+    unsafe { filled(g.n * g.h * g.w * g.o, write) }
 }
 
 /// The bias with zeros to a whole number of panels.
@@ -345,12 +365,13 @@ multiversion! {
         x: &[E],
         zeros: &[E],
         channels: usize,
-        pixels: [[Option<usize>; 4]; 4],
+        pixels: &Pixels<4>,
         out: &mut [E],
         plane: usize,
         at: usize,
     ) {
-        assert!((POINTS - 1) * plane + at + channels <= out.len(), "points outside their buffer");
+        let width = zeros.len();
+        assert!(channels <= width && (POINTS - 1) * plane + at + width <= out.len(), "points outside their buffer");
         let from = sources(x, zeros, channels, pixels);
         let mut c = 0;
         // SAFETY: every source holds `channels` values, and so does every point's place in `out`.
@@ -364,22 +385,23 @@ multiversion! {
                 input_points::<Lanes<1>, E>(&from, to, plane, c);
                 c += 1;
             }
+            // The last cell's second value has no channel.
+            for c in channels..width {
+                for point in 0..POINTS {
+                    to.add(point * plane + c).write(E::default());
+                }
+            }
         }
     }
 }
 
 /// Pointers to the channels of pixels; to zeros outside the image.
 #[inline(always)]
-fn sources<E, const N: usize>(
-    x: &[E],
-    zeros: &[E],
-    channels: usize,
-    pixels: [[Option<usize>; N]; N],
-) -> [[*const E; N]; N] {
+fn sources<E, const N: usize>(x: &[E], zeros: &[E], channels: usize, pixels: &Pixels<N>) -> [[*const E; N]; N] {
     let mut from = [[zeros[..channels].as_ptr(); N]; N];
     for (from, pixels) in from.iter_mut().zip(pixels) {
         for (from, pixel) in from.iter_mut().zip(pixels) {
-            if let Some(pixel) = pixel {
+            if let &Some(pixel) = pixel {
                 *from = x[pixel * channels..(pixel + 1) * channels].as_ptr();
             }
         }
@@ -413,7 +435,7 @@ multiversion! {
     /// `[point][block][panel column]`.
     fn transform_output<S, E: Element>(
         tiles: &Tiles,
-        range: std::ops::Range<usize>,
+        places: &[Pixels<2>],
         sums: &[f32],
         block: usize,
         channels: std::ops::Range<usize>,
@@ -423,13 +445,12 @@ multiversion! {
     ) {
         let columns = 2 * S::LANES;
         let o = tiles.g.o;
-        assert!(range.len() <= block && sums.len() >= POINTS * block * columns, "sums of too few tiles");
+        assert!(places.len() <= block && sums.len() >= POINTS * block * columns, "sums of too few tiles");
         assert!(channels.len() <= columns && channels.len() <= bias.len() && channels.end <= o, "too many channels");
         let values = tiles.g.n * tiles.g.h * tiles.g.w * o;
         out.assert_inside(values);
         assert!(residual.is_none_or(|r| r.len() == values), "a residual of another shape");
-        for (i, tile) in range.enumerate() {
-            let pixels = tiles.pixels::<2>(tile, 0);
+        for (i, pixels) in places.iter().enumerate() {
             let mut at = [[None; 2]; 2];
             for i in 0..2 {
                 for j in 0..2 {
@@ -498,12 +519,12 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> Vec<f
     let blocks_per_share = blocks.div_ceil(shares);
     let sums: Vec<Vec<f32>> = (0..shares * channel_blocks * 4)
         .into_par_iter()
-        .map_init(Vec::new, |scratch, task| {
+        .map(|task| {
             let (share, block, row) = (task / (4 * channel_blocks), task / 4 % channel_blocks, task % 4);
             let channels = block * SUMMED_CHANNELS..g.c.min((block + 1) * SUMMED_CHANNELS);
             let first = share * blocks_per_share;
             let range = first * SUMMED_TILES..tiles.count().min((first + blocks_per_share) * SUMMED_TILES);
-            sum_row(&tiles, x, grad, row, channels, range, scratch)
+            sum_row(&tiles, x, grad, row, channels, range)
         })
         .collect();
     let mut weight = vec![0.0; g.o * g.c * 9];
@@ -570,33 +591,35 @@ fn sum_row<E: Element>(
     row: usize,
     channels: std::ops::Range<usize>,
     range: std::ops::Range<usize>,
-    scratch: &mut Vec<E>,
 ) -> Vec<f32> {
     let columns = panel_columns();
     let (count, width) = (channels.len(), tiles.g.o.next_multiple_of(columns));
     let mut sums = vec![0.0; 4 * count * width];
-    scratch.clear();
-    scratch.resize(4 * SUMMED_TILES * (count + width), E::default());
-    let (inputs, grads) = scratch.split_at_mut(4 * SUMMED_TILES * count);
     let zeros = vec![E::default(); tiles.g.c.max(tiles.g.o)];
-    for first in range.clone().step_by(SUMMED_TILES) {
-        let block = first..range.end.min(first + SUMMED_TILES);
-        let cells = block.len().div_ceil(E::STEP);
-        transform_rows(tiles, x, grad, &zeros, row, channels.clone(), block, inputs, grads);
-        for j in 0..4 {
-            let lhs = Rows {
-                data: &inputs[j * SUMMED_TILES * count..],
-                rows: count,
-                cells,
-                row_stride: E::STEP,
-                cell_stride: count * E::STEP,
-            };
-            for p in 0..width / columns {
-                let panel = &grads[(j * width + p * columns) * SUMMED_TILES..];
-                product(&mut sums[j * count * width + p * columns..], width, lhs, panel, true);
+    with_scratch(4 * SUMMED_TILES * (count + width), |scratch| {
+        let (inputs, grads) = scratch.split_at_mut(4 * SUMMED_TILES * count);
+        if width > tiles.g.o {
+            grads.fill(E::default());
+        }
+        for first in range.clone().step_by(SUMMED_TILES) {
+            let block = first..range.end.min(first + SUMMED_TILES);
+            let cells = block.len().div_ceil(E::STEP);
+            transform_rows(tiles, x, grad, &zeros, row, channels.clone(), block, inputs, grads);
+            for j in 0..4 {
+                let lhs = Rows {
+                    data: &inputs[j * SUMMED_TILES * count..],
+                    rows: count,
+                    cells,
+                    row_stride: E::STEP,
+                    cell_stride: count * E::STEP,
+                };
+                for p in 0..width / columns {
+                    let panel = &grads[(j * width + p * columns) * SUMMED_TILES..];
+                    product(&mut sums[j * count * width + p * columns..], width, lhs, panel, true);
+                }
             }
         }
-    }
+    });
     sums
 }
 
@@ -621,18 +644,18 @@ multiversion! {
         for first in block.clone().step_by(E::STEP) {
             let cell = (first - block.start) / E::STEP;
             // The last cell may have no second tile: it takes pixels outside the image.
-            let mut xs = [sources(x, zeros, tiles.g.c, tiles.pixels::<4>(first, 1)); 2];
-            let mut ys = [sources(grad, zeros, o, tiles.pixels::<2>(first, 0)); 2];
+            let mut xs = [sources(x, zeros, tiles.g.c, &tiles.pixels(first, 1)); 2];
+            let mut ys = [sources(grad, zeros, o, &tiles.pixels(first, 0)); 2];
             if E::STEP == 2 {
                 let second = first + 1;
                 let inside = second < block.end;
                 let (x_at, y_at) = if inside {
-                    (tiles.pixels::<4>(second, 1), tiles.pixels::<2>(second, 0))
+                    (tiles.pixels(second, 1), tiles.pixels(second, 0))
                 } else {
                     ([[None; 4]; 4], [[None; 2]; 2])
                 };
-                xs[1] = sources(x, zeros, tiles.g.c, x_at);
-                ys[1] = sources(grad, zeros, o, y_at);
+                xs[1] = sources(x, zeros, tiles.g.c, &x_at);
+                ys[1] = sources(grad, zeros, o, &y_at);
             }
             // SAFETY: the sources hold all channels, and the buffers a cell for each (checked above).
             unsafe {
