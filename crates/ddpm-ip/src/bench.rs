@@ -73,7 +73,7 @@ pub struct Kernel {
     pub kernel: String,
     /// Calls in a step.
     pub calls: f64,
-    /// Seconds in a step.
+    /// Seconds in a step; where pieces of the batch are computed side by side, the sum over pieces through their number.
     pub secs: f64,
     /// Operations per second of the plain algorithm; Winograd's does fewer. 0 where memory decides.
     pub flop_per_sec: f64,
@@ -90,17 +90,18 @@ impl Speed {
         }
     }
 
-    fn new(secs: &[f64], batch: usize, kernels: Vec<profile::KernelTime>) -> Self {
-        let steps = secs.len() as f64;
+    /// `side_by_side` pieces of the batch are computed at a time.
+    fn new(secs: &[f64], batch: usize, kernels: Vec<profile::KernelTime>, side_by_side: usize) -> Self {
+        let (steps, side_by_side) = (secs.len() as f64, side_by_side as f64);
         let mut speed = Self {
             images_per_sec: secs.iter().map(|s| batch as f64 / s).collect(),
             step_flop: kernels.iter().map(|k| k.flop).sum::<f64>() / steps,
             kernels: kernels
                 .into_iter()
                 .map(|k| Kernel {
-                    flop_per_sec: k.flop / k.secs,
+                    flop_per_sec: k.flop / (k.secs / side_by_side),
                     calls: k.calls as f64 / steps,
-                    secs: k.secs / steps,
+                    secs: k.secs / side_by_side / steps,
                     kernel: k.kernel,
                 })
                 .collect(),
@@ -167,6 +168,10 @@ pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     Ok((Outcome::Finished, report))
 }
 
+fn side_by_side(network: &Unet, config: &Config) -> usize {
+    network.shards(config.train.batch_size).len().min(rayon::current_num_threads())
+}
+
 fn labels(config: &Config) -> Option<Vec<u32>> {
     let classes = config.model.num_classes as u32;
     config.model.class_cond.then(|| (0..config.train.batch_size as u32).map(|i| i % classes).collect())
@@ -202,7 +207,7 @@ fn sampling(
         !stop.load(Ordering::Relaxed)
     });
     let kernels = profile::finish();
-    Ok(done.map(|_| Speed::new(&secs, images.len(), kernels)))
+    Ok(done.map(|_| Speed::new(&secs, images.len(), kernels, side_by_side(network, config))))
 }
 
 fn training(
@@ -217,6 +222,7 @@ fn training(
     let mut images = vec![0.0; config.train.batch_size * per_image];
     Stream::new(config.train.seed, Domain::Order, 0, 0).fill_normal(&mut images);
     images.iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
+    let side_by_side = side_by_side(&network, config);
     let mut trainer = Trainer::new(config.clone(), network, None, device.clone())?;
     let mut secs = Vec::new();
     for repeat in 0..=job.repeats {
@@ -235,7 +241,7 @@ fn training(
             return Ok(None);
         }
     }
-    Ok(Some(Speed::new(&secs, config.train.batch_size, profile::finish())))
+    Ok(Some(Speed::new(&secs, config.train.batch_size, profile::finish(), side_by_side)))
 }
 
 /// The most memory that this process held at once, where the system says it.

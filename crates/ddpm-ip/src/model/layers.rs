@@ -3,7 +3,6 @@
 use super::parameters::{Init, Parameters, Spec};
 use crate::config::NORM_GROUPS;
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 use ddpm_kernels::{Dropout, GroupNorm, HeadOrder};
 
 /// Collects the parameters of a network as its layers are made.
@@ -182,7 +181,7 @@ impl ResBlock {
         let h = self.in_norm.forward(p, x.clone());
         let (h, x) = (scale.apply(h), scale.apply(x));
         let h = self.in_conv.forward(p, h);
-        let embedding = self.embedding.forward_rows(p, silu(context.embedding.clone()));
+        let embedding = self.embedding.forward_rows(p, context.embedding.clone());
         let (h, film) = if self.config.scale_shift_norm {
             (h, Some(embedding))
         } else {
@@ -211,7 +210,7 @@ pub struct RunPosition {
 
 /// What every block of one forward pass shares.
 pub(crate) struct Context {
-    /// Embedding of time and class, `[N, E]`.
+    /// SiLU of the embedding of time and class, `[N, E]`.
     pub(crate) embedding: Tensor<2>,
     /// Where in a run this pass is, for dropout; none outside training.
     pub(crate) position: Option<RunPosition>,

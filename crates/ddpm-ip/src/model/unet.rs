@@ -7,6 +7,7 @@ use super::parameters::{Init, Parameters, Spec};
 use crate::config::{Heads, NetworkConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
+use std::ops::Range;
 
 /// One step of the way down or up: what the reference numbers as one block.
 #[derive(Default)]
@@ -167,6 +168,18 @@ impl Unet {
         self.specs.iter().map(Spec::len).sum()
     }
 
+    /// How to split a batch into pieces that are computed side by side. The kernels of a large network share out their own
+    /// work better, and each piece prepares the weights again; in a small one the sharing costs more than the work. It
+    /// depends on nothing but the network and the batch.
+    pub(crate) fn shards(&self, images: usize) -> Vec<Range<usize>> {
+        /// Parameters from which a network is large.
+        const LARGE: usize = 4_000_000;
+        /// Images of a piece.
+        const IMAGES: usize = 32;
+        let count = if self.parameter_count() < LARGE { images.div_ceil(IMAGES).max(1) } else { 1 };
+        (0..count).map(|i| i * images / count..(i + 1) * images / count).collect()
+    }
+
     /// The network's output `[N, out, H, W]` for `x` `[N, in, H, W]`, times `t` `[N]` as the network sees them and, for
     /// a class-conditional network, labels `[N]`. `position` says where in a
     /// run a training step is; without it there is no dropout.
@@ -263,18 +276,18 @@ impl Unet {
         Parameters(gradients.into_iter().zip(&self.specs).map(zeros).collect())
     }
 
-    /// Embedding of time and class, `[N, E]`.
+    /// SiLU of the embedding of time and class, with which every block begins: `[N, E]`.
     fn embed(&self, p: &Parameters, t: &[f32], labels: Option<&[u32]>, device: &Device) -> Tensor<2> {
         let sines = timestep_embedding(t, self.config.model_channels);
         let sines = Tensor::from_data(TensorData::new(sines, [t.len(), self.config.model_channels]), device);
         let embedding = self.time_embed[1].forward_rows(p, silu(self.time_embed[0].forward_rows(p, sines)));
         assert_eq!(labels.is_some(), self.label_emb.is_some(), "labels if and only if the network has classes");
-        let (Some(labels), Some(place)) = (labels, self.label_emb) else { return embedding };
+        let (Some(labels), Some(place)) = (labels, self.label_emb) else { return silu(embedding) };
         let shape = [self.config.num_classes.unwrap_or(0), 4 * self.config.model_channels];
         let labels: Vec<i64> = labels.iter().map(|&l| i64::from(l)).collect();
         let n = labels.len();
         let rows = Tensor::<1, Int>::from_data(TensorData::new(labels, [n]), device);
-        embedding + p.get(place, shape).select(0, rows)
+        silu(embedding + p.get(place, shape).select(0, rows))
     }
 
     /// `[N, C, H, W]` to channels last and the precision of the activations.

@@ -134,8 +134,11 @@ impl Trainer {
     /// # Errors
     /// [`Error::Diverged`] if the loss or the gradient is not finite.
     pub fn train_step(&mut self, batch: &Batch) -> Result<StepReport, Error> {
-        let draws = self.draw(batch);
-        self.train_step_with(batch, draws)
+        // From inside the pool of threads, many small pieces of work need no handing over.
+        rayon::scope(|_| {
+            let draws = self.draw(batch);
+            self.train_step_with(batch, draws)
+        })
     }
 
     /// Values of one image.
@@ -182,11 +185,20 @@ impl Trainer {
         let mut gradient: Option<Parameters> = None;
         let micro = self.config.train.microbatch_size();
         for from in (0..count).step_by(micro) {
-            let part = self.gradient(batch, &draws, from..(from + micro).min(count), &mut report);
-            gradient = Some(match gradient {
-                Some(sum) => Parameters(sum.0.into_iter().zip(part.0).map(|(a, b)| a + b).collect()),
-                None => part,
-            });
+            let images = from..(from + micro).min(count);
+            let shards: Vec<(Parameters, Terms)> = self
+                .network
+                .shards(images.len())
+                .into_par_iter()
+                .map(|shard| self.gradient(batch, &draws, from + shard.start..from + shard.end))
+                .collect();
+            for (part, terms) in shards {
+                report.extend(&terms);
+                gradient = Some(match gradient {
+                    Some(sum) => Parameters(sum.0.into_iter().zip(part.0).map(|(a, b)| a + b).collect()),
+                    None => part,
+                });
+            }
         }
         (report.t, report.weights) = (draws.t, draws.weights);
         if !report.mean_loss().is_finite() {
@@ -207,8 +219,8 @@ impl Trainer {
         Ok(report)
     }
 
-    /// The gradient of a microbatch's share of the mean loss; its loss terms go to `report`.
-    fn gradient(&self, batch: &Batch, draws: &Draws, images: Range<usize>, report: &mut StepReport) -> Parameters {
+    /// The gradient of some images' share of the mean loss, and their loss terms.
+    fn gradient(&self, batch: &Batch, draws: &Draws, images: Range<usize>) -> (Parameters, Terms) {
         let device = self.device.clone().autodiff();
         let (per_image, model) = (self.per_image(), &self.config.model);
         let shape = [images.len(), model.in_channels, model.image_size, model.image_size];
@@ -236,16 +248,14 @@ impl Trainer {
             let output = Tensor::<4>::from_inner(output).require_grad();
             let terms = self.diffusion.losses(&noised, output.clone());
             let mut grads = (terms.loss.clone() * weights).sum().backward();
-            report.extend(&terms);
             let grad = output.grad_remove(&mut grads).expect("the loss depends on the output");
-            return self.network.backward_kept(parameters, kept, grad);
+            return (self.network.backward_kept(parameters, kept, grad), terms);
         }
         let tracked = self.state.parameters.tracked();
         let output = self.network.forward(&tracked, x_t, &times, labels, Some(position));
         let terms = self.diffusion.losses(&noised, output);
         let mut grads = (terms.loss.clone() * weights).sum().backward();
-        report.extend(&terms);
-        tracked.gradients(&mut grads)
+        (tracked.gradients(&mut grads), terms)
     }
 
     /// AdamW and the averages, in place.

@@ -31,26 +31,24 @@ impl Extent {
         self.c / self.norm.groups
     }
 
-    /// Means of per-channel sums over each group, spread back to the channels.
-    fn group_means(&self, sums: &[f64]) -> Vec<f32> {
+    /// Replaces per-channel sums by their group's mean.
+    fn group_means(&self, sums: &[f64], means: &mut [f32]) {
         let count = (self.per_group() * self.pixels) as f64;
-        sums.chunks_exact(self.per_group())
-            .flat_map(|group| {
-                let mean = group.iter().sum::<f64>() / count;
-                std::iter::repeat_n(mean as f32, self.per_group())
-            })
-            .collect()
+        for (sums, means) in sums.chunks_exact(self.per_group()).zip(means.chunks_exact_mut(self.per_group())) {
+            means.fill((sums.iter().sum::<f64>() / count) as f32);
+        }
     }
 
-    /// Of one image: mean, then 1/√(var + eps) of each channel's group, `[2, C]`.
-    fn statistics<E: Element>(&self, x: &[E]) -> Vec<f32> {
-        let mut sums = vec![0.0f64; self.c];
-        sum_channels(x, &mut sums);
-        let mut stats = self.group_means(&sums);
-        sums.fill(0.0);
-        sum_squared_deviations(x, &stats, &mut sums);
-        stats.extend(self.group_means(&sums).into_iter().map(|var| 1.0 / (var + self.norm.eps).sqrt()));
-        stats
+    /// Of one image: mean, then 1/√(var + eps) of each channel's group, into `[2, C]`.
+    fn statistics<E: Element>(&self, x: &[E], stats: &mut [f32], work: &mut Work) {
+        let (mean, rstd) = stats.split_at_mut(self.c);
+        work.sums.fill(0.0);
+        sum_channels(x, &mut work.sums, &mut work.row);
+        self.group_means(&work.sums, mean);
+        work.sums.fill(0.0);
+        sum_squared_deviations(x, mean, &mut work.sums, &mut work.row);
+        self.group_means(&work.sums, rstd);
+        rstd.iter_mut().for_each(|var| *var = 1.0 / (*var + self.norm.eps).sqrt());
     }
 
     /// Pixels that are done together: their dropout factors stay in a first-level cache, and end at a whole draw.
@@ -70,18 +68,35 @@ pub(crate) struct Affine<'a> {
     pub(crate) film: &'a [f32],
 }
 
-impl Affine<'_> {
+/// Channels that a task works with, image after image.
+struct Work {
+    sums: Vec<f64>,
+    row: Vec<f32>,
+    slope: Vec<f32>,
+    offset: Vec<f32>,
+    m1: Vec<f32>,
+    m2: Vec<f32>,
+}
+
+impl Work {
+    fn new(c: usize) -> Self {
+        let zeros = || vec![0.0; c];
+        Self { sums: vec![0.0; c], row: zeros(), slope: zeros(), offset: zeros(), m1: zeros(), m2: zeros() }
+    }
+}
+
+multiversion! {
     /// Per channel of one image: the slope and offset that take x straight to the activation's input.
-    fn slopes(&self, stats: &[f32], film: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let c = self.weight.len();
-        let (mean, rstd) = stats.split_at(c);
-        let (scale, shift) = film.split_at(c);
-        (0..c)
-            .map(|i| {
-                let (a, b) = (self.weight[i] * (1.0 + scale[i]), self.bias[i] * (1.0 + scale[i]) + shift[i]);
-                (rstd[i] * a, b - mean[i] * rstd[i] * a)
-            })
-            .unzip()
+    fn slopes<S>(affine: Affine<'_>, stats: &[f32], film: &[f32], slope: &mut [f32], offset: &mut [f32]) {
+        let c = slope.len();
+        let (mean, rstd) = (&stats[..c], &stats[c..][..c]);
+        let (scale, shift) = (&film[..c], &film[c..][..c]);
+        let (weight, bias, offset) = (&affine.weight[..c], &affine.bias[..c], &mut offset[..c]);
+        for i in 0..c {
+            let (a, b) = (weight[i] * (1.0 + scale[i]), bias[i] * (1.0 + scale[i]) + shift[i]);
+            slope[i] = rstd[i] * a;
+            offset[i] = b - mean[i] * rstd[i] * a;
+        }
     }
 }
 
@@ -93,15 +108,19 @@ pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>
             .par_chunks_mut(2 * e.c)
             .zip(x.par_chunks(e.image()).zip(affine.film.par_chunks(2 * e.c)))
             .enumerate()
-            .for_each(|(i, (stats, (x, film)))| {
-                stats.copy_from_slice(&e.statistics(x));
-                let (slope, offset) = affine.slopes(stats, film);
-                let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
-                for (chunk, x) in x.chunks(e.chunk()).enumerate() {
-                    let at = i * e.image() + chunk * e.chunk();
-                    modulate(&out, at, x, mask.next(x.len()), &slope, &offset, e.norm.silu);
-                }
-            });
+            .for_each_init(
+                || Work::new(e.c),
+                |work, (i, (stats, (x, film)))| {
+                    e.statistics(x, stats, work);
+                    let Work { row, slope, offset, .. } = work;
+                    slopes(affine, stats, film, slope, offset);
+                    let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
+                    for (chunk, x) in x.chunks(e.chunk()).enumerate() {
+                        let at = i * e.image() + chunk * e.chunk();
+                        modulate(&out, at, x, mask.next(x.len()), slope, offset, row, e.norm.silu);
+                    }
+                },
+            );
     };
     // SAFETY: every value of `x` lies in one image and chunk, and `modulate` writes the output at its place.
     let out = unsafe { filled(x.len(), write) };
@@ -113,24 +132,22 @@ const PIXELS: usize = 16;
 
 multiversion! {
     /// Adds each channel's sum over all pixels to `sums`.
-    fn sum_channels<S, E: Element>(x: &[E], sums: &mut [f64]) {
+    fn sum_channels<S, E: Element>(x: &[E], sums: &mut [f64], partial: &mut [f32]) {
         let c = sums.len();
-        let mut partial = vec![0.0f32; c];
         for pixels in x.chunks(PIXELS * c) {
             partial.fill(0.0);
             for pixel in pixels.chunks_exact(c) {
                 partial.iter_mut().zip(pixel).for_each(|(s, v)| *s += v.to_f32());
             }
-            sums.iter_mut().zip(&partial).for_each(|(s, &p)| *s += f64::from(p));
+            sums.iter_mut().zip(partial.iter()).for_each(|(s, &p)| *s += f64::from(p));
         }
     }
 }
 
 multiversion! {
     /// Adds each channel's sum of squared deviations from `mean` over all pixels to `sums`.
-    fn sum_squared_deviations<S, E: Element>(x: &[E], mean: &[f32], sums: &mut [f64]) {
+    fn sum_squared_deviations<S, E: Element>(x: &[E], mean: &[f32], sums: &mut [f64], partial: &mut [f32]) {
         let c = sums.len();
-        let mut partial = vec![0.0f32; c];
         for pixels in x.chunks(PIXELS * c) {
             partial.fill(0.0);
             for pixel in pixels.chunks_exact(c) {
@@ -139,7 +156,7 @@ multiversion! {
                     *s += deviation * deviation;
                 }
             }
-            sums.iter_mut().zip(&partial).for_each(|(s, &p)| *s += f64::from(p));
+            sums.iter_mut().zip(partial.iter()).for_each(|(s, &p)| *s += f64::from(p));
         }
     }
 }
@@ -153,11 +170,12 @@ multiversion! {
         factors: Option<&[f32]>,
         slope: &[f32],
         offset: &[f32],
+        row: &mut [f32],
         silu: bool,
     ) {
         out.assert_inside(at + x.len());
         let c = slope.len();
-        let mut row = vec![0.0f32; c];
+        let row = &mut row[..c];
         for (pixel, x) in x.chunks_exact(c).enumerate() {
             let values = row.iter_mut().zip(x).zip(slope).zip(offset);
             if silu {
@@ -172,7 +190,7 @@ multiversion! {
                 row.iter_mut().zip(&factors[pixel * c..]).for_each(|(y, f)| *y *= f);
             }
             // SAFETY: the pixel lies inside the buffer (checked above), and is this task's.
-            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), &row) };
+            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), row) };
         }
     }
 }
@@ -240,17 +258,18 @@ multiversion! {
         slope: &[f32],
         m1: &[f32],
         m2: &[f32],
+        row: &mut [f32],
     ) {
         out.assert_inside(at + x.len());
         let c = mean.len();
-        let mut row = vec![0.0f32; c];
+        let row = &mut row[..c];
         for ((pixel, du), x) in du.chunks_exact(c).enumerate().zip(x.chunks_exact(c)) {
             let group = mean.iter().zip(rstd).zip(slope).zip(m1.iter().zip(m2));
             for (((dx, du), x), (((mean, rstd), slope), (m1, m2))) in row.iter_mut().zip(du).zip(x).zip(group) {
                 *dx = slope * du - rstd * (m1 + (x.to_f32() - mean) * rstd * m2);
             }
             // SAFETY: the pixel lies inside the buffer (checked above), and is this task's.
-            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), &row) };
+            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), row) };
         }
     }
 }
@@ -277,30 +296,35 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
             .zip(grad.par_chunks(e.image()).zip(x.par_chunks(e.image())))
             .zip(stats.par_chunks(2 * c).zip(film.par_chunks(2 * c)))
             .enumerate()
-            .for_each(|(i, (((dfilm, sums), (grad, x)), (stats, film)))| {
-                let (mean, rstd) = stats.split_at(c);
-                let (slope, offset) = affine.slopes(stats, film);
-                let (du_sum, dux_sum) = sums.split_at_mut(c);
-                let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
-                with_scratch(e.image(), |du: &mut [f32]| {
-                    let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
-                    for ((du, grad), x) in chunks {
-                        activation_grad(du, grad, x, mask.next(x.len()), &slope, &offset, e.norm.silu);
-                        sum_grads(du, x, mean, rstd, du_sum, dux_sum);
+            .for_each_init(
+                || Work::new(c),
+                |work, (i, (((dfilm, sums), (grad, x)), (stats, film)))| {
+                    let (mean, rstd) = stats.split_at(c);
+                    let Work { sums: scaled, row, slope, offset, m1, m2 } = work;
+                    slopes(affine, stats, film, slope, offset);
+                    let (du_sum, dux_sum) = sums.split_at_mut(c);
+                    let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
+                    with_scratch(e.image(), |du: &mut [f32]| {
+                        let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
+                        for ((du, grad), x) in chunks {
+                            activation_grad(du, grad, x, mask.next(x.len()), slope, offset, e.norm.silu);
+                            sum_grads(du, x, mean, rstd, du_sum, dux_sum);
+                        }
+                        for (sums, means) in [(&*du_sum, &mut *m1), (&*dux_sum, &mut *m2)] {
+                            let values = sums.iter().zip(weight).zip(film);
+                            for (scaled, ((s, w), scale)) in scaled.iter_mut().zip(values) {
+                                *scaled = f64::from(s * (w * (1.0 + scale)));
+                            }
+                            e.group_means(scaled, means);
+                        }
+                        input_grad(&dx, i * e.image(), du, x, mean, rstd, slope, m1, m2, row);
+                    });
+                    for i in 0..c {
+                        dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
+                        dfilm[c + i] = du_sum[i];
                     }
-                    let scaled = |sums: &[f32]| -> Vec<f32> {
-                        let scaled = sums.iter().zip(weight).zip(film);
-                        let scaled = scaled.map(|((s, w), scale)| f64::from(s * (w * (1.0 + scale))));
-                        e.group_means(&scaled.collect::<Vec<_>>())
-                    };
-                    let (m1, m2) = (scaled(du_sum), scaled(dux_sum));
-                    input_grad(&dx, i * e.image(), du, x, mean, rstd, &slope, &m1, &m2);
-                });
-                for i in 0..c {
-                    dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
-                    dfilm[c + i] = du_sum[i];
-                }
-            });
+                },
+            );
     };
     // SAFETY: every value of `x` lies in one image, and `input_grad` writes the gradient at its place.
     let dx = unsafe { filled(x.len(), write) };

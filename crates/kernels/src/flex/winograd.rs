@@ -22,6 +22,7 @@ use super::element::Element;
 use super::product::{Rows, panel_columns, product};
 use super::simd::{Lanes, Simd, multiversion};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Points of a transformed tile.
 const POINTS: usize = 16;
@@ -209,6 +210,12 @@ pub(crate) enum Direction {
     Backward,
 }
 
+/// Values from one point's plane to the next where each has `values` of them: a cache line more, because sixteen places
+/// at a multiple of 4 KiB would all fall into one set of a first-level cache.
+fn plane<E>(values: usize) -> usize {
+    values + 64 / size_of::<E>()
+}
+
 /// Channels packed together.
 const PACKED: usize = 16;
 
@@ -216,7 +223,8 @@ const PACKED: usize = 16;
 /// `[panel][point][input channel / STEP][column][STEP]`, zeros beyond the last channel.
 pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction) -> Vec<E> {
     let (columns, cells) = (panel_columns(), g.c.div_ceil(E::STEP));
-    let panel = POINTS * cells * columns * E::STEP;
+    let point = plane::<E>(cells * columns * E::STEP);
+    let panel = POINTS * point;
     let write = |out: Shared<E>| {
         let chunks = (cells * E::STEP).div_ceil(PACKED);
         (0..g.o.div_ceil(columns) * chunks).into_par_iter().for_each_init(
@@ -240,11 +248,12 @@ pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction
                         gather_taps(from, [outputs, 9], [inputs, g.o * 9], true, columns, scratch);
                     }
                 }
-                pack_points(scratch, &out, p * panel + first * columns, cells * columns * E::STEP, count);
+                pack_points(scratch, &out, p * panel + first * columns, point, count);
             },
         );
     };
-    // SAFETY: the chunks cover all cells of all panels, and `pack_points` writes all points and columns of a chunk.
+    // SAFETY: the chunks cover all cells of all panels, and `pack_points` writes all points and columns of a chunk. The
+    // lines between planes are never read, and any bits are a number.
     unsafe { filled(g.o.div_ceil(columns) * panel, write) }
 }
 
@@ -316,7 +325,8 @@ pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue:
     // A row of a product does not depend on the others: the block may depend on the number of threads.
     let shared = tiles.count().div_ceil(2 * rayon::current_num_threads());
     let block = fitting.min(shared).clamp(12, 96).next_multiple_of(12);
-    let panel = POINTS * width * columns;
+    let (input_plane, sum_plane) = (plane::<E>(block * width), plane::<f32>(block * columns));
+    let packed_plane = plane::<E>(width * columns);
     let zeros = vec![E::default(); width];
     let bias = padded_bias(epilogue.bias, g.o.next_multiple_of(columns));
     let write = |out: Shared<E>| {
@@ -324,26 +334,26 @@ pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue:
             let first = task * block;
             let count = block.min(tiles.count() - first);
             let places: Vec<Pixels<2>> = (first..first + count).map(|tile| tiles.pixels(tile, 0)).collect();
-            with_scratch(POINTS * block * width, |inputs: &mut [E]| {
-                let mut sums = vec![0.0f32; POINTS * block * columns];
+            with_scratch(POINTS * input_plane, |inputs: &mut [E]| {
+                let mut sums = vec![0.0f32; POINTS * sum_plane];
                 for i in 0..count {
                     let pixels = tiles.pixels(first + i, 1);
-                    transform_input(x, &zeros, g.c, &pixels, inputs, block * width, i * width);
+                    transform_input(x, &zeros, g.c, &pixels, inputs, input_plane, i * width);
                 }
-                for (p, packed) in packed.chunks_exact(panel).enumerate() {
-                    for (point, packed) in packed.chunks_exact(width * columns).enumerate() {
+                for (p, packed) in packed.chunks_exact(POINTS * packed_plane).enumerate() {
+                    for (point, packed) in packed.chunks_exact(packed_plane).enumerate() {
                         let lhs = Rows {
-                            data: &inputs[point * block * width..],
+                            data: &inputs[point * input_plane..],
                             rows: count,
                             cells: width / E::STEP,
                             row_stride: width,
                             cell_stride: E::STEP,
                         };
-                        product(&mut sums[point * block * columns..], columns, lhs, packed, false);
+                        product(&mut sums[point * sum_plane..], columns, lhs, packed, false);
                     }
                     let channels = p * columns..g.o.min((p + 1) * columns);
                     let bias = &bias[p * columns..];
-                    transform_output(&tiles, &places, &sums, block, channels, bias, epilogue.residual, &out);
+                    transform_output(&tiles, &places, &sums, sum_plane, channels, bias, epilogue.residual, &out);
                 }
             });
         });
@@ -432,20 +442,20 @@ unsafe fn input_points<S: Simd, E: Element>(from: &[[*const E; 4]; 4], to: *mut 
 
 multiversion! {
     /// Aᵀ m A of the tiles, with bias and residual, into the `channels` of their pixels. The sums are
-    /// `[point][block][panel column]`.
+    /// `[point][tile][panel column]`, points `plane` apart.
     fn transform_output<S, E: Element>(
         tiles: &Tiles,
         places: &[Pixels<2>],
         sums: &[f32],
-        block: usize,
-        channels: std::ops::Range<usize>,
+        plane: usize,
+        channels: Range<usize>,
         bias: &[f32],
         residual: Option<&[E]>,
         out: &Shared<E>,
     ) {
         let columns = 2 * S::LANES;
         let o = tiles.g.o;
-        assert!(places.len() <= block && sums.len() >= POINTS * block * columns, "sums of too few tiles");
+        assert!(places.len() * columns <= plane && sums.len() >= POINTS * plane, "sums of too few tiles");
         assert!(channels.len() <= columns && channels.len() <= bias.len() && channels.end <= o, "too many channels");
         let values = tiles.g.n * tiles.g.h * tiles.g.w * o;
         out.assert_inside(values);
@@ -465,11 +475,11 @@ multiversion! {
             unsafe {
                 let sums = sums.as_ptr().add(i * columns);
                 while c + S::LANES <= channels.len() {
-                    output_points::<S, E>(sums, block * columns, c, bias, residual, out.pointer(), &at);
+                    output_points::<S, E>(sums, plane, c, bias, residual, out.pointer(), &at);
                     c += S::LANES;
                 }
                 while c < channels.len() {
-                    output_points::<Lanes<1>, E>(sums, block * columns, c, bias, residual, out.pointer(), &at);
+                    output_points::<Lanes<1>, E>(sums, plane, c, bias, residual, out.pointer(), &at);
                     c += 1;
                 }
             }
@@ -507,26 +517,47 @@ unsafe fn output_points<S: Simd, E: Element>(
     }
 }
 
+/// What one task of the weight gradient sums: rows of four points, some channels, some tiles.
+#[derive(Clone)]
+struct Part {
+    rows: Range<usize>,
+    channels: Range<usize>,
+    tiles: Range<usize>,
+}
+
+impl Part {
+    /// All parts of a gradient. They depend on the layer and the batch alone.
+    fn all(tiles: &Tiles) -> Vec<Self> {
+        let g = tiles.g;
+        let blocks = tiles.count().div_ceil(SUMMED_TILES);
+        let channel_blocks = g.c.div_ceil(SUMMED_CHANNELS);
+        // Small layers do all points at once: their tiles are looked up once.
+        let rows = if g.c * g.o <= SUMMED_CHANNELS * SUMMED_CHANNELS / 2 { 4 } else { 1 };
+        let shares = (MIN_TASKS * rows).div_ceil(4 * channel_blocks).min(blocks.div_ceil(4)).max(1);
+        let share = blocks.div_ceil(shares) * SUMMED_TILES;
+        let mut parts = Vec::new();
+        for first in (0..tiles.count()).step_by(share) {
+            for channel in (0..g.c).step_by(SUMMED_CHANNELS) {
+                for row in (0..4).step_by(rows) {
+                    parts.push(Self {
+                        rows: row..row + rows,
+                        channels: channel..g.c.min(channel + SUMMED_CHANNELS),
+                        tiles: first..tiles.count().min(first + share),
+                    });
+                }
+            }
+        }
+        parts
+    }
+}
+
 /// The gradient of the weights `[O, C, 3, 3]`, from the input and the output's gradient.
 pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> Vec<f32> {
     let tiles = Tiles::new(g);
     let columns = panel_columns();
     let width = g.o.next_multiple_of(columns);
-    let blocks = tiles.count().div_ceil(SUMMED_TILES);
-    let channel_blocks = g.c.div_ceil(SUMMED_CHANNELS);
-    // Each row of four points is a task of its own, and so is a share of the tiles; nothing depends on the threads.
-    let shares = MIN_TASKS.div_ceil(4 * channel_blocks).min(blocks.div_ceil(4)).max(1);
-    let blocks_per_share = blocks.div_ceil(shares);
-    let sums: Vec<Vec<f32>> = (0..shares * channel_blocks * 4)
-        .into_par_iter()
-        .map(|task| {
-            let (share, block, row) = (task / (4 * channel_blocks), task / 4 % channel_blocks, task % 4);
-            let channels = block * SUMMED_CHANNELS..g.c.min((block + 1) * SUMMED_CHANNELS);
-            let first = share * blocks_per_share;
-            let range = first * SUMMED_TILES..tiles.count().min((first + blocks_per_share) * SUMMED_TILES);
-            sum_row(&tiles, x, grad, row, channels, range)
-        })
-        .collect();
+    let parts = Part::all(&tiles);
+    let sums: Vec<Vec<f32>> = parts.par_iter().map(|part| sum_part(&tiles, x, grad, part)).collect();
     let mut weight = vec![0.0; g.o * g.c * 9];
     weight.par_chunks_mut(columns * g.c * 9).enumerate().for_each_init(
         || (vec![0.0; POINTS * PACKED * columns], vec![0.0; 9 * PACKED * columns]),
@@ -534,16 +565,13 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> Vec<f
             for first in (0..g.c).step_by(PACKED) {
                 let count = PACKED.min(g.c - first);
                 points.fill(0.0);
-                for (task, sums) in sums.iter().enumerate() {
-                    let (block, row) = (task / 4 % channel_blocks, task % 4);
-                    if first / SUMMED_CHANNELS != block {
-                        continue;
-                    }
-                    let channels = SUMMED_CHANNELS.min(g.c - block * SUMMED_CHANNELS);
-                    for j in 0..4 {
+                for (part, sums) in parts.iter().zip(&sums).filter(|(part, _)| part.channels.contains(&first)) {
+                    let channels = part.channels.len();
+                    for point in 4 * part.rows.start..4 * part.rows.end {
                         for i in 0..count {
-                            let from = ((j * channels) + first % SUMMED_CHANNELS + i) * width + p * columns;
-                            let to = ((4 * row + j) * PACKED + i) * columns;
+                            let channel = (point - 4 * part.rows.start) * channels + first - part.channels.start + i;
+                            let from = channel * width + p * columns;
+                            let to = (point * PACKED + i) * columns;
                             let sums = &sums[from..from + columns];
                             points[to..to + columns].iter_mut().zip(sums).for_each(|(a, b)| *a += b);
                         }
@@ -583,38 +611,33 @@ multiversion! {
     }
 }
 
-/// Σ over `range`'s tiles of (Bᵀ d B) ⊙ (A y Aᵀ) for the points of one row: `[4][channel][output channel]`.
-fn sum_row<E: Element>(
-    tiles: &Tiles,
-    x: &[E],
-    grad: &[E],
-    row: usize,
-    channels: std::ops::Range<usize>,
-    range: std::ops::Range<usize>,
-) -> Vec<f32> {
+/// Σ over a part's tiles of (Bᵀ d B) ⊙ (A y Aᵀ): `[point][channel][output channel]`.
+fn sum_part<E: Element>(tiles: &Tiles, x: &[E], grad: &[E], part: &Part) -> Vec<f32> {
     let columns = panel_columns();
-    let (count, width) = (channels.len(), tiles.g.o.next_multiple_of(columns));
-    let mut sums = vec![0.0; 4 * count * width];
+    let (count, width) = (part.channels.len(), tiles.g.o.next_multiple_of(columns));
+    let points = 4 * part.rows.len();
+    let mut sums = vec![0.0; points * count * width];
     let zeros = vec![E::default(); tiles.g.c.max(tiles.g.o)];
-    with_scratch(4 * SUMMED_TILES * (count + width), |scratch| {
-        let (inputs, grads) = scratch.split_at_mut(4 * SUMMED_TILES * count);
+    let (input_plane, grad_plane) = (plane::<E>(SUMMED_TILES * count), plane::<E>(SUMMED_TILES * width));
+    with_scratch(points * (input_plane + grad_plane), |scratch| {
+        let (inputs, grads) = scratch.split_at_mut(points * input_plane);
         if width > tiles.g.o {
             grads.fill(E::default());
         }
-        for first in range.clone().step_by(SUMMED_TILES) {
-            let block = first..range.end.min(first + SUMMED_TILES);
+        for first in part.tiles.clone().step_by(SUMMED_TILES) {
+            let block = first..part.tiles.end.min(first + SUMMED_TILES);
             let cells = block.len().div_ceil(E::STEP);
-            transform_rows(tiles, x, grad, &zeros, row, channels.clone(), block, inputs, grads);
-            for j in 0..4 {
+            transform_rows(tiles, x, grad, &zeros, part, block, inputs, grads);
+            for j in 0..points {
                 let lhs = Rows {
-                    data: &inputs[j * SUMMED_TILES * count..],
+                    data: &inputs[j * input_plane..],
                     rows: count,
                     cells,
                     row_stride: E::STEP,
                     cell_stride: count * E::STEP,
                 };
                 for p in 0..width / columns {
-                    let panel = &grads[(j * width + p * columns) * SUMMED_TILES..];
+                    let panel = &grads[j * grad_plane + p * columns * SUMMED_TILES..];
                     product(&mut sums[j * count * width + p * columns..], width, lhs, panel, true);
                 }
             }
@@ -624,23 +647,23 @@ fn sum_row<E: Element>(
 }
 
 multiversion! {
-    /// One row of points of the tiles' inputs and gradients, in cells along the tiles: inputs as
-    /// `[4][tile / STEP][channel][STEP]`, gradients as `[4][panel][tile / STEP][column][STEP]`.
+    /// A part's points of the inputs and gradients of a block of tiles, in cells along the tiles: inputs as
+    /// `[point][tile / STEP][channel][STEP]`, gradients as `[point][panel][tile / STEP][column][STEP]`.
     fn transform_rows<S, E: Element>(
         tiles: &Tiles,
         x: &[E],
         grad: &[E],
         zeros: &[E],
-        row: usize,
-        channels: std::ops::Range<usize>,
-        block: std::ops::Range<usize>,
+        part: &Part,
+        block: Range<usize>,
         inputs: &mut [E],
         grads: &mut [E],
     ) {
-        let (count, o, columns) = (channels.len(), tiles.g.o, 2 * S::LANES);
-        let width = o.next_multiple_of(columns);
-        assert!(block.len() <= SUMMED_TILES && channels.end <= tiles.g.c);
-        assert!(inputs.len() == 4 * SUMMED_TILES * count && grads.len() == 4 * SUMMED_TILES * width);
+        let (count, o, columns) = (part.channels.len(), tiles.g.o, 2 * S::LANES);
+        let (width, points) = (o.next_multiple_of(columns), 4 * part.rows.len());
+        assert!(block.len() <= SUMMED_TILES && part.channels.end <= tiles.g.c && part.rows.end <= 4);
+        let (input_plane, grad_plane) = (plane::<E>(SUMMED_TILES * count), plane::<E>(SUMMED_TILES * width));
+        assert!(inputs.len() == points * input_plane && grads.len() == points * grad_plane);
         for first in block.clone().step_by(E::STEP) {
             let cell = (first - block.start) / E::STEP;
             // The last cell may have no second tile: it takes pixels outside the image.
@@ -659,26 +682,28 @@ multiversion! {
             }
             // SAFETY: the sources hold all channels, and the buffers a cell for each (checked above).
             unsafe {
-                let to = inputs.as_mut_ptr().add(cell * count * E::STEP);
-                let mut c = 0;
-                while c + S::LANES <= count {
-                    input_row::<S, E>(&xs, row, channels.start + c, to.add(c * E::STEP), SUMMED_TILES * count);
-                    c += S::LANES;
-                }
-                while c < count {
-                    input_row::<Lanes<1>, E>(&xs, row, channels.start + c, to.add(c * E::STEP), SUMMED_TILES * count);
-                    c += 1;
-                }
-                let to = grads.as_mut_ptr().add(cell * columns * E::STEP);
-                let mut c = 0;
-                while c < o {
-                    let to = to.add(c / columns * columns * SUMMED_TILES + c % columns * E::STEP);
-                    if c + S::LANES <= o {
-                        grad_row::<S, E>(&ys, row, c, to, SUMMED_TILES * width);
+                for (i, row) in part.rows.clone().enumerate() {
+                    let to = inputs.as_mut_ptr().add(4 * i * input_plane + cell * count * E::STEP);
+                    let (from, mut c) = (part.channels.start, 0);
+                    while c + S::LANES <= count {
+                        input_row::<S, E>(&xs, row, from + c, to.add(c * E::STEP), input_plane);
                         c += S::LANES;
-                    } else {
-                        grad_row::<Lanes<1>, E>(&ys, row, c, to, SUMMED_TILES * width);
+                    }
+                    while c < count {
+                        input_row::<Lanes<1>, E>(&xs, row, from + c, to.add(c * E::STEP), input_plane);
                         c += 1;
+                    }
+                    let to = grads.as_mut_ptr().add(4 * i * grad_plane + cell * columns * E::STEP);
+                    let mut c = 0;
+                    while c < o {
+                        let to = to.add(c / columns * columns * SUMMED_TILES + c % columns * E::STEP);
+                        if c + S::LANES <= o {
+                            grad_row::<S, E>(&ys, row, c, to, grad_plane);
+                            c += S::LANES;
+                        } else {
+                            grad_row::<Lanes<1>, E>(&ys, row, c, to, grad_plane);
+                            c += 1;
+                        }
                     }
                 }
             }
