@@ -33,6 +33,6 @@ pub mod sample;
 pub mod train;
 
 pub use burn::tensor::Device;
-pub use device::{device, device_names, instruction_set, prepare_process};
+pub use device::{device, device_names, instruction_set, instruction_sets, prepare_process};
 pub use error::Error;
 pub use event::{Emit, Event, Outcome};

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a golden file that cannot be read has to fail its test")]
 
 mod chains;
+mod isa;
 mod losses;
 mod networks;
 mod preprocess;

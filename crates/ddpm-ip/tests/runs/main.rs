@@ -6,6 +6,7 @@ mod checkpoints;
 mod data;
 mod networks;
 mod perturbation;
+mod precision;
 mod predicting;
 mod sampling;
 mod support;

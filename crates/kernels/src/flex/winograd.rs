@@ -611,7 +611,8 @@ multiversion! {
     }
 }
 
-/// Σ over a part's tiles of (Bᵀ d B) ⊙ (A y Aᵀ): `[point][channel][output channel]`.
+/// Σ over a part's tiles of (Bᵀ d B) ⊙ (A y Aᵀ): `[point][channel][output channel]`, of which the channels beyond the last
+/// mean nothing.
 fn sum_part<E: Element>(tiles: &Tiles, x: &[E], grad: &[E], part: &Part) -> Vec<f32> {
     let columns = panel_columns();
     let (count, width) = (part.channels.len(), tiles.g.o.next_multiple_of(columns));
@@ -621,9 +622,6 @@ fn sum_part<E: Element>(tiles: &Tiles, x: &[E], grad: &[E], part: &Part) -> Vec<
     let (input_plane, grad_plane) = (plane::<E>(SUMMED_TILES * count), plane::<E>(SUMMED_TILES * width));
     with_scratch(points * (input_plane + grad_plane), |scratch| {
         let (inputs, grads) = scratch.split_at_mut(points * input_plane);
-        if width > tiles.g.o {
-            grads.fill(E::default());
-        }
         for first in part.tiles.clone().step_by(SUMMED_TILES) {
             let block = first..part.tiles.end.min(first + SUMMED_TILES);
             let cells = block.len().div_ceil(E::STEP);

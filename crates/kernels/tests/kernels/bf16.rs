@@ -169,3 +169,22 @@ fn nan_and_infinity_survive() {
         assert!(y.iter().all(|v| v.is_nan() == bad.is_nan() && !v.is_finite()), "bias {bad}: {y:?}");
     }
 }
+
+/// Threads keep memory for their next task, which must not see what is in it.
+#[test]
+fn nothing_left_by_an_earlier_call_enters() {
+    let run = |channels: usize, value: f32| {
+        let shape = [2, 6, 6, channels];
+        let x = tracked(&vec![value; 72 * channels], shape);
+        let weight = tracked(&vec![0.5; channels * channels * 9], [channels, channels, 3, 3]);
+        let bias = tracked(&vec![0.0; channels], [channels]);
+        let half = x.clone().cast(DType::BF16);
+        let y = conv2d(half, weight.clone(), bias, None, stride(1)).cast(DType::F32);
+        let grads = backward(y.clone(), &vec![value; 72 * channels]);
+        [read(y), grad(&x, &grads), grad(&weight, &grads)]
+    };
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread pool").install(|| {
+        assert!(run(64, f32::NAN).iter().flatten().all(|v| v.is_nan()));
+        assert!(run(5, 1.0).iter().flatten().all(|v| v.is_finite()));
+    });
+}

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use ddpm_kernels::{Conv2d, Dropout, GroupNorm, concat, conv2d, group_norm};
+use ddpm_math::{Domain, Stream};
 
 #[test]
 fn a_residual_is_added_and_takes_the_whole_gradient() {
@@ -71,11 +72,18 @@ fn dropout_drops_its_share_and_the_gradient_knows_which() {
     let dropout = Dropout { probability: 0.3, seed: 11, position: 40, layer: 2 };
     let (plain, _) = normalised(0, None, &w);
     let (y, dx) = normalised(0, Some(dropout), &w);
-    let factors: Vec<f32> = y.iter().zip(&plain).map(|(y, plain)| if *plain == 0.0 { 1.0 } else { y / plain }).collect();
+    let factors: Vec<f32> =
+        y.iter().zip(&plain).map(|(y, plain)| if *plain == 0.0 { 1.0 } else { y / plain }).collect();
     let kept = factors.iter().filter(|f| **f != 0.0).count();
     // The standard deviation of the share is 0.4 %.
     assert!((kept as f64 / y.len() as f64 - 0.7).abs() < 0.02, "{kept} of {} kept", y.len());
     assert!(factors.iter().all(|f| *f == 0.0 || (f - 1.0 / 0.7).abs() < 1e-5));
+    // An image's mask is its stream, value by value.
+    for (i, factors) in (0..).zip(factors.chunks(SHAPE[1..].iter().product())) {
+        let mut stream = Stream::new(11, Domain::Dropout, 40 + i, 2);
+        let threshold = (0.3 * f64::from(u32::MAX)) as u32;
+        assert!(factors.iter().all(|f| (*f == 0.0) == (stream.next_u32() < threshold)), "image {i}");
+    }
     let masked: Vec<f32> = w.iter().zip(&factors).map(|(w, f)| w * f).collect();
     let (_, expected) = normalised(0, None, &masked);
     assert_close(&dx, &doubles(&expected), 1e-4);

@@ -1,0 +1,99 @@
+//! bf16, and blocks that are computed again.
+
+use super::support::{assert_same, cpu, tensors, train, trained, with};
+use ddpm_ip::Event;
+use ddpm_ip::sample::{Job, run};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// A network with every kind of stage and state.
+const WHOLE: &[(&str, &str)] = &[
+    ("channel_mult", "1,2"),
+    ("num_res_blocks", "2"),
+    ("attention_resolutions", "4"),
+    ("num_heads", "2"),
+    ("dropout", "0.2"),
+    ("resblock_updown", "true"),
+    ("class_cond", "true"),
+    ("variance", "learned-range"),
+    ("loss", "rescaled-mse"),
+];
+
+fn floats(bytes: &[u8]) -> Vec<f64> {
+    bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// How far the first moments (a sum of gradients) of two checkpoints are apart, as a share of their norm.
+fn moments_apart(a: &Path, b: &Path) -> f64 {
+    let moments = |checkpoint: &Path| -> Vec<f64> {
+        let all = tensors(checkpoint).into_iter().filter(|(name, _)| name.contains("exp_avg/"));
+        all.flat_map(|(_, bytes)| floats(&bytes)).collect()
+    };
+    let (a, b) = (moments(a), moments(b));
+    assert_eq!(a.len(), b.len());
+    norm(a.iter().zip(&b).map(|(a, b)| a - b)) / norm(a.into_iter())
+}
+
+#[test]
+fn blocks_computed_again_give_the_gradients_of_blocks_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for (precision, bound) in [("f32", 1e-5), ("bf16", 1e-2)] {
+        let run = |again: &str| {
+            let more = [("precision", precision), ("use_checkpoint", again), ("steps", "3")];
+            trained(&with(&[WHOLE, &more].concat()), &folder.path().join(precision.to_owned() + again))
+        };
+        let apart = moments_apart(&run("false"), &run("true"));
+        assert!(apart < bound, "{precision}: {apart}");
+    }
+}
+
+#[test]
+fn bf16_trains_to_where_f32_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let losses = |precision: &str| {
+        let more = [("precision", precision), ("steps", "120"), ("train.batch_size", "16")];
+        let (outcome, events) = train(&with(&[WHOLE, &more].concat()), &folder.path().join(precision));
+        outcome.unwrap();
+        let loss = |event: &Event| if let Event::Step { loss, .. } = event { Some(*loss) } else { None };
+        events.iter().filter_map(loss).collect::<Vec<f64>>()
+    };
+    let (f32, bf16) = (losses("f32"), losses("bf16"));
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!(f32 != bf16, "bf16 rounds");
+    // The same draws: step by step the losses stay together, and they fall.
+    for (step, (a, b)) in f32.iter().zip(&bf16).enumerate() {
+        assert!((a - b).abs() < 0.1 * a, "step {step}: {a} and {b}");
+    }
+    let (before, after) = (mean(&f32[..20]), mean(&f32[100..]));
+    assert!(after < 0.6 * before, "{before} to {after}");
+    assert!((mean(&bf16[100..]) - after).abs() < 0.02 * after, "{} and {after}", mean(&bf16[100..]));
+}
+
+#[test]
+fn bf16_resumes_and_samples_as_exactly_as_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |steps: &str| with(&[WHOLE, &[("precision", "bf16"), ("steps", steps)]].concat());
+    let straight = trained(&config("6"), &folder.path().join("straight"));
+    trained(&config("3"), &folder.path().join("resumed"));
+    assert_same(&straight, &trained(&config("6"), &folder.path().join("resumed")));
+    let sampled = |batch: &str| {
+        let out = folder.path().join(format!("{batch}.npz"));
+        let config =
+            with(&[WHOLE, &[("precision", "bf16"), ("num_classes", "10"), ("sample.batch_size", batch)]].concat());
+        let job = Job {
+            checkpoint: straight.clone(),
+            config,
+            out: Some(out.clone()),
+            grid: None,
+            classes: None,
+            initial_noise: None,
+        };
+        run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
+        std::fs::read(out).unwrap()
+    };
+    assert!(sampled("1") == sampled("5"));
+}
