@@ -221,7 +221,9 @@ fn training(
     let per_image = config.model.in_channels * config.model.image_size.pow(2);
     let mut images = vec![0.0; config.train.batch_size * per_image];
     Stream::new(config.train.seed, Domain::Order, 0, 0).fill_normal(&mut images);
-    images.iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
+    for v in &mut images {
+        *v = v.clamp(-1.0, 1.0);
+    }
     let side_by_side = side_by_side(&network, config);
     let mut trainer = Trainer::new(config.clone(), network, None, device.clone())?;
     let mut secs = Vec::new();

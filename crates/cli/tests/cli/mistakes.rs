@@ -32,6 +32,11 @@ fn usage_and_configuration_end_with_2_and_leave_nothing() {
         assert!(place.is_empty(), "{args:?} left {:?}", names(&place.path("")));
     }
     place.run(&["sample"]).complains(2, &["--checkpoint"]);
+    place.run_with("DDPM_IP_ISA", "mmx", &["train"]).complains(2, &["DDPM_IP_ISA=mmx", "portable"]);
+    std::fs::write(place.path("report.json"), "{}").unwrap();
+    place.run(&["bench", "--compare", "report.json"]).complains(2, &["report.json", "ddpm-ip bench --json"]);
+    place.run(&["bench", "--repeats", "0"]).complains(2, &["--repeats"]);
+    std::fs::remove_file(place.path("report.json")).unwrap();
     place.run(&["trian"]).complains(2, &["train"]);
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 fn help_names_the_commands_and_every_setting() {
     let place = Place::new();
     let help = place.run(&["--help"]).exits(0).out();
-    for command in ["train", "sample", "predict", "info", "completions", "130 interrupted"] {
+    for command in ["train", "sample", "predict", "info", "bench", "completions", "130 interrupted"] {
         assert!(help.contains(command), "{help}");
     }
     let help = place.run(&["train", "--help"]).exits(0).out();
@@ -47,6 +47,33 @@ fn info_describes_checkpoints_data_and_runs() {
     for part in ["parameters in", "input_blocks.0.0.weight", "[32, 1, 3, 3]", "num_res_blocks"] {
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[test]
+fn bench_measures_steps_and_kernels_and_compares() {
+    let place = Place::new();
+    let small = ["bench", "--num-channels", "32", "--channel-mult", "1", "--batch-size", "2", "--repeats", "3"];
+    let json = place.run(&[&small[..], &["--json"]].concat()).exits(0).out();
+    let report: Value = serde_json::from_str(&json).unwrap();
+    for key in ["train_images_per_sec", "sample_images_per_sec", "peak_memory_bytes", "peak_flop_per_sec"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}: {json}");
+    }
+    for (task, kernel) in [("train", "weight gradient"), ("sample", "forward")] {
+        assert_eq!(report[task]["images_per_sec"].as_array().unwrap().len(), 3);
+        let kernels = report[task]["kernels"].as_array().unwrap();
+        assert!(kernels.iter().any(|k| k["kernel"].as_str().unwrap().contains(kernel)), "{json}");
+        let whole = report[task]["step_secs"].as_f64().unwrap();
+        let parts: f64 = kernels.iter().map(|k| k["secs"].as_f64().unwrap()).sum();
+        assert!(parts > 0.0 && whole > 0.0);
+    }
+    assert_eq!((&report["preset"], &report["precision"]), (&"digits".into(), &"f32".into()));
+    std::fs::write(place.path("before.json"), json).unwrap();
+    let more = ["--only", "sample", "--precision", "bf16", "--compare", "before.json", "--batch-size", "1"];
+    let text = place.run(&[&small[..], &more].concat()).exits(0).out();
+    for part in ["batch 1 · bf16", "compared with version", "sampling:", "times", "everything else", "peak memory"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("training:"), "{text}");
 }
 
 #[test]

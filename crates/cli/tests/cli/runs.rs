@@ -117,7 +117,7 @@ fn the_references_flags_say_what_they_say_there() {
         "--input_pertub",
         "0.15",
         "--use_fp16",
-        "False",
+        "True",
         "--lr",
         "1e-4",
         "--batch_size",
@@ -145,6 +145,8 @@ fn the_references_flags_say_what_they_say_there() {
         ("perturbation", "gamma", "0.15"),
         ("train", "ema_rate", "[0.9999, 0.999]"),
         ("train", "lr", "0.0001"),
+        ("model", "precision", "\"bf16\""),
+        ("model", "use_checkpoint", "false"),
     ] {
         assert_eq!(text(section, key), expected, "{section}.{key}");
     }

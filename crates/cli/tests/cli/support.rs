@@ -52,6 +52,12 @@ impl Place {
         Ran(command.current_dir(self.0.path()).args(args).output().unwrap())
     }
 
+    /// A call with an environment variable.
+    pub(crate) fn run_with(&self, variable: &str, value: &str, args: &[&str]) -> Ran {
+        let mut command = Command::cargo_bin("ddpm-ip").unwrap();
+        Ran(command.current_dir(self.0.path()).env(variable, value).args(args).output().unwrap())
+    }
+
     /// `train` on the tiny run with more flags.
     pub(crate) fn train(&self, more: &[&str]) -> Ran {
         self.run(&[&["train"], TINY, more].concat())

@@ -6,7 +6,7 @@
 use super::conv::pair_rows;
 use super::element::Element;
 use super::math::exp;
-use super::product::{Rows, panel_columns, product};
+use super::product::{Left, panel_columns, product};
 use super::simd::multiversion;
 use crate::HeadOrder;
 use rayon::prelude::*;
@@ -63,30 +63,30 @@ struct View<'a, E> {
 
 impl<'a, E: Element> View<'a, E> {
     /// As a left-hand side with cells along the columns; they are copied to `scratch` if the last has a single value.
-    fn left<'b>(&self, scratch: &'b mut Vec<E>) -> Rows<'b, E>
+    fn left<'b>(&self, scratch: &'b mut Vec<E>) -> Left<'b, E>
     where
         'a: 'b,
     {
         let (rows, cells) = (self.rows, self.columns.div_ceil(E::STEP));
         if self.columns.is_multiple_of(E::STEP) {
             let data = &self.values[self.offset..];
-            return Rows { data, rows, cells, row_stride: self.stride, cell_stride: E::STEP };
+            return Left { data, rows, cells, row_stride: self.stride, cell_stride: E::STEP };
         }
         scratch.clear();
         for row in self.values.chunks_exact(self.stride) {
             scratch.extend_from_slice(&row[self.offset..self.offset + self.columns]);
             scratch.push(E::default());
         }
-        Rows { data: scratch, rows, cells, row_stride: cells * E::STEP, cell_stride: E::STEP }
+        Left { data: scratch, rows, cells, row_stride: cells * E::STEP, cell_stride: E::STEP }
     }
 
     /// The transpose as a left-hand side, with cells along the rows.
-    fn left_transposed<'b>(&self, scratch: &'b mut Vec<E>) -> Rows<'b, E> {
+    fn left_transposed<'b>(&self, scratch: &'b mut Vec<E>) -> Left<'b, E> {
         let cells = self.rows.div_ceil(E::STEP);
         scratch.resize(cells * E::STEP * self.columns, E::default());
         pair_rows(self.values, self.stride, self.offset, self.columns, self.columns, scratch);
         let cell_stride = self.columns * E::STEP;
-        Rows { data: scratch, rows: self.columns, cells, row_stride: E::STEP, cell_stride }
+        Left { data: scratch, rows: self.columns, cells, row_stride: E::STEP, cell_stride }
     }
 
     /// As a right-hand side: panels of its columns, with cells along the rows.
@@ -120,7 +120,7 @@ multiversion! {
 }
 
 /// `left · right` into rows of whole panels; returns their width.
-fn multiply<E: Element>(left: Rows<E>, right: &[E], out: &mut Vec<f32>) -> usize {
+fn multiply<E: Element>(left: Left<E>, right: &[E], out: &mut Vec<f32>) -> usize {
     let wide = panel_columns();
     let panel = left.cells * E::STEP * wide;
     let width = right.len() / panel * wide;
@@ -165,7 +165,7 @@ impl<E: Element> Scratch<E> {
     }
 
     /// Writes `left · right` as a head's channels of `out`.
-    fn finish(&mut self, e: Extent, left: Rows<E>, out: &mut [E], out_stride: usize, at: usize) {
+    fn finish(&mut self, e: Extent, left: Left<E>, out: &mut [E], out_stride: usize, at: usize) {
         let stride = multiply(left, &self.right, &mut self.sums);
         round(&self.sums, stride, e.ch, out, out_stride, at);
     }

@@ -7,7 +7,7 @@
 
 use super::buffer::{Shared, filled};
 use super::element::Element;
-use super::product::{Rows, panel_columns, product};
+use super::product::{Left, panel_columns, product};
 use super::simd::{Lanes, Simd, multiversion};
 use super::winograd::{self, Direction};
 use rayon::prelude::*;
@@ -138,7 +138,7 @@ fn restore(packed: &[f32], c: usize, taps: usize) -> Vec<f32> {
     weight
 }
 
-/// Rows that [`pack`] turns together.
+/// Left that [`pack`] turns together.
 const PACKED: usize = 16;
 
 /// A matrix `[depth, columns]` with strides, as panels `[panel][depth / STEP][column][STEP]` with zeros beyond its end.
@@ -190,17 +190,16 @@ fn multiply<E: Element>(
             || vec![E::default(); if direct.is_some() { 0 } else { block * width }],
             |scratch, task| {
                 let (first, count) = (task * block, block.min(rows - task * block));
-                let data = match direct {
-                    Some(rows) => &rows[first * width..],
-                    None => {
-                        gather(first, count, scratch);
-                        scratch
-                    }
+                let data = if let Some(rows) = direct {
+                    &rows[first * width..]
+                } else {
+                    gather(first, count, scratch);
+                    scratch
                 };
                 let mut sums = vec![0.0f32; count * columns];
                 for (p, packed) in packed.chunks_exact(width * columns).enumerate() {
                     let lhs =
-                        Rows { data, rows: count, cells: width / E::STEP, row_stride: width, cell_stride: E::STEP };
+                        Left { data, rows: count, cells: width / E::STEP, row_stride: width, cell_stride: E::STEP };
                     product(&mut sums, columns, lhs, packed, false);
                     let channels = p * columns..outputs.min((p + 1) * columns);
                     let bias = &bias[channels.clone()];
@@ -314,7 +313,7 @@ pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) ->
         || (vec![0.0f32; pixels * col_width], vec![0.0f32; g.h * g.w * g.c]),
         |(col, sums), (image, grad)| {
             let grad: Vec<f32> = grad.iter().map(|v| v.to_f32()).collect();
-            let lhs = Rows { data: &grad, rows: pixels, cells: g.o, row_stride: g.o, cell_stride: 1 };
+            let lhs = Left { data: &grad, rows: pixels, cells: g.o, row_stride: g.o, cell_stride: 1 };
             for (p, packed) in packed.chunks_exact(g.o * columns).enumerate() {
                 product(&mut col[p * columns..], col_width, lhs, packed, false);
             }
@@ -327,7 +326,7 @@ pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) ->
 }
 
 multiversion! {
-    /// Rows to cells along them: `width` values from `offset` on of every row of `stride`, as
+    /// Left to cells along them: `width` values from `offset` on of every row of `stride`, as
     /// `[panel][row / STEP][column][STEP]` with zeros beyond the last row and column.
     pub(crate) fn pair_rows<S, E: Element>(
         rows: &[E],
@@ -394,7 +393,7 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<
             let cells = count.div_ceil(E::STEP);
             pair_rows(col, depth, 0, depth, columns, &mut panels);
             pair_rows(&grad[first * g.o..(first + count) * g.o], g.o, from, outputs, outputs, &mut grads);
-            let lhs = Rows { data: &grads, rows: outputs, cells, row_stride: E::STEP, cell_stride: outputs * E::STEP };
+            let lhs = Left { data: &grads, rows: outputs, cells, row_stride: E::STEP, cell_stride: outputs * E::STEP };
             for (p, panel) in panels.chunks_exact(cells * E::STEP * columns).take(width / columns).enumerate() {
                 product(&mut sums[p * columns..], width, lhs, panel, true);
             }
@@ -406,7 +405,7 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<
     (if g.k == 1 { weight } else { restore(&weight, g.c, g.k * g.k) }, bias)
 }
 
-/// Rows whose sum is one task's.
+/// Left whose sum is one task's.
 const SUMMED_ROWS: usize = 1024;
 
 /// Σ over rows of `[rows, width]`.
@@ -420,7 +419,9 @@ fn column_sums<E: Element>(values: &[E], width: usize) -> Vec<f32> {
         })
         .collect();
     let mut sums = vec![0.0; width];
-    parts.iter().for_each(|part| sums.iter_mut().zip(part).for_each(|(a, b)| *a += b));
+    for part in &parts {
+        sums.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+    }
     sums
 }
 

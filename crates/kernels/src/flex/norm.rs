@@ -48,7 +48,9 @@ impl Extent {
         work.sums.fill(0.0);
         sum_squared_deviations(x, mean, &mut work.sums, &mut work.row);
         self.group_means(&work.sums, rstd);
-        rstd.iter_mut().for_each(|var| *var = 1.0 / (*var + self.norm.eps).sqrt());
+        for var in rstd {
+            *var = 1.0 / (*var + self.norm.eps).sqrt();
+        }
     }
 
     /// Pixels that are done together: their dropout factors stay in a first-level cache, and end at a whole draw.

@@ -12,7 +12,7 @@ use super::simd::{Simd, multiversion};
 
 /// The left-hand side: the cell `k` of row `r` begins at `data[r * row_stride + k * cell_stride]`.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows<'a, E> {
+pub(crate) struct Left<'a, E> {
     pub(crate) data: &'a [E],
     pub(crate) rows: usize,
     pub(crate) cells: usize,
@@ -33,7 +33,7 @@ multiversion! {
     pub(crate) fn product<S, E: Element>(
         dst: &mut [f32],
         dst_stride: usize,
-        lhs: Rows<E>,
+        lhs: Left<E>,
         panel: &[E],
         accumulate: bool,
     ) {
@@ -70,7 +70,7 @@ multiversion! {
 /// One tile's operands.
 struct Run<'a, E> {
     a: *const E,
-    lhs: &'a Rows<'a, E>,
+    lhs: &'a Left<'a, E>,
     b: *const E,
     c: *mut f32,
     dst_stride: usize,
@@ -84,7 +84,7 @@ impl<E: Element> Run<'_, E> {
     /// The machine has the instruction set, `a` has M rows, and `b` and `c` are valid for a panel's columns.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self) -> usize {
-        let Rows { cells, row_stride, cell_stride, .. } = *self.lhs;
+        let Left { cells, row_stride, cell_stride, .. } = *self.lhs;
         // SAFETY: all offsets stay inside what the caller has checked.
         unsafe {
             let mut sums = [[S::splat(0.0); 2]; M];

@@ -14,7 +14,7 @@
 pub(crate) trait Simd: Copy {
     /// Values in a vector.
     const LANES: usize;
-    /// Rows of a tile of a matrix product: with two vectors each they fill the registers.
+    /// Left of a tile of a matrix product: with two vectors each they fill the registers.
     const ROWS: usize;
     /// The vector.
     type V: Copy;
@@ -151,6 +151,8 @@ pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    #![allow(clippy::wildcard_imports, reason = "the intrinsics have prefixes of their own")]
+
     use super::Simd;
     use std::arch::x86_64::*;
 

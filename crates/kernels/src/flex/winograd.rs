@@ -15,11 +15,12 @@
 
 #![allow(unsafe_code, reason = "vectors, and tiles that interleave in the output")]
 #![expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#![expect(clippy::needless_range_loop, reason = "small squares of vectors read best by their indices")]
 
 use super::buffer::{Shared, filled, with_scratch};
 use super::conv::Geometry;
 use super::element::Element;
-use super::product::{Rows, panel_columns, product};
+use super::product::{Left, panel_columns, product};
 use super::simd::{Lanes, Simd, multiversion};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -46,7 +47,7 @@ type Pixels<const N: usize> = [[Option<usize>; N]; N];
 #[derive(Clone, Copy)]
 struct Tiles {
     g: Geometry,
-    /// Rows and columns of tiles in an image.
+    /// Left and columns of tiles in an image.
     rows: usize,
     columns: usize,
 }
@@ -342,7 +343,7 @@ pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue:
                 }
                 for (p, packed) in packed.chunks_exact(POINTS * packed_plane).enumerate() {
                     for (point, packed) in packed.chunks_exact(packed_plane).enumerate() {
-                        let lhs = Rows {
+                        let lhs = Left {
                             data: &inputs[point * input_plane..],
                             rows: count,
                             cells: width / E::STEP,
@@ -627,7 +628,7 @@ fn sum_part<E: Element>(tiles: &Tiles, x: &[E], grad: &[E], part: &Part) -> Vec<
             let cells = block.len().div_ceil(E::STEP);
             transform_rows(tiles, x, grad, &zeros, part, block, inputs, grads);
             for j in 0..points {
-                let lhs = Rows {
+                let lhs = Left {
                     data: &inputs[j * input_plane..],
                     rows: count,
                     cells,
