@@ -18,6 +18,9 @@ use std::time::Instant;
 /// Classes of a class-conditional network whose number the data would say.
 const CLASSES: usize = 10;
 
+/// Steps whose kernels are measured, after those that are timed as a whole.
+const PROFILED: usize = 3;
+
 /// The measurements of one machine, network and precision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -60,6 +63,8 @@ pub struct Speed {
     pub images_per_sec: Vec<f64>,
     /// Seconds of the median step.
     pub step_secs: f64,
+    /// Seconds of a step while the kernels are measured, which takes some itself.
+    pub profiled_step_secs: f64,
     /// Operations of one step that the plain algorithms take in convolutions, linear maps and attention.
     pub step_flop: f64,
     /// The kernels, the slowest first.
@@ -73,7 +78,7 @@ pub struct Kernel {
     pub kernel: String,
     /// Calls in a step.
     pub calls: f64,
-    /// Seconds in a step; where pieces of the batch are computed side by side, the sum over pieces through their number.
+    /// Seconds in a step; of time in which several kernels ran side by side, its share.
     pub secs: f64,
     /// Operations per second of the plain algorithm; Winograd's does fewer. 0 where memory decides.
     pub flop_per_sec: f64,
@@ -90,22 +95,23 @@ impl Speed {
         }
     }
 
-    /// `side_by_side` pieces of the batch are computed at a time.
-    fn new(secs: &[f64], batch: usize, kernels: Vec<profile::KernelTime>, side_by_side: usize) -> Self {
-        let (steps, side_by_side) = (secs.len() as f64, side_by_side as f64);
+    /// From the seconds of the repetitions, then those of the profiled steps.
+    fn new(secs: &[f64], batch: usize, profiled: &[f64], kernels: Vec<profile::KernelTime>) -> Self {
+        let steps = profiled.len() as f64;
         let mut speed = Self {
             images_per_sec: secs.iter().map(|s| batch as f64 / s).collect(),
+            step_secs: 0.0,
+            profiled_step_secs: profiled.iter().sum::<f64>() / steps,
             step_flop: kernels.iter().map(|k| k.flop).sum::<f64>() / steps,
             kernels: kernels
                 .into_iter()
                 .map(|k| Kernel {
-                    flop_per_sec: k.flop / (k.secs / side_by_side),
+                    flop_per_sec: k.flop / k.secs,
                     calls: k.calls as f64 / steps,
-                    secs: k.secs / side_by_side / steps,
+                    secs: k.secs / steps,
                     kernel: k.kernel,
                 })
                 .collect(),
-            step_secs: 0.0,
         };
         speed.step_secs = batch as f64 / speed.median();
         speed
@@ -168,10 +174,6 @@ pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     Ok((Outcome::Finished, report))
 }
 
-fn side_by_side(network: &Unet, config: &Config) -> usize {
-    network.shards(config.train.batch_size).len().min(rayon::current_num_threads())
-}
-
 fn labels(config: &Config) -> Option<Vec<u32>> {
     let classes = config.model.num_classes as u32;
     config.model.class_cond.then(|| (0..config.train.batch_size as u32).map(|i| i % classes).collect())
@@ -186,28 +188,26 @@ fn sampling(
     emit: &mut Emit,
 ) -> Result<Option<Speed>, Error> {
     let parameters = Parameters::initial(network.specs(), config.train.seed, device);
-    // One step to warm up and one that is not taken for what follows the last.
-    let steps = (job.repeats + 1).to_string().parse::<Respacing>().unwrap_or_default();
+    let steps = (1 + job.repeats + PROFILED).to_string().parse::<Respacing>().unwrap_or_default();
     let diffusion = Diffusion::new(&config.diffusion, &steps)?;
     let settings = &config.sample;
     let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
     let image_size = config.model.image_size;
     let chain = Chain { diffusion: &diffusion, network, parameters: &parameters, reverse, image_size, device };
     let images: Vec<u64> = (0..config.train.batch_size as u64).collect();
-    let (mut secs, mut since) = (Vec::new(), None);
     let labels = labels(config);
-    let done = chain.run(&images, labels.as_deref(), &Seeded(config.sample.seed), |_, _, _| {
-        let now = Instant::now();
-        match since {
-            Some(since) => secs.push(now.duration_since(since).as_secs_f64()),
-            None => profile::start(),
+    let (mut secs, mut since) = (Vec::new(), Instant::now());
+    let done = chain.run(&images, labels.as_deref(), &Seeded(config.sample.seed), |step, _, _| {
+        secs.push(since.elapsed().as_secs_f64());
+        emit(Event::Measured { what: "sampling", done: (step - 1).min(job.repeats), total: job.repeats });
+        if step == 1 + job.repeats {
+            profile::start();
         }
-        emit(Event::Measured { what: "sampling", done: secs.len(), total: job.repeats });
-        since = Some(Instant::now());
+        since = Instant::now();
         !stop.load(Ordering::Relaxed)
     });
     let kernels = profile::finish();
-    Ok(done.map(|_| Speed::new(&secs, images.len(), kernels, side_by_side(network, config))))
+    Ok(done.map(|_| Speed::new(&secs[1..=job.repeats], images.len(), &secs[1 + job.repeats..], kernels)))
 }
 
 fn training(
@@ -224,26 +224,25 @@ fn training(
     for v in &mut images {
         *v = v.clamp(-1.0, 1.0);
     }
-    let side_by_side = side_by_side(&network, config);
     let mut trainer = Trainer::new(config.clone(), network, None, device.clone())?;
     let mut secs = Vec::new();
-    for repeat in 0..=job.repeats {
-        let position = (repeat * config.train.batch_size) as u64;
+    for step in 0..1 + job.repeats + PROFILED {
+        if step == 1 + job.repeats {
+            profile::start();
+        }
+        let position = (step * config.train.batch_size) as u64;
         let batch = Batch { images: images.clone(), labels: labels(config), position };
         let since = Instant::now();
-        trainer.train_step(&batch)?;
-        if repeat == 0 {
-            profile::start();
-        } else {
-            secs.push(since.elapsed().as_secs_f64());
-        }
-        emit(Event::Measured { what: "training", done: repeat, total: job.repeats });
-        if stop.load(Ordering::Relaxed) {
+        let trained = trainer.train_step(&batch);
+        secs.push(since.elapsed().as_secs_f64());
+        if trained.is_err() || stop.load(Ordering::Relaxed) {
             profile::finish();
-            return Ok(None);
+            return trained.map(|_| None);
         }
+        emit(Event::Measured { what: "training", done: step.min(job.repeats), total: job.repeats });
     }
-    Ok(Some(Speed::new(&secs, config.train.batch_size, profile::finish(), side_by_side)))
+    let (timed, profiled) = secs[1..].split_at(job.repeats);
+    Ok(Some(Speed::new(timed, config.train.batch_size, profiled, profile::finish())))
 }
 
 /// The most memory that this process held at once, where the system says it.

@@ -101,6 +101,7 @@ impl Isa {
     }
 
     /// As [`selected`](Self::selected), and the fastest if the choice was wrong.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn current() -> Self {
         static CURRENT: OnceLock<Isa> = OnceLock::new();
         *CURRENT.get_or_init(|| Self::selected().unwrap_or_else(|_| Self::available().last().unwrap_or(Self::Portable)))

@@ -2,11 +2,12 @@
 
 /// Keeps freed memory for the next allocation instead of handing it back to the system: a training step allocates
 /// hundreds of large tensors and frees them, and every page handed back costs a fault when it is used again. For programs
-/// to call at their beginning; the most that the process holds does not grow by it. Only glibc is told so.
+/// to call at their beginning. Only glibc is told so, and it listens best on the thread that made the process: other
+/// threads have arenas of limited size.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        /// More than any process frees at once.
+        /// The most that can be asked for.
         const NEVER: libc::c_int = libc::c_int::MAX;
         #[allow(unsafe_code, reason = "a setting of the C library")]
         // SAFETY: the calls set numbers of the allocator, which they take under its lock.

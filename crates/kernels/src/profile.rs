@@ -3,8 +3,8 @@
 use crate::flex::{element::Element, simd::multiversion};
 use burn::tensor::{DType, bf16};
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// What the calls of one kernel came to.
@@ -14,26 +14,52 @@ pub struct KernelTime {
     pub kernel: String,
     /// Calls.
     pub calls: u64,
-    /// Seconds, all calls together.
+    /// Seconds, all calls together; of time shared with others, its share.
     pub secs: f64,
     /// Floating-point operations that the plain algorithm takes, all calls together; 0 where memory decides.
     pub flop: f64,
 }
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
-static TIMES: Mutex<BTreeMap<String, KernelTime>> = Mutex::new(BTreeMap::new());
+static PROFILE: Mutex<Profile> = Mutex::new(Profile { times: BTreeMap::new(), active: Vec::new(), since: None });
+
+struct Profile {
+    times: BTreeMap<String, KernelTime>,
+    /// Kernels that run now, on any thread.
+    active: Vec<String>,
+    /// When one of them last began or ended.
+    since: Option<Instant>,
+}
+
+impl Profile {
+    /// Shares out the time since the last change among the kernels that ran.
+    fn credit(&mut self) {
+        let now = Instant::now();
+        if let Some(since) = self.since.replace(now) {
+            let share = now.duration_since(since).as_secs_f64() / self.active.len().max(1) as f64;
+            for kernel in &self.active {
+                self.times.entry(kernel.clone()).or_default().secs += share;
+            }
+        }
+    }
+}
+
+fn profile() -> MutexGuard<'static, Profile> {
+    PROFILE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Begins to measure every kernel that this process runs.
 pub fn start() {
-    TIMES.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    *profile() = Profile { times: BTreeMap::new(), active: Vec::new(), since: None };
     RUNNING.store(true, Ordering::Relaxed);
 }
 
-/// Ends it: the kernels, the slowest first.
+/// Ends it: the kernels, the slowest first. Time in which several ran side by side is shared among them, so that all
+/// together they took no longer than the clock says.
 pub fn finish() -> Vec<KernelTime> {
     RUNNING.store(false, Ordering::Relaxed);
-    let times = std::mem::take(&mut *TIMES.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    let mut times: Vec<KernelTime> = times.into_values().collect();
+    let times = std::mem::take(&mut profile().times).into_iter();
+    let mut times: Vec<KernelTime> = times.map(|(kernel, time)| KernelTime { kernel, ..time }).collect();
     times.sort_by(|a, b| b.secs.total_cmp(&a.secs));
     times
 }
@@ -43,14 +69,20 @@ pub(crate) fn timed<R>(what: impl FnOnce() -> (String, f64), run: impl FnOnce() 
     if !RUNNING.load(Ordering::Relaxed) {
         return run();
     }
-    let since = Instant::now();
-    let result = run();
-    let secs = since.elapsed().as_secs_f64();
     let (kernel, flop) = what();
-    let mut times = TIMES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let time = times.entry(kernel.clone()).or_insert_with(|| KernelTime { kernel, ..KernelTime::default() });
+    {
+        let mut profile = profile();
+        profile.credit();
+        profile.active.push(kernel.clone());
+    }
+    let result = run();
+    let mut profile = profile();
+    profile.credit();
+    if let Some(place) = profile.active.iter().rposition(|active| *active == kernel) {
+        profile.active.swap_remove(place);
+    }
+    let time = profile.times.entry(kernel).or_default();
     time.calls += 1;
-    time.secs += secs;
     time.flop += flop;
     result
 }

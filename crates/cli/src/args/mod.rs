@@ -8,14 +8,16 @@ pub(crate) use settings::Settings;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::ffi::OsString;
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.";
+const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
+    Environment: RAYON_NUM_THREADS sets the number of threads; DDPM_IP_ISA forces an instruction set (portable, avx2, \
+    avx512, avx512-bf16).";
 
 /// The whole command line.
 pub(crate) fn command() -> Command {
     Command::new("ddpm-ip")
         .version(clap::crate_version!())
         .about("Train and sample diffusion models with input perturbation (DDPM-IP, ICML 2023)")
-        .after_help(EXIT_CODES)
+        .after_help(AFTER_HELP)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands(crate::commands::all())

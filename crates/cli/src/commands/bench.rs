@@ -166,7 +166,8 @@ fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>,
         "  {:width$}  {:>6}  {:>9}  {:>6}  {:>8}  {:>6}",
         "kernel", "calls", "ms", "share", "GFLOP/s", "rate"
     );
-    let mut rest = speed.step_secs;
+    let step = speed.profiled_step_secs;
+    let mut rest = step;
     for k in &speed.kernels {
         rest -= k.secs;
         let rates = if k.flop_per_sec > 0.0 {
@@ -181,10 +182,10 @@ fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>,
             k.kernel,
             k.calls,
             k.secs * 1e3,
-            100.0 * k.secs / speed.step_secs,
+            100.0 * k.secs / step,
             then.map_or(String::new(), |t| change(t.secs, k.secs)),
         );
     }
-    let share = 100.0 * rest / speed.step_secs;
+    let share = 100.0 * rest / step;
     let _ = writeln!(text, "  {:width$}  {:6}  {:9.3}  {share:4.1} %", "everything else", "", rest * 1e3);
 }

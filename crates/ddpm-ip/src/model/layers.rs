@@ -2,7 +2,7 @@
 
 use super::parameters::{Init, Parameters, Spec};
 use crate::config::NORM_GROUPS;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use ddpm_kernels::{Dropout, GroupNorm, HeadOrder};
 
 /// Collects the parameters of a network as its layers are made.
@@ -185,9 +185,9 @@ impl ResBlock {
         let (h, film) = if self.config.scale_shift_norm {
             (h, Some(embedding))
         } else {
-            let dims = [h.dims()[0], 1, 1, self.config.to];
-            let dtype = h.dtype();
-            (h + embedding.reshape(dims).cast(dtype), None)
+            let (dims, dtype) = ([h.dims()[0], 1, 1, self.config.to], h.dtype());
+            // In f32, as the embedding's gradient is a sum over all pixels.
+            ((h.cast(DType::F32) + embedding.reshape(dims)).cast(dtype), None)
         };
         let h = self.out_norm.forward_modulated(p, h, film, context.dropout(self.config.dropout, self.dropout_layer));
         let x = match &self.skip {

@@ -7,7 +7,11 @@ use super::parameters::{Init, Parameters, Spec};
 use crate::config::{Heads, NetworkConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
+use rayon::prelude::*;
 use std::ops::Range;
+
+/// The most images of a piece of a batch.
+const SHARD_IMAGES: usize = 32;
 
 /// One step of the way down or up: what the reference numbers as one block.
 #[derive(Default)]
@@ -168,16 +172,21 @@ impl Unet {
         self.specs.iter().map(Spec::len).sum()
     }
 
-    /// How to split a batch into pieces that are computed side by side. The kernels of a large network share out their own
-    /// work better, and each piece prepares the weights again; in a small one the sharing costs more than the work. It
-    /// depends on nothing but the network and the batch.
-    pub(crate) fn shards(&self, images: usize) -> Vec<Range<usize>> {
+    /// Whether a batch is computed in pieces side by side. The kernels of a large network share out their own work better,
+    /// and each piece prepares the weights again; in a small one the sharing costs more than the work.
+    pub(crate) fn is_split(&self, images: usize) -> bool {
         /// Parameters from which a network is large.
         const LARGE: usize = 4_000_000;
-        /// Images of a piece.
-        const IMAGES: usize = 32;
-        let count = if self.parameter_count() < LARGE { images.div_ceil(IMAGES).max(1) } else { 1 };
-        (0..count).map(|i| i * images / count..(i + 1) * images / count).collect()
+        self.parameter_count() < LARGE && images > SHARD_IMAGES
+    }
+
+    /// What `work` makes of the pieces of a batch, in order. The pieces depend on nothing but the network and the batch.
+    pub(crate) fn by_shard<R: Send>(&self, images: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
+        if !self.is_split(images) {
+            return vec![work(0..images)];
+        }
+        let count = images.div_ceil(SHARD_IMAGES);
+        (0..count).into_par_iter().map(|i| work(i * images / count..(i + 1) * images / count)).collect()
     }
 
     /// The network's output `[N, out, H, W]` for `x` `[N, in, H, W]`, times `t` `[N]` as the network sees them and, for
@@ -239,6 +248,7 @@ impl Unet {
         let Kept { mut inputs, context, t, labels } = kept;
         let device = grad.device();
         let mut gradients: Vec<Option<Tensor<1>>> = vec![None; self.specs.len()];
+        // No parameter belongs to two stages.
         let mut collect = |tracked: &Parameters, grads: &mut Gradients| {
             for (gradient, parameter) in gradients.iter_mut().zip(&tracked.0) {
                 *gradient = parameter.grad_remove(grads).or(gradient.take());

@@ -66,16 +66,11 @@ impl Chain<'_> {
         let mut x = draw(&|image, values| draws.initial(image, values));
         for (k, i) in (0..self.diffusion.schedule.len()).rev().enumerate() {
             let times = self.diffusion.model_times(&vec![i; images.len()]);
-            let outputs: Vec<Tensor<4>> = self
-                .network
-                .shards(images.len())
-                .into_par_iter()
-                .map(|part| {
-                    let labels = labels.map(|l| &l[part.clone()]);
-                    let x = x.clone().narrow(0, part.start, part.len());
-                    self.network.forward(self.parameters, x, &times[part], labels, None)
-                })
-                .collect();
+            let outputs = self.network.by_shard(images.len(), |part| {
+                let labels = labels.map(|l| &l[part.clone()]);
+                let x = x.clone().narrow(0, part.start, part.len());
+                self.network.forward(self.parameters, x, &times[part], labels, None)
+            });
             let output = Tensor::cat(outputs, 0);
             let noise = self.reverse.draws(i).then(|| draw(&|image, values| draws.step(image, k, values)));
             let (next, x_start) = self.reverse.step(self.diffusion, i, x, output, noise);

@@ -134,11 +134,14 @@ impl Trainer {
     /// # Errors
     /// [`Error::Diverged`] if the loss or the gradient is not finite.
     pub fn train_step(&mut self, batch: &Batch) -> Result<StepReport, Error> {
-        // From inside the pool of threads, many small pieces of work need no handing over.
-        rayon::scope(|_| {
+        let split = self.network.is_split(batch.images.len() / self.per_image());
+        let mut step = || {
             let draws = self.draw(batch);
             self.train_step_with(batch, draws)
-        })
+        };
+        // From inside the pool of threads, many small pieces of work need no handing over. Large ones do better outside:
+        // there the tensors come from one arena of the allocator, not from that of whichever thread has the turn.
+        if split { rayon::scope(|_| step()) } else { step() }
     }
 
     /// Values of one image.
@@ -186,12 +189,9 @@ impl Trainer {
         let micro = self.config.train.microbatch_size();
         for from in (0..count).step_by(micro) {
             let images = from..(from + micro).min(count);
-            let shards: Vec<(Parameters, Terms)> = self
+            let shards = self
                 .network
-                .shards(images.len())
-                .into_par_iter()
-                .map(|shard| self.gradient(batch, &draws, from + shard.start..from + shard.end))
-                .collect();
+                .by_shard(images.len(), |shard| self.gradient(batch, &draws, from + shard.start..from + shard.end));
             for (part, terms) in shards {
                 report.extend(&terms);
                 gradient = Some(match gradient {

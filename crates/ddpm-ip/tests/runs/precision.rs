@@ -42,12 +42,16 @@ fn moments_apart(a: &Path, b: &Path) -> f64 {
 fn blocks_computed_again_give_the_gradients_of_blocks_kept() {
     let folder = tempfile::tempdir().unwrap();
     for (precision, bound) in [("f32", 1e-5), ("bf16", 1e-2)] {
-        let run = |again: &str| {
-            let more = [("precision", precision), ("use_checkpoint", again), ("steps", "3")];
-            trained(&with(&[WHOLE, &more].concat()), &folder.path().join(precision.to_owned() + again))
-        };
-        let apart = moments_apart(&run("false"), &run("true"));
-        assert!(apart < bound, "{precision}: {apart}");
+        for scale_shift in ["true", "false"] {
+            let run = |again: &str| {
+                let more = [("precision", precision), ("use_checkpoint", again), ("steps", "3")];
+                let norm = [("use_scale_shift_norm", scale_shift)];
+                let place = folder.path().join([precision, scale_shift, again].join("-"));
+                trained(&with(&[WHOLE, &more, &norm].concat()), &place)
+            };
+            let apart = moments_apart(&run("false"), &run("true"));
+            assert!(apart < bound, "{precision}: {apart}");
+        }
     }
 }
 

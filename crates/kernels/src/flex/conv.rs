@@ -138,7 +138,7 @@ fn restore(packed: &[f32], c: usize, taps: usize) -> Vec<f32> {
     weight
 }
 
-/// Left that [`pack`] turns together.
+/// Rows that [`pack`] turns together.
 const PACKED: usize = 16;
 
 /// A matrix `[depth, columns]` with strides, as panels `[panel][depth / STEP][column][STEP]` with zeros beyond its end.
@@ -326,7 +326,7 @@ pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) ->
 }
 
 multiversion! {
-    /// Left to cells along them: `width` values from `offset` on of every row of `stride`, as
+    /// Rows to cells along them: `width` values from `offset` on of every row of `stride`, as
     /// `[panel][row / STEP][column][STEP]` with zeros beyond the last row and column.
     pub(crate) fn pair_rows<S, E: Element>(
         rows: &[E],
@@ -405,7 +405,7 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<
     (if g.k == 1 { weight } else { restore(&weight, g.c, g.k * g.k) }, bias)
 }
 
-/// Left whose sum is one task's.
+/// Rows whose sum is one task's.
 const SUMMED_ROWS: usize = 1024;
 
 /// Σ over rows of `[rows, width]`.

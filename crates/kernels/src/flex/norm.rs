@@ -53,9 +53,12 @@ impl Extent {
         }
     }
 
-    /// Pixels that are done together: their dropout factors stay in a first-level cache, and end at a whole draw.
+    /// Values of some pixels that are done together: few enough for a first-level cache where that is possible, and a
+    /// multiple of what the dropout draws at once.
     fn chunk(&self) -> usize {
-        (2048 / self.c).max(1).next_multiple_of(Mask::<'_>::DRAW) * self.c
+        let draw = Mask::<'_>::DRAW;
+        let whole = self.c * (draw >> self.c.trailing_zeros().min(draw.trailing_zeros()));
+        whole * (2048 / whole).max(1)
     }
 }
 
@@ -104,6 +107,7 @@ multiversion! {
 
 /// The layer's output, shaped as `x`, and the statistics `[N, 2, C]` that the backward pass needs.
 pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>, Vec<f32>) {
+    assert_eq!((x.len(), affine.film.len()), (e.n * e.image(), e.n * 2 * e.c), "values of other sizes");
     let mut stats = vec![0.0; e.n * 2 * e.c];
     let write = |out: Shared<E>| {
         stats
@@ -288,6 +292,8 @@ pub(crate) struct Grads<E> {
 pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32], affine: Affine) -> Grads<E> {
     let c = e.c;
     let Affine { weight, bias, film } = affine;
+    let (image, pair) = (e.n * e.image(), e.n * 2 * c);
+    assert_eq!([x.len(), grad.len(), stats.len(), film.len()], [image, image, pair, pair], "values of other sizes");
     let mut dfilm = vec![0.0; film.len()];
     // Per image and channel: Σ du and Σ du·x̂, from which the parameters' gradients follow.
     let mut sums = vec![0.0f32; e.n * 2 * c];

@@ -14,7 +14,7 @@
 pub(crate) trait Simd: Copy {
     /// Values in a vector.
     const LANES: usize;
-    /// Left of a tile of a matrix product: with two vectors each they fill the registers.
+    /// Rows of a tile of a matrix product: with two vectors each they fill the registers.
     const ROWS: usize;
     /// The vector.
     type V: Copy;
@@ -143,7 +143,7 @@ impl<const N: usize> Simd for Lanes<N> {
     }
 }
 
-/// What a machine without vectors, or the end of a row, uses.
+/// What a machine without wider vectors uses.
 pub(crate) type Portable = Lanes<4>;
 
 #[cfg(target_arch = "x86_64")]
@@ -380,8 +380,8 @@ mod x86 {
 }
 
 /// Compiles a function once for each instruction set and runs the version that [`Isa::current`](crate::Isa) names. The
-/// first generic parameter is the [`Simd`] type; callers do not give it. Nothing but `Simd::mul_add` and
-/// `Simd::dot_bf16` rounds differently from one set to another.
+/// first generic parameter is the [`Simd`] type; callers do not give it. Nothing but `Simd::mul_add`, `Simd::dot_bf16` and
+/// (for subnormal numbers) the rounding to bf16 differs from one set to another.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident<$S:ident $(, $T:ident: $Bound:path)*>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*

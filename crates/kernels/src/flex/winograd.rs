@@ -47,7 +47,7 @@ type Pixels<const N: usize> = [[Option<usize>; N]; N];
 #[derive(Clone, Copy)]
 struct Tiles {
     g: Geometry,
-    /// Left and columns of tiles in an image.
+    /// Rows and columns of tiles in an image.
     rows: usize,
     columns: usize,
 }
@@ -250,11 +250,18 @@ pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction
                     }
                 }
                 pack_points(scratch, &out, p * panel + first * columns, point, count);
+                if first == 0 {
+                    for i in 0..POINTS {
+                        let gap = p * panel + i * point + cells * columns * E::STEP..p * panel + (i + 1) * point;
+                        // SAFETY: the gap lies inside the panel, and this is the panel's only task that writes it.
+                        gap.for_each(|at| unsafe { out.pointer().add(at).write(E::default()) });
+                    }
+                }
             },
         );
     };
-    // SAFETY: the chunks cover all cells of all panels, and `pack_points` writes all points and columns of a chunk. The
-    // lines between planes are never read, and any bits are a number.
+    // SAFETY: the chunks cover all cells of all panels, `pack_points` writes all points and columns of a chunk, and the first
+    // chunk's task the lines between planes.
     unsafe { filled(g.o.div_ceil(columns) * panel, write) }
 }
 
@@ -535,7 +542,7 @@ impl Part {
         // Small layers do all points at once: their tiles are looked up once.
         let rows = if g.c * g.o <= SUMMED_CHANNELS * SUMMED_CHANNELS / 2 { 4 } else { 1 };
         let shares = (MIN_TASKS * rows).div_ceil(4 * channel_blocks).min(blocks.div_ceil(4)).max(1);
-        let share = blocks.div_ceil(shares) * SUMMED_TILES;
+        let share = blocks.div_ceil(shares).max(1) * SUMMED_TILES;
         let mut parts = Vec::new();
         for first in (0..tiles.count()).step_by(share) {
             for channel in (0..g.c).step_by(SUMMED_CHANNELS) {
