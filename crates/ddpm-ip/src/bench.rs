@@ -1,6 +1,6 @@
 //! How fast this machine trains and samples, as a whole and kernel by kernel.
 
-use crate::config::{Config, NetworkConfig, Precision};
+use crate::config::{Config, ConfigError, NetworkConfig, Precision};
 use crate::data::Batch;
 use crate::diffusion::{Diffusion, Reverse};
 use crate::event::{Emit, Event};
@@ -141,6 +141,14 @@ pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         config.model.num_classes = CLASSES;
     }
     config.validate()?;
+    let (needed, steps) = (1 + job.repeats + PROFILED, config.diffusion.diffusion_steps);
+    if job.sample && needed > steps {
+        let message = format!(
+            "--repeats {} needs {needed} steps of a process that has {steps}: use more --diffusion-steps or fewer repeats",
+            job.repeats
+        );
+        return Err(ConfigError(message).into());
+    }
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
     let precision = config.model.precision;
     let mut report = Report {

@@ -232,8 +232,13 @@ fn nan_spreads_as_far_as_the_kernel_sees() {
 
 #[test]
 fn an_empty_batch_gives_an_empty_batch() {
-    let s = Conv { n: 0, h: 5, w: 4, c: 3, o: 2, k: 3, stride: 1 };
-    assert!(forward(s, &[], &[0.5; 54], &[0.0; 2]).is_empty());
+    for (k, stride) in [(3, 1), (3, 2), (1, 1)] {
+        let s = Conv { n: 0, h: 5, w: 4, c: 3, o: 2, k, stride };
+        let weight = vec![0.5; 6 * k * k];
+        assert!(forward(s, &[], &weight, &[0.0; 2]).is_empty());
+        let [dx, dweight, dbias] = gradients(s, &Inputs { x: vec![], weight, bias: vec![0.0; 2], w: vec![] });
+        assert!(dx.is_empty() && dweight == vec![0.0; 6 * k * k] && dbias == [0.0; 2]);
+    }
 }
 
 #[test]
