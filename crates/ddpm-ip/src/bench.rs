@@ -1,6 +1,6 @@
 //! How fast this machine trains and samples, as a whole and kernel by kernel.
 
-use crate::config::{Config, ConfigError, NetworkConfig, Precision};
+use crate::config::{Arch, Config, ConfigError, NetworkConfig, Precision};
 use crate::data::Batch;
 use crate::diffusion::{Diffusion, Reverse};
 use crate::event::{Emit, Event};
@@ -8,7 +8,7 @@ use crate::model::{Parameters, Unet};
 use crate::sample::{Chain, Seeded};
 use crate::train::Trainer;
 use crate::{Error, Outcome};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use ddpm_kernels::profile;
 use ddpm_math::{Domain, Respacing, Stream};
 use serde::{Deserialize, Serialize};
@@ -141,6 +141,11 @@ pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         config.model.num_classes = CLASSES;
     }
     config.validate()?;
+    if config.model.arch == Arch::Classifier {
+        return Err(
+            ConfigError("bench measures networks that predict noise: use --arch adm, superres or ddim".into()).into()
+        );
+    }
     let (needed, steps) = (1 + job.repeats + PROFILED, config.diffusion.diffusion_steps);
     if job.sample && needed > steps {
         let message = format!(
@@ -201,11 +206,14 @@ fn sampling(
     let settings = &config.sample;
     let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
     let image_size = config.model.image_size;
-    let chain = Chain { diffusion: &diffusion, network, parameters: &parameters, reverse, image_size, device };
+    let guide = None;
+    let chain = Chain { diffusion: &diffusion, network, parameters: &parameters, reverse, guide, image_size, device };
     let images: Vec<u64> = (0..config.train.batch_size as u64).collect();
     let labels = labels(config);
+    let shape = [images.len(), config.model.in_channels, image_size, image_size];
+    let low_res = network.config().low_res.then(|| Tensor::zeros(shape, device));
     let (mut secs, mut since) = (Vec::new(), Instant::now());
-    let done = chain.run(&images, labels.as_deref(), &Seeded(config.sample.seed), |step, _, _| {
+    let done = chain.run(&images, labels.as_deref(), low_res, &Seeded(config.sample.seed), |step, _, _| {
         secs.push(since.elapsed().as_secs_f64());
         emit(Event::Measured { what: "sampling", done: (step - 1).min(job.repeats), total: job.repeats });
         if step == 1 + job.repeats {

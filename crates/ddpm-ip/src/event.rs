@@ -59,6 +59,15 @@ pub enum Event {
         /// Its directory.
         path: PathBuf,
     },
+    /// The likelihood of some more images was bounded.
+    Bounded {
+        /// Images done.
+        done: usize,
+        /// Images in all.
+        total: usize,
+        /// Mean over those done, in bits per dimension; nothing to tell before the first.
+        bits_per_dim: Option<f64>,
+    },
     /// Sampling begins, or goes on from an earlier, interrupted call.
     Sampling {
         /// Images already there.

@@ -11,6 +11,7 @@
 //! | [`diffusion`] | noising, losses and reverse steps on tensors |
 //! | [`train`] | the training loop and its hooks |
 //! | [`sample`] | chains and files of samples |
+//! | [`nll`] | likelihoods in bits per dimension |
 //! | [`checkpoint`] | saved runs |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`] | how fast this machine trains and samples |
@@ -27,6 +28,7 @@ mod event;
 pub mod file;
 pub mod info;
 pub mod model;
+pub mod nll;
 pub mod npz;
 pub mod predict;
 pub mod sample;

@@ -1,15 +1,45 @@
 //! One network call on given input: the tool for anyone who ports or checks a model.
 
-use crate::config::{Config, ConfigError, NetworkConfig};
+use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig};
 use crate::file::write_atomic;
-use crate::model::{Unet, host_values};
-use crate::npz::{Npz, NpzWriter};
+use crate::model::{Classifier, Condition, Spec, Unet, host_values, low_res};
+use crate::npz::{Array, Npz, NpzWriter};
 use crate::{Error, checkpoint};
 use burn::tensor::{Device, Tensor, TensorData};
 use std::path::Path;
 
-/// Runs the network of `checkpoint` once on the arrays `x` `[N, C, H, W]`, `t` `[N]` (times as the network sees them)
-/// and, for a network with classes, `y` `[N]` of `input`, and writes the array `out`. Returns `out`'s shape.
+/// A network of either kind.
+enum Network {
+    Unet(Box<Unet>),
+    Classifier(Box<Classifier>),
+}
+
+impl Network {
+    fn new(config: &Config) -> Result<Self, ConfigError> {
+        Ok(match config.model.arch {
+            Arch::Classifier => Self::Classifier(Box::new(Classifier::new(ClassifierNetwork::new(config)?))),
+            _ => Self::Unet(Box::new(Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?))),
+        })
+    }
+
+    fn specs(&self) -> &[Spec] {
+        match self {
+            Self::Unet(network) => network.specs(),
+            Self::Classifier(network) => network.specs(),
+        }
+    }
+
+    fn config(&self) -> &NetworkConfig {
+        match self {
+            Self::Unet(network) => network.config(),
+            Self::Classifier(network) => &network.config().network,
+        }
+    }
+}
+
+/// Runs the network of `checkpoint` once on the arrays `x` `[N, C, H, W]`, `t` `[N]` (times as the network sees them),
+/// for a network with classes `y` `[N]`, and for one of super-resolution `low_res` `[N, C, h, w]`, of `input`, and writes
+/// the array `out`: `[N, C or 2C, H, W]`, or a classifier's logits `[N, classes]`. Returns `out`'s shape.
 ///
 /// # Errors
 /// Flags that describe no network or another one than the checkpoint's, arrays of the wrong shape, failing reads or
@@ -23,7 +53,7 @@ pub fn predict(
 ) -> Result<Vec<usize>, Error> {
     let file = checkpoint::resolve(checkpoint)?;
     let config = checkpoint::with_classes(config, &file)?;
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    let network = Network::new(&config)?;
     let parameters = checkpoint::load(&file, network.specs(), device)?;
     let mut npz = Npz::open(input)?;
     let x = npz.floats("x")?;
@@ -47,34 +77,65 @@ pub fn predict(
     if t.len() != n {
         return Err(wrong(format!("`t` has {} values for {n} images in `x`", t.len())));
     }
-    let labels = match network.config().num_classes {
-        Some(classes) => {
-            let y = npz.integers("y")?;
-            if y.values.len() != n {
-                return Err(wrong(format!("`y` has {} values for {n} images in `x`", y.values.len())));
-            }
-            let labels = y.values.iter().map(|&l| u32::try_from(l).ok().filter(|&l| (l as usize) < classes));
-            Some(
-                labels
-                    .collect::<Option<Vec<u32>>>()
-                    .ok_or_else(|| wrong(format!("`y` holds a label outside 0 … {}", classes.saturating_sub(1))))?,
-            )
-        }
-        None if npz.has("y") => {
-            return Err(
-                ConfigError("the input has labels `y`, but the network has no classes (--class-cond)".into()).into()
-            );
-        }
-        None => None,
+    let labels = labels(&mut npz, network.config().num_classes, n, input)?;
+    let low_res = if network.config().low_res {
+        let small = npz.floats("low_res")?;
+        Some(enlarged(&small, [n, c, h, w], device).ok_or_else(|| {
+            let expected = format!("expected [{n}, {c}, h, h] for the square images of `x` {:?}", x.shape);
+            wrong(format!("`low_res` has shape {:?}, {expected}", small.shape))
+        })?)
+    } else {
+        None
     };
     let x = Tensor::<4>::from_data(TensorData::new(x.values, [n, c, h, w]), device);
-    let out = network.forward(&parameters, x, &t, labels.as_deref(), None);
-    let shape = out.dims().to_vec();
-    let values = host_values(out);
+    let (shape, values) = match &network {
+        Network::Unet(network) => {
+            let condition = Condition { labels: labels.as_deref(), low_res };
+            let out = network.forward(&parameters, x, &t, condition, None);
+            (out.dims().to_vec(), host_values(out))
+        }
+        Network::Classifier(network) => {
+            let size = config.model.image_size;
+            if [h, w] != [size, size] {
+                return Err(wrong(format!("`x` has images of {w}x{h}; this classifier takes {size}x{size}")));
+            }
+            let out = network.forward(&parameters, x, &t, None);
+            (out.dims().to_vec(), host_values(out))
+        }
+    };
     write_atomic(output, |w| {
         let mut npz = NpzWriter::new(w);
         npz.array::<f32>("out", &shape, |push| push(&values))?;
         npz.finish()
     })?;
     Ok(shape)
+}
+
+/// The labels `y` of a network with classes.
+fn labels(npz: &mut Npz, classes: Option<usize>, count: usize, input: &Path) -> Result<Option<Vec<u32>>, Error> {
+    let wrong = |message: String| Error::file(input, message);
+    let Some(classes) = classes else {
+        if npz.has("y") {
+            let message = "the input has labels `y`, but the network has no classes (--class-cond)";
+            return Err(ConfigError(message.into()).into());
+        }
+        return Ok(None);
+    };
+    let y = npz.integers("y")?;
+    if y.values.len() != count {
+        return Err(wrong(format!("`y` has {} values for {count} images in `x`", y.values.len())));
+    }
+    let labels = y.values.iter().map(|&l| u32::try_from(l).ok().filter(|&l| (l as usize) < classes));
+    let labels = labels.collect::<Option<Vec<u32>>>();
+    labels.map(Some).ok_or_else(|| wrong(format!("`y` holds a label outside 0 … {}", classes.saturating_sub(1))))
+}
+
+/// Small images as the network sees them, if they fit.
+fn enlarged(small: &Array<f32>, [n, c, h, w]: [usize; 4], device: &Device) -> Option<Tensor<4>> {
+    let side = small.shape.last().copied().filter(|&side| side > 0 && h == w)?;
+    if small.shape != [n, c, side, side] {
+        return None;
+    }
+    let values = low_res::enlarge(&small.values, side, h);
+    Some(Tensor::from_data(TensorData::new(values, [n, c, h, w]), device))
 }

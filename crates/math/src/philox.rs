@@ -87,6 +87,10 @@ pub enum Domain {
     SampleStep = 9,
     /// Class labels of samples.
     Label = 10,
+    /// Timestep (step 0) and noise (step 1) of an image on which a classifier is tried out.
+    Validation = 11,
+    /// The noise of an image whose likelihood is bounded (index: the image, step: the timestep).
+    Likelihood = 12,
 }
 
 /// A sequence of random numbers with an address: seed, domain, index and step.

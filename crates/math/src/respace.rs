@@ -1,7 +1,8 @@
 //! Respacing: which T' of the T training timesteps a sampler visits.
 //!
 //! Even sections are those of Nichol & Dhariwal 2021 (section 4), the integer stride is that of DDIM (Song et al. 2020).
-//! Both reproduce the reference index for index, down to the accumulated f64 stride and rounding of halves to even.
+//! Both reproduce the reference index for index, down to the accumulated f64 stride and rounding of halves to even. The
+//! uniform and quadratic spacings are those of ermongroup/ddim.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// The most timesteps a process may have: up to here f32, in which the network receives t, holds every integer.
 pub const MAX_STEPS: usize = 1 << 24;
 
-/// A choice of timesteps, written as text: `""`, `"250"`, `"10,15,20"` or `"ddim50"`.
+/// A choice of timesteps, written as text: `""`, `"250"`, `"10,15,20"`, `"ddim50"`, `"uniform50"` or `"quad50"`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Respacing {
@@ -23,6 +24,11 @@ pub enum Respacing {
     Sections(Vec<usize>),
     /// Exactly this many timesteps, from 0 on with one integer stride.
     Ddim(usize),
+    /// From 0 on with the stride ⌊T / n⌋: n timesteps, or a few more where n does not divide T.
+    Uniform(usize),
+    /// The integer parts of n squares, evenly spaced roots from 0 to √(0.8 T), each once: more steps where there is less
+    /// noise (Song et al. 2020, appendix D.2).
+    Quadratic(usize),
 }
 
 /// Why a respacing cannot be read or carried out.
@@ -108,8 +114,24 @@ impl Respacing {
             Self::Full => Ok((0..steps).collect()),
             Self::Sections(counts) => select_sections(steps, counts),
             Self::Ddim(count) => select_stride(steps, *count),
+            Self::Uniform(0) | Self::Quadratic(0) => Err(RespacingError::NothingKept),
+            Self::Uniform(count) if *count > steps => {
+                Err(RespacingError::SectionTooSmall { wanted: *count, section: 1, sections: 1, size: steps, steps })
+            }
+            Self::Uniform(count) => Ok((0..steps).step_by(steps / count).collect()),
+            Self::Quadratic(count) => Ok(select_squares(steps, *count)),
         }
     }
+}
+
+fn select_squares(steps: usize, wanted: usize) -> Vec<usize> {
+    let last = (steps as f64 * 0.8).sqrt();
+    let between = last / wanted.saturating_sub(1).max(1) as f64;
+    // As numpy's linspace: multiples of the distance, and the end itself.
+    let root = |i: usize| if i > 0 && i + 1 == wanted { last } else { i as f64 * between };
+    let mut selected: Vec<usize> = (0..wanted).map(|i| (root(i) * root(i)) as usize).collect();
+    selected.dedup();
+    selected
 }
 
 fn select_sections(steps: usize, counts: &[usize]) -> Result<Vec<usize>, RespacingError> {
@@ -167,10 +189,14 @@ impl FromStr for Respacing {
             return Ok(Self::Full);
         }
         let count = |number: &str| read_count(number.trim(), text);
-        match trimmed.strip_prefix("ddim") {
-            Some(number) => Ok(Self::Ddim(count(number)?)),
-            None => Ok(Self::Sections(trimmed.split(',').map(count).collect::<Result<_, _>>()?)),
+        for (name, make) in
+            [("ddim", Self::Ddim as fn(usize) -> Self), ("uniform", Self::Uniform), ("quad", Self::Quadratic)]
+        {
+            if let Some(number) = trimmed.strip_prefix(name) {
+                return Ok(make(count(number)?));
+            }
         }
+        Ok(Self::Sections(trimmed.split(',').map(count).collect::<Result<_, _>>()?))
     }
 }
 
@@ -203,6 +229,8 @@ impl fmt::Display for Respacing {
         match self {
             Self::Full => Ok(()),
             Self::Ddim(count) => write!(f, "ddim{count}"),
+            Self::Uniform(count) => write!(f, "uniform{count}"),
+            Self::Quadratic(count) => write!(f, "quad{count}"),
             // "0" keeps a list without sections from reading back as "keep everything".
             Self::Sections(counts) if counts.is_empty() => f.write_str("0"),
             Self::Sections(counts) => {
@@ -244,6 +272,20 @@ mod tests {
         assert_eq!(select("ddim10", 10), select("", 10));
         assert_eq!(select("ddim2", 10), [0, 5]);
         assert_eq!(select(" 2, 1 ,3 ", 10), select("2,1,3", 10));
+    }
+
+    #[test]
+    fn spacings_of_ddim_equal_that_codes() {
+        assert_eq!(select("uniform10", 1000), (0..1000).step_by(100).collect::<Vec<_>>());
+        // 1000 // 15 = 66 takes 16 steps.
+        assert_eq!(select("uniform15", 1000).len(), 16);
+        assert_eq!(select("uniform1", 4), [0]);
+        // [int(s) for s in numpy.linspace(0, numpy.sqrt(800), 10) ** 2]
+        assert_eq!(select("quad10", 1000), [0, 9, 39, 88, 158, 246, 355, 483, 632, 800]);
+        // Small squares fall together: numpy gives 0 twice here.
+        assert_eq!(select("quad6", 10), [0, 1, 2, 5, 8]);
+        assert_eq!(select("quad1", 10), [0]);
+        assert!(complaint("uniform11", 10).contains("at most 10"));
     }
 
     #[test]

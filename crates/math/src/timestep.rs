@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::name::named_enum;
-use crate::philox::Stream;
+use crate::philox::{Domain, Stream};
 
 /// How many losses are remembered per timestep.
 const HISTORY_PER_STEP: usize = 10;
@@ -22,6 +22,8 @@ named_enum! {
         Uniform = "uniform",
         /// p_t ∝ √(mean of the last ten squared losses at t), once all timesteps have that many.
         LossSecondMoment = "loss-second-moment",
+        /// All alike, in pairs of t and T − 1 − t, as ermongroup/ddim draws them.
+        Antithetic = "antithetic",
     }
 }
 
@@ -29,7 +31,9 @@ named_enum! {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimeSampler {
     steps: usize,
-    /// Absent for the uniform sampler.
+    /// Whether every second image of a run mirrors the timestep of the one before.
+    paired: bool,
+    /// Absent where losses do not matter.
     memory: Option<Memory>,
 }
 
@@ -80,13 +84,22 @@ impl TimeSampler {
     pub fn new(kind: TimeSamplerKind, steps: usize) -> Self {
         debug_assert!(steps > 0, "there must be a timestep to draw");
         let memory = match kind {
-            TimeSamplerKind::Uniform => None,
+            TimeSamplerKind::Uniform | TimeSamplerKind::Antithetic => None,
             TimeSamplerKind::LossSecondMoment => Some(Memory {
                 state: TimeSamplerState { history: vec![0.0; steps * HISTORY_PER_STEP], counts: vec![0; steps] },
                 weights: vec![1.0; steps],
             }),
         };
-        Self { steps, memory }
+        Self { steps, paired: kind == TimeSamplerKind::Antithetic, memory }
+    }
+
+    /// The timestep, and its importance weight, of the image at a position of a run: from the seed and the position alone.
+    pub fn draw(&self, seed: u64, position: u64) -> (usize, f64) {
+        if !self.paired {
+            return self.sample(&mut Stream::new(seed, Domain::Time, position, 0));
+        }
+        let (t, weight) = self.sample(&mut Stream::new(seed, Domain::Time, position / 2, 0));
+        (if position.is_multiple_of(2) { t } else { self.steps - 1 - t }, weight)
     }
 
     /// Positive weights in proportion to p_t, one per timestep: all 1 until the sampler has learned something, and of
@@ -215,6 +228,15 @@ mod tests {
             sampler.update(&[0, 1, 2, 3, 4], &[1.0, 2.0, 3.0, 4.0, 5.0]);
         }
         sampler
+    }
+
+    #[test]
+    fn antithetic_pairs_mirror_each_other() {
+        let sampler = TimeSampler::new(TimeSamplerKind::Antithetic, 10);
+        let drawn: Vec<usize> = (0..200).map(|position| sampler.draw(3, position).0).collect();
+        assert!(drawn.chunks_exact(2).all(|pair| pair[0] + pair[1] == 9));
+        assert!((0..10).all(|t| drawn.contains(&t)));
+        assert!((0..200).all(|position| sampler.draw(3, position).1 == 1.0));
     }
 
     #[test]

@@ -65,6 +65,8 @@ named_enum! {
         /// Mean squared error, plus VB · T/1000 where the variance is learned: the hybrid loss of
         /// Nichol & Dhariwal 2021, eq. 16.
         RescaledMse = "rescaled-mse",
+        /// `Mse` times the number of values in an image: a sum of squares, as Ho et al. 2020 and ermongroup/ddim have it.
+        SumMse = "sum-mse",
         /// The VB term alone.
         Kl = "kl",
         /// VB · T: its mean over uniform t estimates the whole bound.
@@ -87,10 +89,15 @@ impl LossKind {
         }
     }
 
+    /// What the whole loss is multiplied by, for images of `values` numbers.
+    pub const fn scale(self, values: usize) -> f64 {
+        if matches!(self, Self::SumMse) { values as f64 } else { 1.0 }
+    }
+
     /// What the VB term is multiplied by in this loss, for a schedule of `steps` timesteps.
     pub const fn vb_factor(self, steps: usize) -> f64 {
         match self {
-            Self::Mse | Self::Kl => 1.0,
+            Self::Mse | Self::SumMse | Self::Kl => 1.0,
             Self::RescaledMse => steps as f64 / 1000.0,
             Self::RescaledKl => steps as f64,
         }

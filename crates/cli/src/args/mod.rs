@@ -3,13 +3,14 @@
 mod reference;
 mod settings;
 
-pub(crate) use settings::Settings;
+pub(crate) use settings::{Settings, given};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
-    Environment: RAYON_NUM_THREADS sets the number of threads; DDPM_IP_ISA forces an instruction set (portable, avx2, \
+    Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; RAYON_NUM_THREADS sets the number of threads; DDPM_IP_ISA forces an instruction set (portable, avx2, \
     avx512, avx512-bf16).";
 
 /// The whole command line.
@@ -46,7 +47,12 @@ pub(crate) fn switch(name: &'static str, help: &'static str) -> Arg {
 
 /// A flag with a path.
 pub(crate) fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).value_name(value).value_parser(clap::value_parser!(std::path::PathBuf)).help(help)
+    Arg::new(name).long(name).value_name(value).value_parser(clap::value_parser!(PathBuf)).help(help)
+}
+
+/// The folder that the reference's scripts write to, `OPENAI_LOGDIR`.
+pub(crate) fn log_dir() -> Option<PathBuf> {
+    std::env::var_os("OPENAI_LOGDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
 /// `--device`.

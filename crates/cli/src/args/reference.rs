@@ -13,6 +13,8 @@ const SWITCHES: &[(&str, &str, &str)] = &[
     ("rescale-learned-sigmas", "diffusion", "as --loss rescaled-mse"),
     ("use-ddim", "sample", "as --sampler ddim"),
     ("use-fp16", "model", "as --precision bf16"),
+    ("classifier-use-fp16", "classifier", "as --classifier-precision bf16"),
+    ("anneal-lr", "train", "as --lr-anneal-steps with the number of --steps"),
 ];
 
 const VALUES: &[(&str, &str, &str)] = &[
@@ -73,6 +75,16 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
     if switch("use-fp16")? == Some(true) && config.model.precision != Precision::Bf16 {
         config.model.precision = Precision::Bf16;
         notices.push("--use-fp16: on CPUs this is --precision bf16, which needs no loss scale".to_string());
+    }
+    if switch("classifier-use-fp16")? == Some(true) && config.classifier.precision != Precision::Bf16 {
+        config.classifier.precision = Precision::Bf16;
+        notices.push("--classifier-use-fp16: on CPUs this is --classifier-precision bf16".to_string());
+    }
+    if switch("anneal-lr")? == Some(true) {
+        if config.train.steps == 0 {
+            return Err(ConfigError("--anneal-lr needs an end to anneal to: give --steps".into()));
+        }
+        config.train.lr_anneal_steps = config.train.steps;
     }
     if value("fp16-scale-growth").is_some() {
         notices.push("--fp16-scale-growth is not used: f32 and bf16 need no loss scale".to_string());

@@ -6,13 +6,14 @@ use ddpm_ip::config::{Config, ConfigError, KEYS, Key, Layers};
 use std::path::PathBuf;
 use toml::Value;
 
-/// The sections a command has flags for. Where two sections have a flag of the same name, the later one's is meant.
+/// The sections, or single keys of them, that a command has flags for. Where two have a flag of the same name, the later
+/// one's is meant.
 #[derive(Clone, Copy)]
 pub(crate) struct Settings(pub(crate) &'static [&'static str]);
 
 impl Settings {
     fn keys(self) -> Vec<&'static Key> {
-        let rank = |k: &Key| self.0.iter().position(|s| *s == k.section);
+        let rank = |k: &Key| self.0.iter().position(|s| *s == k.section || *s == k.path());
         let shadowed = |k: &Key| KEYS.iter().any(|other| other.flag() == k.flag() && rank(other) > rank(k));
         KEYS.iter().filter(|k| rank(k).is_some() && !shadowed(k)).collect()
     }
@@ -59,7 +60,7 @@ impl Settings {
 }
 
 /// The value of a flag that was written, not defaulted.
-pub(super) fn given<'a>(matches: &'a ArgMatches, id: &str) -> Option<&'a str> {
+pub(crate) fn given<'a>(matches: &'a ArgMatches, id: &str) -> Option<&'a str> {
     let written = matches.value_source(id) == Some(ValueSource::CommandLine);
     written.then(|| matches.get_one::<String>(id).map(String::as_str)).flatten()
 }
@@ -82,6 +83,8 @@ fn arg(key: &Key, default: &Value) -> Arg {
     };
     let aliases: &[&str] = match key.name {
         "gamma" => &["input-perturbation", "input-pertub", "input-perturb"],
+        "image_size" => &["large-size"],
+        "steps" => &["iterations"],
         _ => &[],
     };
     arg.help_heading(heading(key.section)).visible_aliases(aliases.iter().copied())
@@ -90,6 +93,7 @@ fn arg(key: &Key, default: &Value) -> Arg {
 fn heading(section: &str) -> &'static str {
     match section {
         "model" => "Network",
+        "classifier" => "Classifier",
         "diffusion" => "Diffusion",
         "perturbation" => "Input perturbation",
         "data" => "Data",

@@ -3,6 +3,7 @@
 mod bench;
 mod completions;
 mod info;
+mod nll;
 mod predict;
 mod sample;
 mod train;
@@ -11,19 +12,28 @@ use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
 
 /// All commands.
-pub(crate) fn all() -> [Command; 6] {
-    [train::command(), sample::command(), predict::command(), info::command(), bench::command(), completions::command()]
+pub(crate) fn all() -> Vec<Command> {
+    let train = train::KINDS.iter().map(train::command);
+    let sample = sample::KINDS.iter().map(sample::command);
+    let others = [nll::command(), predict::command(), info::command(), bench::command(), completions::command()];
+    train.chain(sample).chain(others).collect()
 }
 
 /// Runs the one that was asked for.
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
-    match matches.subcommand() {
-        Some(("train", m)) => train::run(m),
-        Some(("sample", m)) => sample::run(m),
-        Some(("predict", m)) => predict::run(m),
-        Some(("info", m)) => info::run(m),
-        Some(("bench", m)) => bench::run(m),
-        Some(("completions", m)) => completions::run(m),
+    let Some((name, m)) = matches.subcommand() else { unreachable!("clap asks for a command") };
+    if let Some(kind) = train::KINDS.iter().find(|kind| kind.name == name) {
+        return train::run(kind, m);
+    }
+    if let Some(kind) = sample::KINDS.iter().find(|kind| kind.name == name) {
+        return sample::run(kind, m);
+    }
+    match name {
+        "nll" => nll::run(m),
+        "predict" => predict::run(m),
+        "info" => info::run(m),
+        "bench" => bench::run(m),
+        "completions" => completions::run(m),
         _ => unreachable!("clap asks for a known command"),
     }
 }

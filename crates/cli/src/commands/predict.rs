@@ -1,13 +1,14 @@
 //! `ddpm-ip predict`: one network call on given input.
 
-use super::sample::base;
+use super::sample::own_settings;
 use crate::args::{self, Settings};
 use crate::output::{complain_all, print};
 use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
+use ddpm_ip::config::Layers;
 use std::path::PathBuf;
 
-const SETTINGS: Settings = Settings(&["model", "diffusion"]);
+const SETTINGS: Settings = Settings(&["model", "diffusion", "classifier"]);
 
 pub(crate) fn command() -> Command {
     Command::new("predict")
@@ -28,7 +29,9 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().unwrap_or_default();
     let (checkpoint, input, output) = (path("checkpoint"), path("input"), path("output"));
-    let (config, notices) = SETTINGS.resolve(base(&checkpoint)?, matches)?;
+    let mut layers = Layers::default();
+    layers.add(own_settings(&checkpoint)?)?;
+    let (config, notices) = SETTINGS.resolve(layers, matches)?;
     complain_all(&notices);
     let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, &args::device(matches)?)?;
     print(&if matches.get_flag("json") {

@@ -5,20 +5,48 @@ use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use ddpm_ip::config::Layers;
+use ddpm_ip::config::{Config, Layers};
+use ddpm_ip::sample::GuideJob;
 use ddpm_ip::{Error, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
 
-const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample"]);
+const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample", "classifier"]);
 
-pub(crate) fn command() -> Command {
-    Command::new("sample")
-        .about("Draw images from a checkpoint")
-        .long_about(
-            "Draw images from a checkpoint into samples_NxHxWxC.npz (`arr_0` uint8 NHWC, `arr_1` labels).\n\n\
+/// `sample`, and the names of the reference's other sampling scripts: the same command, with the defaults of each where
+/// the checkpoint carries no settings.
+pub(super) struct Kind {
+    pub(super) name: &'static str,
+    alias: &'static str,
+    about: &'static str,
+    defaults: &'static str,
+}
+
+pub(super) const KINDS: [Kind; 3] = [
+    Kind { name: "sample", alias: "image_sample", about: "Draw images from a checkpoint", defaults: "" },
+    Kind {
+        name: "classifier-sample",
+        alias: "classifier_sample",
+        about: "Draw images led by a classifier",
+        defaults: "",
+    },
+    Kind {
+        name: "super-res-sample",
+        alias: "super_res_sample",
+        about: "Enlarge images with a super-resolution model",
+        defaults: "[model]\narch = 'superres'\nimage_size = 256\nsmall_size = 64",
+    },
+];
+
+pub(super) fn command(kind: &Kind) -> Command {
+    Command::new(kind.name)
+        .alias(kind.alias)
+        .about(kind.about)
+        .long_about(format!(
+            "{} into samples_NxHxWxC.npz (`arr_0` uint8 NHWC, `arr_1` labels).\n\n\
              Settings come from the checkpoint's own configuration, then --config, --set and flags. Image i depends on \
              --seed and i alone. An interrupted call goes on when it is repeated.",
-        )
+            kind.about
+        ))
         .arg(
             args::path(
                 "checkpoint",
@@ -38,6 +66,12 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u32))
                 .help("classes to draw, in turn, as in 0,1,2; at random if not given"),
         )
+        .arg(args::path("classifier-path", "PATH", "classifier that leads the images to their classes"))
+        .arg(args::path(
+            "base-samples",
+            "PATH",
+            "images to enlarge: an npz of samples, a folder, anything --data-dir takes",
+        ))
         .arg(args::path(
             "initial-noise",
             "NPZ",
@@ -51,32 +85,47 @@ pub(crate) fn command() -> Command {
 }
 
 /// The settings that a checkpoint carries.
-pub(super) fn base(path: &Path) -> anyhow::Result<Layers> {
-    let mut layers = Layers::default();
+pub(super) fn own_settings(path: &Path) -> anyhow::Result<toml::Table> {
     let file = checkpoint::resolve(path)?;
-    if let Some(config) = checkpoint::config_of(&file)? {
-        let table = config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?;
-        layers.add(table)?;
-    }
-    Ok(layers)
+    Ok(match checkpoint::config_of(&file)? {
+        Some(config) => config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?,
+        None => toml::Table::new(),
+    })
 }
 
-pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+/// The classifier asked for, with its own settings and the flags.
+fn guide(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJob>> {
+    let Some(checkpoint) = matches.get_one::<PathBuf>("classifier-path").cloned() else { return Ok(None) };
+    let mut layers = Layers::default();
+    // The network's, where the classifier does not say otherwise.
+    let (size, channels) = (config.model.image_size.to_string(), config.model.in_channels.to_string());
+    layers.set([("image_size", size.as_str()), ("in_channels", channels.as_str())])?;
+    layers.add(own_settings(&checkpoint)?)?;
+    let (config, _) = Settings(&["classifier"]).resolve(layers, matches)?;
+    Ok(Some(GuideJob { checkpoint, config }))
+}
+
+pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned();
     let checkpoint = path("checkpoint").context("--checkpoint is missing")?;
     let device = args::device(matches)?;
-    let (config, notices) = SETTINGS.resolve(base(&checkpoint)?, matches)?;
+    let mut layers = Layers::default();
+    layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
+    layers.add(own_settings(&checkpoint)?)?;
+    let (config, notices) = SETTINGS.resolve(layers, matches)?;
     let quiet = matches.get_flag("quiet");
     if !quiet {
         complain_all(&notices);
     }
     let job = sample::Job {
         checkpoint,
+        classifier: guide(matches, &config)?,
         config,
-        out: path("out"),
+        out: path("out").or_else(args::log_dir),
         grid: path("grid"),
         classes: matches.get_many::<u32>("classes").map(|c| c.copied().collect()),
         initial_noise: path("initial-noise"),
+        base_samples: path("base-samples"),
     };
     let mut sinks = Sinks::new(quiet, None);
     let outcome = sample::run(&job, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));

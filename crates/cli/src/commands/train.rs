@@ -7,53 +7,108 @@ use crate::sink::{RunFiles, Seen, Sinks};
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
 use ddpm_ip::checkpoint::{self, Progress, Store};
-use ddpm_ip::config::{Config, Layers, NetworkConfig, PRESETS, Preset};
-use ddpm_ip::model::Unet;
+use ddpm_ip::config::{Arch, Config, Layers, PRESETS, Preset};
+use ddpm_ip::data::Fit;
 use ddpm_ip::{Event, Outcome};
 use std::path::{Path, PathBuf};
 
-const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "data", "train"]);
+/// What is trained by one of the commands.
+pub(super) struct Kind {
+    pub(super) name: &'static str,
+    alias: &'static str,
+    about: &'static str,
+    settings: Settings,
+    /// What the reference's script of this kind has for defaults where they are not those of all.
+    defaults: &'static str,
+}
 
-pub(crate) fn command() -> Command {
+/// `train`, and the commands that train other networks.
+pub(super) const KINDS: [Kind; 3] = [
+    Kind {
+        name: "train",
+        alias: "image_train",
+        about: "Train a diffusion model with input perturbation",
+        settings: Settings(&["model", "diffusion", "perturbation", "data", "train"]),
+        defaults: "",
+    },
+    Kind {
+        name: "classifier-train",
+        alias: "classifier_train",
+        about: "Train a classifier of noised images, for guidance",
+        settings: Settings(&["model.image_size", "model.in_channels", "classifier", "diffusion", "data", "train"]),
+        defaults: "[model]\narch = 'classifier'\n[perturbation]\ngamma = 0\n\
+                   [data]\nrandom_crop = true\n\
+                   [train]\nsteps = 150000\nlr = 3e-4\nbatch_size = 4\nlog_interval = 10\nema_rate = []\ngrid_images = 0",
+    },
+    Kind {
+        name: "super-res-train",
+        alias: "super_res_train",
+        about: "Train a super-resolution model",
+        settings: Settings(&["model", "diffusion", "perturbation", "data", "train"]),
+        defaults: "[model]\narch = 'superres'\nimage_size = 256\nsmall_size = 64\n[train]\nlog_interval = 10",
+    },
+];
+
+pub(super) fn command(kind: &Kind) -> Command {
     let presets: Vec<String> = PRESETS.iter().map(|p| format!("  {:14} {}", p.name, p.about)).collect();
-    Command::new("train")
-        .about("Train a diffusion model with input perturbation")
+    let (default, presets) = match kind.defaults {
+        "" => ("Without --data-dir and --config the preset is digits; with them settings begin", presets.join("\n")),
+        _ => ("Without --preset settings begin", presets.join("\n")),
+    };
+    let command = Command::new(kind.name)
+        .alias(kind.alias)
+        .about(kind.about)
         .long_about(format!(
-            "Train a diffusion model with input perturbation. The same command again resumes a run that was stopped.\n\n\
-             Settings: preset < --config < --set < flag. Without --data-dir and --config the preset is digits; with them \
-             settings begin at the reference's defaults. Sampling settings of the grids: --set sample.KEY=VALUE.\n\n\
-             Presets:\n{}",
-            presets.join("\n")
-        ))
+            "{}. The same command again resumes a run that was stopped.\n\n\
+             Settings: preset < --config < --set < flag. {default} at the reference's defaults. Sampling settings of the \
+             grids: --set sample.KEY=VALUE.\n\nPresets:\n{presets}",
+            kind.about
+        ));
+    command
         .arg(Arg::new("preset").long("preset").value_name("NAME").help("recipe to begin from (see --help)"))
-        .arg(args::path("out", "DIR", "run directory [default: runs/ and the name of the preset, --config file or data]"))
+        .arg(args::path(
+            "out",
+            "DIR",
+            "run directory [default: runs/ and the name of the preset, --config file or data]",
+        ))
         .arg(args::switch("dry-run", "check settings and data, show them and stop"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
         .arg(args::device_arg())
-        .args(SETTINGS.args())
+        .args(kind.settings.args())
         .args_override_self(true)
 }
 
-pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
-    let preset = match matches.get_one::<String>("preset") {
-        Some(name) => Some(Preset::find(name)?),
-        None if matches.contains_id("config") || matches.contains_id("data.data_dir") => None,
-        None => PRESETS.first(),
-    };
+/// Settings of a call, and remarks on them.
+fn resolve(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches) -> anyhow::Result<(Config, Vec<String>)> {
     let mut layers = Layers::default();
     if let Some(preset) = preset {
         layers.add(preset.table())?;
     }
-    let (config, notices) = SETTINGS.resolve(layers, matches)?;
+    layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
+    let (mut config, notices) = kind.settings.resolve(layers, matches)?;
+    if config.data.fit == Fit::Pad && args::given(matches, "data.random_crop").is_none() {
+        config.data.random_crop = false;
+    }
+    Ok((config, notices))
+}
+
+pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let preset = match matches.get_one::<String>("preset") {
+        Some(name) => Some(Preset::find(name)?),
+        None if !kind.defaults.is_empty() => None,
+        None if matches.contains_id("config") || matches.contains_id("data.data_dir") => None,
+        None => PRESETS.first(),
+    };
+    let (config, notices) = resolve(kind, preset, matches)?;
     let device = args::device(matches)?;
-    let out = match matches.get_one::<PathBuf>("out") {
-        Some(out) => out.clone(),
-        None => Path::new("runs").join(run_name(preset, matches, &config)),
+    let out = match matches.get_one::<PathBuf>("out").cloned().or_else(args::log_dir) {
+        Some(out) => out,
+        None => Path::new("runs").join(run_name(kind, preset, matches, &config)),
     };
     if matches.get_flag("dry-run") {
         let config = ddpm_ip::train::resolve(&config)?;
-        let parameters = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?).parameter_count();
+        let parameters = ddpm_ip::train::parameter_count(&config)?;
         if matches.get_flag("json") {
             print(&serde_json::json!({ "run": out, "parameters": parameters, "config": config }).to_string())?;
             return Ok(Outcome::Finished);
@@ -77,7 +132,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     print(&if matches.get_flag("json") {
         report(outcome, &out, &seen)?.to_string()
     } else {
-        summary(outcome, &out, &seen, config.train.lr_anneal_steps == 0 && config.train.steps > 0)?
+        summary(outcome, &out, &seen, &config)?
     })?;
     if let (Outcome::Interrupted, false) = (outcome, matches.get_flag("quiet")) {
         complain("interrupted: the same command goes on from there");
@@ -86,13 +141,18 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
 }
 
 /// What the run directory is called if nobody says.
-fn run_name(preset: Option<&Preset>, matches: &ArgMatches, config: &Config) -> String {
+fn run_name(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches, config: &Config) -> String {
     let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
     let file = matches.get_many::<PathBuf>("config").and_then(Iterator::last);
     let name = preset.map(|p| p.name.to_string());
-    name.or_else(|| file.and_then(|f| stem(f)))
+    let name = name
+        .or_else(|| file.and_then(|f| stem(f)))
         .or_else(|| stem(Path::new(&config.data.data_dir)))
-        .unwrap_or_else(|| "run".into())
+        .unwrap_or_else(|| "run".into());
+    match kind.name.strip_suffix("-train") {
+        Some(what) => format!("{name}-{what}"),
+        None => name,
+    }
 }
 
 /// The run's newest checkpoint and how far it had come.
@@ -118,7 +178,8 @@ fn report(outcome: Outcome, out: &Path, seen: &Seen) -> anyhow::Result<serde_jso
 }
 
 /// What was done, where it lies, and what to type next.
-fn summary(outcome: Outcome, out: &Path, seen: &Seen, by_steps: bool) -> anyhow::Result<String> {
+fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow::Result<String> {
+    let by_steps = config.train.lr_anneal_steps == 0 && config.train.steps > 0;
     let (checkpoint, progress) = newest(out)?;
     let Progress { step, images, elapsed_secs, .. } = progress;
     let mut lines = vec![format!("{step} steps, {images} images in {elapsed_secs:.0} s of training\n")];
@@ -131,7 +192,17 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, by_steps: bool) -> anyhow:
     place("settings", &out.join("config.toml"));
     let (program, run) = (program(), quoted(&out.display().to_string()));
     lines.push("\nnext:".into());
-    lines.push(format!("  {program} sample --checkpoint {run} --num-samples 100 --grid grid.png"));
+    match config.model.arch {
+        Arch::Adm | Arch::Ddim => {
+            lines.push(format!("  {program} sample --checkpoint {run} --num-samples 100 --grid grid.png"));
+        }
+        Arch::Superres => lines.push(format!(
+            "  {program} super-res-sample --checkpoint {run} --base-samples SAMPLES.npz --num-samples 100 --grid grid.png"
+        )),
+        Arch::Classifier => {
+            lines.push(format!("  {program} classifier-sample --checkpoint RUN --classifier-path {run} --grid grid.png"));
+        }
+    }
     if outcome == Outcome::Finished && by_steps {
         lines.push(format!("  {program} {} --steps {}", without_steps(std::env::args().skip(1)).join(" "), 2 * step));
     }

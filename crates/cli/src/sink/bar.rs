@@ -81,6 +81,13 @@ impl Bar {
                 self.drawn.set_message(text);
                 self.drawn.tick();
             }
+            Event::Bounded { done, total, bits_per_dim: None } => {
+                self.total = *total;
+                self.begin(*done as f64);
+            }
+            Event::Bounded { done, total, bits_per_dim: Some(bits) } => {
+                self.sampled(*done as f64, &format!("{done}/{total} images, {bits:.4} bits/dim"));
+            }
             Event::Sampled { done } => self.sampled(*done as f64, &format!("{done}/{} images", self.total)),
             _ => {}
         }

@@ -44,7 +44,7 @@ impl Sinks {
         match event {
             Event::Notice(text) if !self.quiet => self.bar.above(text),
             Event::Warning(text) => self.bar.above(text),
-            Event::Step { .. } | Event::Sampling { .. } => crate::interrupt::work_begins(),
+            Event::Step { .. } | Event::Sampling { .. } | Event::Bounded { .. } => crate::interrupt::work_begins(),
             _ => {}
         }
         self.bar.receive(event);
@@ -64,7 +64,8 @@ impl Sinks {
         match event {
             Event::Log(line) => {
                 let value = |key: &str| line.iter().find(|(k, _)| k == key).map(|(_, v)| *v);
-                (seen.loss, seen.images_per_sec) = (value("loss"), value("images_per_sec"));
+                (seen.loss, seen.images_per_sec) =
+                    (value("loss").or_else(|| value("train_loss")), value("images_per_sec"));
             }
             Event::Grid { path, .. } => seen.grid = Some(path.clone()),
             _ => {}

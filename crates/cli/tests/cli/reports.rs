@@ -7,13 +7,21 @@ use serde_json::Value;
 fn help_names_the_commands_and_every_setting() {
     let place = Place::new();
     let help = place.run(&["--help"]).exits(0).out();
-    for command in ["train", "sample", "predict", "info", "bench", "completions", "130 interrupted"] {
+    let commands = ["train", "classifier-train", "super-res-train", "sample", "classifier-sample", "super-res-sample"];
+    for command in commands.iter().chain(&["nll", "predict", "info", "bench", "completions", "130 interrupted"]) {
         assert!(help.contains(command), "{help}");
     }
-    let help = place.run(&["train", "--help"]).exits(0).out();
-    for key in ddpm_ip::config::KEYS.iter().filter(|k| k.section != "sample") {
-        assert!(help.contains(&format!("--{} ", key.flag())) && help.contains(key.help), "{}", key.path());
-    }
+    let explained = |command: &str, sections: &[&str]| {
+        let help = place.run(&[command, "--help"]).exits(0).out();
+        for key in ddpm_ip::config::KEYS.iter().filter(|k| sections.contains(&k.section)) {
+            let named = help.contains(&format!("--{} ", key.flag())) && help.contains(key.help);
+            assert!(named, "{command}: {}", key.path());
+        }
+        help
+    };
+    let help = explained("train", &["model", "diffusion", "perturbation", "data", "train"]);
+    explained("classifier-train", &["classifier", "diffusion", "data", "train"]);
+    explained("sample", &["model", "diffusion", "sample", "classifier"]);
     assert!(help.contains("fashion-mnist") && help.contains("input-pertub"));
     assert_eq!(place.run(&["--version"]).exits(0).out(), format!("ddpm-ip {}\n", env!("CARGO_PKG_VERSION")));
     place.run(&[]).exits(2);

@@ -14,7 +14,7 @@ mod tensors;
 pub use tensors::{TensorInfo, config_of, list, load, load_for};
 
 use crate::Error;
-use crate::config::Config;
+use crate::config::{Arch, Config, Pool};
 use crate::file::sync_folder;
 use crate::model::{Parameters, Spec};
 use ddpm_math::TimeSamplerState;
@@ -217,9 +217,27 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
 /// A damaged file.
 pub fn with_classes(config: &Config, file: &Path) -> Result<Config, Error> {
     let mut config = config.clone();
+    let dim = |wanted: &dyn Fn(&str) -> bool| -> Result<usize, Error> {
+        let found = list(file)?.into_iter().find(|t| wanted(&t.name));
+        Ok(found.and_then(|t| t.shape.first().copied()).unwrap_or(0))
+    };
     if config.model.class_cond && config.model.num_classes == 0 {
-        let embedding = list(file)?.into_iter().find(|t| t.name == "label_emb.weight");
-        config.model.num_classes = embedding.and_then(|t| t.shape.first().copied()).unwrap_or(0);
+        config.model.num_classes = dim(&|name| name == "label_emb.weight")?;
+    }
+    if config.model.arch == Arch::Classifier && config.classifier.num_classes == 0 {
+        let last = match config.classifier.pool {
+            Pool::Attention => "out.2.c_proj.bias",
+            Pool::Adaptive | Pool::SpatialV2 => "out.3.bias",
+            Pool::Spatial => "out.2.bias",
+        };
+        config.classifier.num_classes = dim(&|name| name == last)?;
     }
     Ok(config)
+}
+
+/// What tells a file from others, and from itself at another time: path, length and time of change.
+pub(crate) fn stamp(path: &Path) -> Result<serde_json::Value, Error> {
+    let meta = fs::metadata(path).map_err(Error::io("read", path))?;
+    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(serde_json::json!([path, meta.len(), modified.map(|d| d.as_nanos().to_string())]))
 }

@@ -92,11 +92,13 @@ impl Layers {
     }
 }
 
-/// The key of that name, `section.key` or the key alone.
+/// The key of that name: `section.key`, the key alone, or its flag's name. The classifier's keys, many of which are the
+/// network's too, want one of the longer names.
 fn find(name: &str) -> Result<&'static Key, ConfigError> {
     let name = name.replace('-', "_");
     let exact = KEYS.iter().find(|k| k.path() == name);
-    let mut by_name = KEYS.iter().filter(|k| k.name == name);
+    let alone = |k: &Key| k.name == name && k.section != "classifier";
+    let mut by_name = KEYS.iter().filter(|k| alone(k) || k.flag().replace('-', "_") == name);
     match (exact, by_name.next(), by_name.next()) {
         (Some(key), ..) | (None, Some(key), None) => Ok(key),
         (None, Some(one), Some(other)) => {
@@ -213,6 +215,11 @@ mod tests {
             message(("train.gama", "3")),
             "there is no setting `train.gama`: did you mean `perturbation.gamma`?"
         );
+        let mut layers = Layers::default();
+        layers.set([("channel_mult", "1,2"), ("classifier_channel_mult", "1,3"), ("classifier.depth", "4")]).unwrap();
+        let config = layers.resolve().unwrap();
+        assert_eq!(config.model.channel_mult, [1.0, 2.0]);
+        assert_eq!((config.classifier.channel_mult, config.classifier.depth), (vec![1.0, 3.0], 4));
         assert_eq!(message(("seed", "3")), "`seed` could be train.seed or sample.seed: say which");
         assert_eq!(message(("class_cond", "maybe")), r#"model.class_cond = "maybe" is not true or false"#);
         assert_eq!(

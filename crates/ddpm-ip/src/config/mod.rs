@@ -3,14 +3,16 @@
 //! The keys are the reference's where it has them. A configuration is layered from TOML tables (see [`Layers`]) and
 //! resolved once; what comes out is written into every run directory and checkpoint.
 
+mod classifier;
 mod keys;
 mod layer;
 mod network;
 mod preset;
 
+pub use classifier::{ClassifierConfig, ClassifierNetwork, Pool};
 pub use keys::{KEYS, Key};
 pub use layer::{Layers, boolean};
-pub use network::{Heads, NetworkConfig};
+pub use network::{Heads, Layout, NetworkConfig};
 pub(crate) use network::{MOST_CLASSES, NORM_GROUPS};
 pub use preset::{PRESETS, Preset};
 
@@ -32,6 +34,8 @@ pub struct ConfigError(pub String);
 pub struct Config {
     /// The network.
     pub model: ModelConfig,
+    /// The classifier of noisy images.
+    pub classifier: ClassifierConfig,
     /// The diffusion process and its loss.
     pub diffusion: DiffusionConfig,
     /// Input perturbation.
@@ -44,12 +48,31 @@ pub struct Config {
     pub sample: SampleConfig,
 }
 
-/// The ADM U-Net, by the reference's flags.
+/// Which network a configuration describes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// The ADM U-Net.
+    #[default]
+    Adm,
+    /// The ADM U-Net that enlarges small images.
+    Superres,
+    /// The classifier of noisy images.
+    Classifier,
+    /// The network of ermongroup/ddim.
+    Ddim,
+}
+
+/// The network, by the reference's flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
+    /// Which network.
+    pub arch: Arch,
     /// Side of the square images, in pixels.
     pub image_size: usize,
+    /// Side of the small images that a super-resolution network enlarges, in pixels.
+    pub small_size: usize,
     /// Channels of the images: 1 grey, 3 colour.
     pub in_channels: usize,
     /// Channels at multiplier 1.
@@ -110,7 +133,9 @@ impl Precision {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
+            arch: Arch::Adm,
             image_size: 64,
+            small_size: 64,
             in_channels: 3,
             num_channels: 128,
             num_res_blocks: 2,
@@ -172,6 +197,8 @@ impl Default for DiffusionConfig {
 pub struct DataConfig {
     /// `digits`, a folder of images, an npz, an IDX file or its folder.
     pub data_dir: String,
+    /// Images on which a classifier is tried out during training.
+    pub val_data_dir: String,
     /// Where the class labels of a folder's images come from.
     pub labels: Labels,
     /// How images of another size are brought to `image_size`.
@@ -192,7 +219,8 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             data_dir: String::new(),
-            labels: Labels::None,
+            val_data_dir: String::new(),
+            labels: Labels::Auto,
             fit: Fit::Crop,
             allow_upscale: false,
             random_crop: false,
@@ -237,6 +265,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Steps between lines in the logs.
     pub log_interval: u64,
+    /// Steps between trials of a classifier on the images of `data.val_data_dir`.
+    pub eval_interval: u64,
     /// Steps between checkpoints; 0 for the last alone.
     pub save_interval: u64,
     /// Checkpoints kept, newest first; 0 for all.
@@ -265,6 +295,7 @@ impl Default for TrainConfig {
             schedule_sampler: TimeSamplerKind::Uniform,
             seed: 0,
             log_interval: 100,
+            eval_interval: 5,
             save_interval: 10_000,
             keep_checkpoints: 3,
             grid_interval: 10_000,
@@ -296,6 +327,8 @@ pub struct SampleConfig {
     pub eta: f64,
     /// Whether predicted images are clipped to [-1, 1] at every step.
     pub clip_denoised: bool,
+    /// What a classifier's gradient is multiplied by.
+    pub classifier_scale: f64,
     /// Images to draw.
     pub num_samples: usize,
     /// Images drawn together.
@@ -311,6 +344,7 @@ impl Default for SampleConfig {
             timestep_respacing: Respacing::Full,
             eta: 0.0,
             clip_denoised: true,
+            classifier_scale: 1.0,
             num_samples: 10_000,
             batch_size: 16,
             seed: 0,
@@ -359,7 +393,10 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be used, and what to write instead.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        NetworkConfig::new(&self.model, self.diffusion.variance)?;
+        match self.model.arch {
+            Arch::Classifier => drop(ClassifierNetwork::new(self)?),
+            _ => drop(NetworkConfig::new(&self.model, self.diffusion.variance)?),
+        }
         self.perturbation.validate().map_err(|e| ConfigError(e.to_string()))?;
         require((1..=MOST_WORKERS).contains(&self.data.workers), || {
             format!("data.workers = {}: use 1 to {MOST_WORKERS} decoding threads", self.data.workers)
@@ -444,6 +481,7 @@ impl TrainConfig {
         rates.sort_by(f64::total_cmp);
         rates.dedup();
         require(rates.len() == self.ema_rate.len(), || "train.ema_rate names the same rate twice".into())?;
+        require(self.eval_interval > 0, || "train.eval_interval is 0: give the steps between trials".into())?;
         require(self.log_interval > 0, || "train.log_interval is 0: give the steps between log lines".into())
     }
 }
@@ -454,6 +492,9 @@ impl SampleConfig {
         require(self.num_samples > 0, || "sample.num_samples is 0: ask for at least 1 image".into())?;
         require(self.eta.is_finite() && self.eta >= 0.0, || {
             format!("sample.eta = {} must be 0 (deterministic) or more", self.eta)
+        })?;
+        require(self.classifier_scale.is_finite(), || {
+            format!("sample.classifier_scale = {} is no number", self.classifier_scale)
         })
     }
 }

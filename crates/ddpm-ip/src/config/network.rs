@@ -1,6 +1,6 @@
 //! The network's constructor arguments, derived from the flags and checked.
 
-use super::{ConfigError, ModelConfig, Precision, require};
+use super::{Arch, ConfigError, ModelConfig, Precision, require};
 use ddpm_kernels::HeadOrder;
 use ddpm_math::Variance;
 
@@ -13,8 +13,12 @@ pub(crate) const MOST_CLASSES: usize = 1 << 16;
 /// What the U-Net is built from. Every combination that exists has passed [`NetworkConfig::new`]'s checks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkConfig {
-    /// Channels of the input.
+    /// Whose names and details the layers have.
+    pub layout: Layout,
+    /// Channels of the images.
     pub in_channels: usize,
+    /// Whether an enlarged small image enters beside the noisy one.
+    pub low_res: bool,
     /// Channels of the output: twice the input's if the variance is learned.
     pub out_channels: usize,
     /// Channels of the time embedding's sinusoids.
@@ -47,6 +51,15 @@ pub struct NetworkConfig {
     pub use_checkpoint: bool,
 }
 
+/// Whose names and details a network's layers have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// openai/guided-diffusion.
+    Adm,
+    /// ermongroup/ddim: layers that shift only, one attention head, ε of 1e-6 in normalisations, nothing begins as zero.
+    Ddim,
+}
+
 /// How attention heads are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heads {
@@ -72,11 +85,34 @@ impl Heads {
 }
 
 impl NetworkConfig {
+    /// Channels that enter the first layer.
+    pub fn input_channels(&self) -> usize {
+        if self.low_res { 2 * self.in_channels } else { self.in_channels }
+    }
+
+    /// Whether there is attention at a level.
+    pub fn attends(&self, level: usize) -> bool {
+        self.attention_factors.contains(&(1 << level))
+    }
+
     /// The network for images and flags, with a number of output channels by the kind of variance.
     ///
     /// # Errors
     /// Flags that describe no network: each with the flag and what would do.
     pub fn new(m: &ModelConfig, variance: Variance) -> Result<Self, ConfigError> {
+        let is_ddim = m.arch == Arch::Ddim;
+        require(!is_ddim || !m.class_cond, || {
+            "the DDIM network has no classes: use --arch adm with --class-cond".into()
+        })?;
+        require(!is_ddim || !variance.is_learned(), || {
+            "the DDIM network learns no variance: use --variance fixed-large or fixed-small".into()
+        })?;
+        require(m.arch != Arch::Superres || (1..=m.image_size).contains(&m.small_size), || {
+            format!(
+                "model.small_size = {}: a super-resolution network enlarges images of 1 to {} (--image-size) pixels",
+                m.small_size, m.image_size
+            )
+        })?;
         let mult = channel_mult(m)?;
         let size = m.image_size;
         let levels = mult.len();
@@ -130,8 +166,12 @@ impl NetworkConfig {
                 (None, Err(_)) => return Err(ConfigError(format!("{count} attention heads make no sense"))),
             })
         };
-        let down = heads(m.num_heads as i64)?;
-        let up = heads(if m.num_heads_upsample == -1 { m.num_heads as i64 } else { m.num_heads_upsample })?;
+        let (down, up) = if is_ddim {
+            (Heads::Count(1), Heads::Count(1))
+        } else {
+            let up = if m.num_heads_upsample == -1 { m.num_heads as i64 } else { m.num_heads_upsample };
+            (heads(m.num_heads as i64)?, heads(up)?)
+        };
         for (level, &channels) in level_channels.iter().enumerate() {
             let attends = attention_factors.contains(&(1 << level));
             for (heads, attends) in [(down, attends || level == levels - 1), (up, attends)] {
@@ -146,7 +186,9 @@ impl NetworkConfig {
         }
         require((0.0..1.0).contains(&m.dropout), || format!("model.dropout {} is outside [0, 1)", m.dropout))?;
         Ok(Self {
+            layout: if is_ddim { Layout::Ddim } else { Layout::Adm },
             in_channels: m.in_channels,
+            low_res: m.arch == Arch::Superres,
             out_channels: if variance.is_learned() { 2 * m.in_channels } else { m.in_channels },
             model_channels: m.num_channels,
             level_channels,
@@ -157,8 +199,8 @@ impl NetworkConfig {
             head_order: if m.use_new_attention_order { HeadOrder::QkvFirst } else { HeadOrder::HeadsFirst },
             dropout: m.dropout,
             num_classes: m.class_cond.then_some(m.num_classes),
-            scale_shift_norm: m.use_scale_shift_norm,
-            resblock_updown: m.resblock_updown,
+            scale_shift_norm: m.use_scale_shift_norm && !is_ddim,
+            resblock_updown: m.resblock_updown && !is_ddim,
             conv_resample: m.conv_resample,
             precision: m.precision,
             use_checkpoint: m.use_checkpoint,
@@ -172,6 +214,7 @@ fn channel_mult(m: &ModelConfig) -> Result<Vec<f64>, ConfigError> {
         return Ok(m.channel_mult.clone());
     }
     Ok(match m.image_size {
+        512 if m.arch == Arch::Superres => vec![1.0, 1.0, 2.0, 2.0, 4.0, 4.0],
         512 => vec![0.5, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0],
         256 => vec![1.0, 1.0, 2.0, 2.0, 4.0, 4.0],
         128 => vec![1.0, 1.0, 2.0, 3.0, 4.0],

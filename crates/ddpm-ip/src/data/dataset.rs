@@ -170,6 +170,14 @@ impl Dataset {
         Ok(image.to_network(mirrored))
     }
 
+    /// Image `i` as the network gets it, without augmentation: `[C, H, W]` in [-1, 1].
+    ///
+    /// # Errors
+    /// An image that cannot be read or used.
+    pub fn plain_example(&self, i: usize) -> Result<Vec<f32>, DataError> {
+        Ok(self.fitted(i, None)?.to_network(false))
+    }
+
     /// What bad images are called in messages.
     pub(super) fn image_name(&self, i: usize) -> String {
         match &self.source {

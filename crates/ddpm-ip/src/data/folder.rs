@@ -51,7 +51,7 @@ pub(super) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<
         let folder = path.parent().unwrap_or(root);
         folder.strip_prefix(root).unwrap_or(folder).to_string_lossy().into_owned()
     };
-    if labels == Labels::None {
+    if matches!(labels, Labels::None | Labels::Auto) {
         return None;
     }
     let names: Vec<String> = files.iter().map(name).collect();

@@ -25,8 +25,10 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Labels {
-    /// There are none.
+    /// As `Prefix` if the network has classes, else there are none.
     #[default]
+    Auto,
+    /// There are none.
     None,
     /// The file name up to its first `_`, as the reference does; classes are numbered in sorted order.
     Prefix,

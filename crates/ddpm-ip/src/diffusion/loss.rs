@@ -5,6 +5,9 @@ use super::{Diffusion, mean_flat, per_image};
 use burn::tensor::{Bool, Tensor, TensorData};
 use ddpm_math::{Mix, Prediction, step};
 
+/// From nats to bits.
+const IN_BITS: f64 = 1.0 / std::f64::consts::LN_2;
+
 /// Images on their way to the network, with all that the loss needs.
 #[derive(Clone, Debug)]
 pub struct Noised {
@@ -76,7 +79,7 @@ impl Diffusion {
     pub fn losses(&self, noised: &Noised, output: Tensor<4>) -> Terms {
         let vb_factor = self.loss.vb_factor(self.schedule.len());
         if self.loss.is_vb() {
-            return Terms { loss: self.bound(noised, output) * vb_factor, mse: None, vb: None };
+            return Terms { loss: self.bound(noised, output, false).0 * vb_factor, mse: None, vb: None };
         }
         let channels = noised.x_start.dims()[1];
         let (prediction, vb) = if self.variance.is_learned() {
@@ -85,7 +88,7 @@ impl Diffusion {
             let variance = output.slice([0..n, channels..2 * channels, 0..h, 0..w]);
             // The bound trains the variance and must not touch the prediction.
             let frozen = Tensor::cat(vec![prediction.clone().detach(), variance], 1);
-            (prediction, Some(self.bound(noised, frozen) * vb_factor))
+            (prediction, Some(self.bound(noised, frozen, false).0 * vb_factor))
         } else {
             (output, None)
         };
@@ -99,29 +102,52 @@ impl Diffusion {
             Some(vb) => mse.clone() + vb.clone(),
             None => mse.clone(),
         };
+        let loss = match self.loss.scale(noised.x_start.dims()[1..].iter().product()) {
+            1.0 => loss,
+            scale => loss * scale,
+        };
         Terms { loss, mse: Some(mse), vb }
     }
 
-    /// A term of the variational bound per image, in bits per value: the decoder's likelihood at t = 0, else the
-    /// divergence of the reverse step from the posterior. Both look at the perturbed x_t, as the reference does.
-    fn bound(&self, noised: &Noised, output: Tensor<4>) -> Tensor<1> {
+    /// A term of the variational bound per image, in bits per value, and the predicted clean images: the decoder's
+    /// likelihood at t = 0, else the divergence of the reverse step from the posterior. Both look at the perturbed x_t, as
+    /// the reference does.
+    pub(crate) fn bound(&self, noised: &Noised, output: Tensor<4>, clip: bool) -> (Tensor<1>, Tensor<4>) {
         let device = output.device();
         let Noised { x_start, x_t, t, .. } = noised;
         let true_mean = self.posterior_mean(x_start.clone(), x_t.clone(), t);
         let true_logvar = per_image(t.iter().map(|&i| self.schedule.posterior_log_variance_clipped[i]), &device)
             .expand(x_start.shape());
-        let p = self.moments(x_t.clone(), t, output, false);
-        let in_bits = 1.0 / std::f64::consts::LN_2;
+        let p = self.moments(x_t.clone(), t, output, clip);
         let kl = normal_kl(true_mean, true_logvar, p.mean.clone(), p.log_variance.clone());
-        let kl = mean_flat(kl) * in_bits;
+        let kl = mean_flat(kl) * IN_BITS;
         if !t.contains(&0) {
-            return kl;
+            return (kl, p.x_start);
         }
         let decoder = discretized_log_likelihood(x_start.clone(), p.mean, p.log_variance * 0.5);
-        let decoder = mean_flat(decoder) * -in_bits;
+        let decoder = mean_flat(decoder) * -IN_BITS;
         let first: Vec<bool> = t.iter().map(|&i| i == 0).collect();
         let first = Tensor::<1, Bool>::from_data(TensorData::new(first, [t.len()]), &device);
-        kl.mask_where(first, decoder)
+        (kl.mask_where(first, decoder), p.x_start)
+    }
+
+    /// The term of the bound that no network changes, per image in bits per value: the divergence of q(x_T | x_0) from the
+    /// standard normal.
+    pub(crate) fn prior_bound(&self, x_start: Tensor<4>) -> Tensor<1> {
+        let (s, device) = (&self.schedule, x_start.device());
+        let last = s.len() - 1;
+        let (shape, zero) = (x_start.shape(), x_start.zeros_like());
+        let log_variance = per_image([s.log_one_minus_alpha_bar[last]], &device).expand(shape);
+        mean_flat(normal_kl(x_start * s.sqrt_alpha_bar[last], log_variance, zero.clone(), zero)) * IN_BITS
+    }
+
+    /// The mean square error per image of the clean images predicted, and of the noise they imply.
+    pub(crate) fn square_errors(&self, noised: &Noised, x_start: Tensor<4>) -> [Tensor<1>; 2] {
+        let (s, device) = (&self.schedule, x_start.device());
+        let each = |table: &[f64]| per_image(noised.t.iter().map(|&i| table[i]), &device);
+        let eps =
+            (noised.x_t.clone() * each(&s.sqrt_recip_alpha_bar) - x_start.clone()) / each(&s.sqrt_recipm1_alpha_bar);
+        [x_start - noised.x_start.clone(), eps - noised.eps.clone()].map(|error| mean_flat(error.powi_scalar(2)))
     }
 
     /// Mean of q(x_{t−1} | x_t, x_0).

@@ -1,7 +1,8 @@
 //! The layers of the U-Net, as places in a parameter list.
 
 use super::parameters::{Init, Parameters, Spec};
-use crate::config::NORM_GROUPS;
+use crate::config::{Layout, NORM_GROUPS};
+use burn::tensor::ops::PadMode;
 use burn::tensor::{DType, Tensor};
 use ddpm_kernels::{Dropout, GroupNorm, HeadOrder};
 
@@ -46,9 +47,9 @@ impl Conv {
         Self { place: b.affine(name, &shape, false), shape, stride: 1 }
     }
 
-    /// A 3x3 convolution that begins as zero.
-    pub(crate) fn zero(b: &mut Builder, name: &str, from: usize, to: usize) -> Self {
-        let shape = [to, from, 3, 3];
+    /// A convolution that begins as zero.
+    pub(crate) fn zero(b: &mut Builder, name: &str, from: usize, to: usize, kernel: usize) -> Self {
+        let shape = [to, from, kernel, kernel];
         Self { place: b.affine(name, &shape, true), shape, stride: 1 }
     }
 
@@ -64,6 +65,14 @@ impl Conv {
 
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
         self.forward_onto(p, x, None)
+    }
+
+    /// The outputs of layers of one input and one kernel size, in turn, as one layer.
+    fn forward_joined(layers: &[Self], p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+        let weights = layers.iter().map(|l| p.get(l.place, l.shape)).collect();
+        let biases = layers.iter().map(|l| p.get(l.place + 1, [l.shape[0]])).collect();
+        let conv = ddpm_kernels::Conv2d { stride: 1 };
+        ddpm_kernels::conv2d(x, Tensor::cat(weights, 0), Tensor::cat(biases, 0), None, conv)
     }
 
     /// The layer's output plus the residual.
@@ -85,17 +94,28 @@ pub(crate) struct Norm {
     place: usize,
     channels: usize,
     silu: bool,
+    eps: f32,
 }
 
 impl Norm {
-    pub(crate) fn new(b: &mut Builder, name: &str, channels: usize, silu: bool) -> Self {
+    pub(crate) fn new(b: &mut Builder, name: &str, channels: usize, silu: bool, layout: Layout) -> Self {
         let place = b.parameter(format!("{name}.weight"), &[channels], Init::One);
         b.parameter(format!("{name}.bias"), &[channels], Init::Zero);
-        Self { place, channels, silu }
+        let eps = match layout {
+            Layout::Adm => 1e-5,
+            Layout::Ddim => 1e-6,
+        };
+        Self { place, channels, silu, eps }
     }
 
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
         self.forward_modulated(p, x, None, None)
+    }
+
+    /// On `[N, C]`.
+    pub(crate) fn forward_rows(&self, p: &Parameters, x: Tensor<2>) -> Tensor<2> {
+        let [n, c] = x.dims();
+        self.forward(p, x.reshape([n, 1, 1, c])).reshape([n, c])
     }
 
     /// `film` is scale and shift `[N, 2C]`; without it the layer is plain.
@@ -108,7 +128,7 @@ impl Norm {
     ) -> Tensor<4> {
         let film = film.unwrap_or_else(|| Tensor::zeros([x.dims()[0], 2 * self.channels], &x.device()));
         let (weight, bias) = (p.get(self.place, [self.channels]), p.get(self.place + 1, [self.channels]));
-        let norm = GroupNorm { groups: NORM_GROUPS, eps: 1e-5, silu: self.silu, dropout };
+        let norm = GroupNorm { groups: NORM_GROUPS, eps: self.eps, silu: self.silu, dropout };
         ddpm_kernels::group_norm(x, weight, bias, film, norm)
     }
 }
@@ -140,6 +160,7 @@ pub(crate) struct ResBlockConfig {
     pub(crate) dropout: f64,
     pub(crate) scale_shift_norm: bool,
     pub(crate) scale: Scale,
+    pub(crate) layout: Layout,
 }
 
 /// A residual block, conditioned on the embedding of time and class.
@@ -156,20 +177,25 @@ pub(crate) struct ResBlock {
 
 impl ResBlock {
     pub(crate) fn new(b: &mut Builder, name: &str, config: ResBlockConfig) -> Self {
-        let ResBlockConfig { from, to, embedding, scale_shift_norm, .. } = config;
+        let ResBlockConfig { from, to, embedding, scale_shift_norm, layout, .. } = config;
+        let [in_norm, in_conv, emb, out_norm, out_conv, skip] = match layout {
+            Layout::Adm => {
+                ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection"]
+            }
+            Layout::Ddim => ["norm1", "conv1", "temb_proj", "norm2", "conv2", "nin_shortcut"],
+        }
+        .map(|layer| format!("{name}.{layer}"));
         b.dropouts += 1;
         Self {
-            in_norm: Norm::new(b, &format!("{name}.in_layers.0"), from, true),
-            in_conv: Conv::new(b, &format!("{name}.in_layers.2"), from, to, 3),
-            embedding: Conv::linear(
-                b,
-                &format!("{name}.emb_layers.1"),
-                embedding,
-                if scale_shift_norm { 2 * to } else { to },
-            ),
-            out_norm: Norm::new(b, &format!("{name}.out_layers.0"), to, true),
-            out_conv: Conv::zero(b, &format!("{name}.out_layers.3"), to, to),
-            skip: (from != to).then(|| Conv::new(b, &format!("{name}.skip_connection"), from, to, 1)),
+            in_norm: Norm::new(b, &in_norm, from, true, layout),
+            in_conv: Conv::new(b, &in_conv, from, to, 3),
+            embedding: Conv::linear(b, &emb, embedding, if scale_shift_norm { 2 * to } else { to }),
+            out_norm: Norm::new(b, &out_norm, to, true, layout),
+            out_conv: match layout {
+                Layout::Adm => Conv::zero(b, &out_conv, to, to, 3),
+                Layout::Ddim => Conv::new(b, &out_conv, to, to, 3),
+            },
+            skip: (from != to).then(|| Conv::new(b, &skip, from, to, 1)),
             dropout_layer: b.dropouts,
             config,
         }
@@ -226,7 +252,8 @@ impl Context {
 /// Self-attention over all positions.
 pub(crate) struct AttentionBlock {
     norm: Norm,
-    qkv: Conv,
+    /// Queries, keys and values: one layer, or three.
+    qkv: Vec<Conv>,
     proj: Conv,
     heads: usize,
     order: HeadOrder,
@@ -235,17 +262,29 @@ pub(crate) struct AttentionBlock {
 impl AttentionBlock {
     pub(crate) fn new(b: &mut Builder, name: &str, channels: usize, heads: usize, order: HeadOrder) -> Self {
         Self {
-            norm: Norm::new(b, &format!("{name}.norm"), channels, false),
-            qkv: Conv::pointwise(b, &format!("{name}.qkv"), channels, 3 * channels, false),
+            norm: Norm::new(b, &format!("{name}.norm"), channels, false, Layout::Adm),
+            qkv: vec![Conv::pointwise(b, &format!("{name}.qkv"), channels, 3 * channels, false)],
             proj: Conv::pointwise(b, &format!("{name}.proj_out"), channels, channels, true),
             heads,
             order,
         }
     }
 
+    /// The DDIM network's: one head, a layer each for queries, keys and values.
+    pub(crate) fn single_headed(b: &mut Builder, name: &str, channels: usize) -> Self {
+        let norm = Norm::new(b, &format!("{name}.norm"), channels, false, Layout::Ddim);
+        let mut layer = |layer: &str| Conv::new(b, &format!("{name}.{layer}"), channels, channels, 1);
+        let (qkv, proj) = (["q", "k", "v"].map(&mut layer).into(), layer("proj_out"));
+        Self { norm, qkv, proj, heads: 1, order: HeadOrder::QkvFirst }
+    }
+
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
         let [n, h, w, c] = x.dims();
-        let qkv = self.qkv.forward(p, self.norm.forward(p, x.clone()));
+        let normalised = self.norm.forward(p, x.clone());
+        let qkv = match self.qkv.as_slice() {
+            [qkv] => qkv.forward(p, normalised),
+            layers => Conv::forward_joined(layers, p, normalised),
+        };
         let out = ddpm_kernels::attention(qkv.reshape([n, h * w, 3 * c]), self.heads, self.order);
         self.proj.forward_onto(p, out.reshape([n, h, w, c]), Some(x))
     }
@@ -254,12 +293,21 @@ impl AttentionBlock {
 /// A plain change of size: pooling or repetition, with a convolution if asked.
 pub(crate) enum Resize {
     Down(Option<Conv>),
+    /// Without padding on the left and above: the DDIM network's.
+    DownUncentred(Conv),
     Up(Option<Conv>),
 }
 
 impl Resize {
     pub(crate) fn down(b: &mut Builder, name: &str, channels: usize, conv: bool) -> Self {
         Self::Down(conv.then(|| Conv { stride: 2, ..Conv::new(b, &format!("{name}.op"), channels, channels, 3) }))
+    }
+
+    pub(crate) fn down_uncentred(b: &mut Builder, name: &str, channels: usize, conv: bool) -> Self {
+        if !conv {
+            return Self::Down(None);
+        }
+        Self::DownUncentred(Conv { stride: 2, ..Conv::new(b, &format!("{name}.conv"), channels, channels, 3) })
     }
 
     pub(crate) fn up(b: &mut Builder, name: &str, channels: usize, conv: bool) -> Self {
@@ -270,6 +318,13 @@ impl Resize {
         match self {
             Self::Down(Some(conv)) => conv.forward(p, x),
             Self::Down(None) => Scale::Down.apply(x),
+            Self::DownUncentred(conv) => {
+                // The kernel pads by one and looks at pixels around every second; after one more pixel on every side those
+                // are one further to the right and below, and the first row and column are not wanted.
+                let y = conv.forward(p, x.pad([(1, 1), (1, 1), (0, 0)], PadMode::Constant(0.0)));
+                let [n, h, w, c] = y.dims();
+                y.slice([0..n, 1..h, 1..w, 0..c])
+            }
             Self::Up(Some(conv)) => conv.forward(p, Scale::Up.apply(x)),
             Self::Up(None) => Scale::Up.apply(x),
         }

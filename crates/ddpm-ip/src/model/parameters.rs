@@ -16,8 +16,8 @@ pub enum Init {
     One,
     /// Uniform in ± this bound.
     Uniform(f64),
-    /// Standard normal.
-    Normal,
+    /// Normal with this standard deviation.
+    Normal(f64),
 }
 
 /// Name, shape and beginning of one parameter.
@@ -50,7 +50,12 @@ impl Spec {
             Init::Zero => {}
             Init::One => values.fill(1.0),
             Init::Uniform(bound) => values.fill_with(|| ((stream.uniform() * 2.0 - 1.0) * bound) as f32),
-            Init::Normal => stream.fill_normal(&mut values),
+            Init::Normal(deviation) => {
+                stream.fill_normal(&mut values);
+                for v in &mut values {
+                    *v *= deviation as f32;
+                }
+            }
         }
         values
     }
@@ -94,6 +99,11 @@ impl Parameters {
     #[must_use]
     pub fn tracked(&self) -> Self {
         Self(self.0.iter().map(|t| Tensor::from_inner(t.clone()).require_grad()).collect())
+    }
+
+    /// The same values as constants of an autodiff graph.
+    pub(crate) fn constant(&self) -> Self {
+        Self(self.0.iter().map(|t| Tensor::from_inner(t.clone())).collect())
     }
 
     /// The gradients of tracked parameters; zeros where the loss does not depend on one.

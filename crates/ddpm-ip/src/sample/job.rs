@@ -1,13 +1,13 @@
 //! A file of samples.
 
 use super::partial::Partial;
-use super::{Chain, Draws, GivenNoise, Seeded};
-use crate::config::{Config, ConfigError, NetworkConfig, SampleConfig};
+use super::{Chain, Draws, GivenNoise, Guide, Seeded, SmallImages};
+use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig, SampleConfig};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::write_atomic;
-use crate::model::Unet;
+use crate::model::{Classifier, Unet};
 use crate::npz::NpzWriter;
 use crate::{Error, checkpoint};
 use burn::tensor::Device;
@@ -33,6 +33,39 @@ pub struct Job {
     pub classes: Option<Vec<u32>>,
     /// An npz whose noise the chains follow.
     pub initial_noise: Option<PathBuf>,
+    /// A classifier that guides the chains.
+    pub classifier: Option<GuideJob>,
+    /// The small images that a super-resolution network enlarges: anything that holds images.
+    pub base_samples: Option<PathBuf>,
+}
+
+/// A classifier of noisy images, to guide with.
+#[derive(Clone, Debug)]
+pub struct GuideJob {
+    /// A parameter file, checkpoint folder or run directory.
+    pub checkpoint: PathBuf,
+    /// Its settings.
+    pub config: Config,
+}
+
+impl GuideJob {
+    fn load(&self, image_size: usize, channels: usize, scale: f64, device: &Device) -> Result<Guide, Error> {
+        let file = checkpoint::resolve(&self.checkpoint)?;
+        let mut config = checkpoint::with_classes(&self.config, &file)?;
+        config.model.arch = Arch::Classifier;
+        let (size, found) = (config.model.image_size, config.model.in_channels);
+        if (size, found) != (image_size, channels) {
+            let message = format!(
+                "the classifier {} is for {size}x{size} images with {found} channel(s), the network draws \
+                 {image_size}x{image_size} with {channels}",
+                file.display()
+            );
+            return Err(ConfigError(message).into());
+        }
+        let classifier = Classifier::new(ClassifierNetwork::new(&config)?);
+        let parameters = checkpoint::load(&file, classifier.specs(), device)?;
+        Ok(Guide::new(classifier, &parameters, scale))
+    }
 }
 
 impl Job {
@@ -47,8 +80,13 @@ impl Job {
         }
     }
 
-    /// The class of each image, if the network has classes.
-    fn labels(&self, images: &[u64], classes: Option<usize>) -> Result<Option<Vec<u32>>, Error> {
+    /// The class of each image, if there are `classes` to choose from.
+    fn labels(
+        &self,
+        images: &[u64],
+        classes: Option<usize>,
+        small: Option<&SmallImages>,
+    ) -> Result<Option<Vec<u32>>, Error> {
         let Some(count) = classes else {
             return match &self.classes {
                 Some(_) => Err(ConfigError("--classes was given, but the network has no classes".into()).into()),
@@ -63,10 +101,17 @@ impl Job {
             .into());
         }
         let seed = self.config.sample.seed;
-        Ok(Some(match &self.classes {
-            Some(given) if !given.is_empty() => images.iter().map(|&i| given[i as usize % given.len()]).collect(),
+        let labels: Vec<u32> = match (&self.classes, small.and_then(|small| small.labels(images))) {
+            (Some(given), _) if !given.is_empty() => images.iter().map(|&i| given[i as usize % given.len()]).collect(),
+            (_, Some(own)) => own,
             _ => images.iter().map(|&i| Stream::new(seed, Domain::Label, i, 0).below(count as u64) as u32).collect(),
-        }))
+        };
+        match labels.iter().find(|&&label| label as usize >= count) {
+            Some(wrong) => {
+                Err(ConfigError(format!("--base-samples have a class {wrong}: the network has {count}")).into())
+            }
+            None => Ok(Some(labels)),
+        }
     }
 }
 
@@ -77,6 +122,10 @@ impl Job {
 /// `OUT.partial` until the npz is complete.
 pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
     job.config.validate()?;
+    if job.config.model.arch == Arch::Classifier {
+        let message = "a classifier draws no images: name the network as --checkpoint and this as --classifier-path";
+        return Err(ConfigError(message.into()).into());
+    }
     let file = checkpoint::resolve(&job.checkpoint)?;
     let config = &checkpoint::with_classes(&job.config, &file)?;
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
@@ -108,8 +157,11 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let total = settings.num_samples;
     let out = job.out_path();
     let image_bytes = size * size * channels;
-    let classes = network.config().num_classes;
-    job.labels(&[], classes)?;
+    let guide = job.classifier.as_ref();
+    let guide = guide.map(|g| g.load(size, channels, settings.classifier_scale, device)).transpose()?;
+    let small = small_images(job, config, total, emit)?;
+    let classes = classes(network.config().num_classes, guide.as_ref())?;
+    job.labels(&[], classes, None)?;
     if let Some(grid) = job.grid.as_ref().filter(|grid| grid.is_dir()) {
         return Err(ConfigError(format!("--grid {} is a folder: name a PNG file", grid.display())).into());
     }
@@ -127,13 +179,21 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes)?;
     done = done.min(total);
     emit(Event::Sampling { done, total, steps });
-    let chain =
-        Chain { diffusion: &diffusion, network: &network, parameters: &parameters, reverse, image_size: size, device };
+    let chain = Chain {
+        diffusion: &diffusion,
+        network: &network,
+        parameters: &parameters,
+        reverse,
+        guide: guide.as_ref(),
+        image_size: size,
+        device,
+    };
     while done < total {
         let batch = settings.batch_size.min(total - done);
         let images: Vec<u64> = (done..done + batch).map(|i| i as u64).collect();
-        let labels = job.labels(&images, classes)?;
-        let drawn = chain.run(&images, labels.as_deref(), draws, |step, _, _| {
+        let labels = job.labels(&images, classes, small.as_ref())?;
+        let low_res = small.as_ref().map(|small| small.enlarged(&images, size, device));
+        let drawn = chain.run(&images, labels.as_deref(), low_res, draws, |step, _, _| {
             emit(Event::SampleStep { done, step, batch });
             !stop.load(Ordering::Relaxed)
         });
@@ -153,7 +213,7 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     }
 
     let all: Vec<u64> = (0..total as u64).collect();
-    let labels = job.labels(&all, classes)?;
+    let labels = job.labels(&all, classes, small.as_ref())?;
     let mut shown = Vec::new();
     write_atomic(&out, |w| {
         let mut npz = NpzWriter::new(w);
@@ -178,18 +238,53 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     Ok(Outcome::Finished)
 }
 
+/// How many classes there are to choose from.
+fn classes(of_network: Option<usize>, guide: Option<&Guide>) -> Result<Option<usize>, ConfigError> {
+    match (of_network, guide.map(Guide::classes)) {
+        (Some(n), Some(g)) if n != g => Err(ConfigError(format!("the network has {n} classes, the classifier {g}"))),
+        (n, g) => Ok(n.or(g)),
+    }
+}
+
+/// What a super-resolution network enlarges.
+fn small_images(job: &Job, config: &Config, total: usize, emit: &mut Emit) -> Result<Option<SmallImages>, Error> {
+    match (&job.base_samples, config.model.arch == Arch::Superres) {
+        (None, false) => Ok(None),
+        (Some(source), true) => {
+            let small = SmallImages::read(source, config, total)?;
+            if small.len() < total {
+                let (n, source) = (small.len(), source.display());
+                emit(Event::Warning(format!(
+                    "{source} holds {n} images: they are taken again and again up to {total}"
+                )));
+            }
+            Ok(Some(small))
+        }
+        (None, true) => Err(ConfigError(
+            "a super-resolution network enlarges images: name them with --base-samples (an npz of samples, a folder)"
+                .into(),
+        )
+        .into()),
+        (Some(_), false) => {
+            Err(ConfigError("--base-samples was given, but the network enlarges no images (--arch superres)".into())
+                .into())
+        }
+    }
+}
+
 /// A line that differs between two calls whenever their images could: the number of images is not in it.
 fn identity(job: &Job, file: &Path) -> Result<String, Error> {
-    let stamp = |path: &Path| -> Result<serde_json::Value, Error> {
-        let meta = std::fs::metadata(path).map_err(Error::io("read", path))?;
-        let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-        Ok(serde_json::json!([path, meta.len(), modified.map(|d| d.as_nanos().to_string())]))
-    };
     let sample = SampleConfig { batch_size: 1, num_samples: 1, ..job.config.sample.clone() };
     let config = Config { sample, ..job.config.clone() };
-    let noise = job.initial_noise.as_deref().map(stamp).transpose()?;
+    let noise = job.initial_noise.as_deref().map(checkpoint::stamp).transpose()?;
+    let small = job.base_samples.as_deref().map(checkpoint::stamp).transpose()?;
+    let classifier = match &job.classifier {
+        Some(guide) => Some((checkpoint::stamp(&checkpoint::resolve(&guide.checkpoint)?)?, &guide.config)),
+        None => None,
+    };
     let line = serde_json::json!({
-        "checkpoint": stamp(file)?, "classes": job.classes, "initial_noise": noise, "config": config,
+        "checkpoint": checkpoint::stamp(file)?, "classes": job.classes, "initial_noise": noise, "config": config,
+        "classifier": classifier, "base_samples": small,
     });
     Ok(line.to_string())
 }

@@ -2,9 +2,13 @@
 
 mod chain;
 mod given;
+mod guide;
 mod job;
-mod partial;
+pub(crate) mod partial;
+mod small;
 
 pub use chain::{Chain, Draws, Seeded};
 pub use given::GivenNoise;
-pub use job::{Job, run};
+pub use guide::Guide;
+pub use job::{GuideJob, Job, run};
+pub use small::SmallImages;

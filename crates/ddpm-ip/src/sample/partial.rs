@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LONGEST_LINE: u64 = 1 << 20;
 
 /// `OUT.partial`: a line that says what is being drawn, then the finished images' bytes.
-pub(super) struct Partial {
+pub(crate) struct Partial {
     path: PathBuf,
     file: File,
     /// Where the images begin.
@@ -23,7 +23,7 @@ impl Partial {
     ///
     /// # Errors
     /// A file with images of another identity, or that another process is writing.
-    pub(super) fn open(out: &Path, identity: &str, image_bytes: usize) -> Result<(Self, usize), Error> {
+    pub(crate) fn open(out: &Path, identity: &str, image_bytes: usize) -> Result<(Self, usize), Error> {
         let mut name = out.as_os_str().to_owned();
         name.push(".partial");
         let path = PathBuf::from(name);
@@ -53,12 +53,12 @@ impl Partial {
     }
 
     /// Adds finished images.
-    pub(super) fn append(&mut self, images: &[u8]) -> Result<(), Error> {
+    pub(crate) fn append(&mut self, images: &[u8]) -> Result<(), Error> {
         self.file.write_all(images).and_then(|()| self.file.sync_data()).map_err(Error::io("write", &self.path))
     }
 
     /// Passes `count` images from the first on to `sink`, some at a time.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         count: usize,
         mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
@@ -77,7 +77,7 @@ impl Partial {
     }
 
     /// The file has served: its images are elsewhere.
-    pub(super) fn remove(self) -> Result<(), Error> {
+    pub(crate) fn remove(self) -> Result<(), Error> {
         fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))
     }
 }

@@ -6,7 +6,7 @@ use crate::checkpoint::Store;
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
-use crate::sample::{Chain, Seeded};
+use crate::sample::{Chain, Seeded, SmallImages};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -50,7 +50,7 @@ impl<'a> CheckpointHook<'a> {
 /// Saves a checkpoint as the run's configuration says; returns its folder.
 pub(super) fn save(trainer: &Trainer, store: &Store) -> Result<PathBuf, Error> {
     let config = &trainer.config;
-    store.save(&trainer.state, trainer.network.specs(), config, config.train.keep_checkpoints)
+    store.save(&trainer.state, trainer.task.specs(), config, config.train.keep_checkpoints)
 }
 
 impl Hook for CheckpointHook<'_> {
@@ -66,13 +66,15 @@ impl Hook for CheckpointHook<'_> {
 /// Draws sample grids with the first average (the network itself where there is none) and always the same noise.
 pub struct GridHook<'a> {
     folder: PathBuf,
+    /// What a super-resolution network enlarges.
+    small: Option<SmallImages>,
     stop: &'a AtomicBool,
 }
 
 impl<'a> GridHook<'a> {
-    /// Draws into a folder; leaves a grid undrawn once `stop` is set.
-    pub fn new(folder: PathBuf, stop: &'a AtomicBool) -> Self {
-        Self { folder, stop }
+    /// Draws into a folder; leaves a grid undrawn once `stop` is set. A super-resolution network enlarges `small`.
+    pub fn new(folder: PathBuf, small: Option<SmallImages>, stop: &'a AtomicBool) -> Self {
+        Self { folder, small, stop }
     }
 
     /// Where the grid of a step goes.
@@ -80,34 +82,37 @@ impl<'a> GridHook<'a> {
         self.folder.join(format!("step_{step:06}.png"))
     }
 
-    /// Draws a grid, unless the configuration wants none.
+    /// Draws a grid, unless the configuration wants none or the network draws nothing.
     ///
     /// # Errors
     /// Failing writes.
     pub fn draw(&self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
         let (config, step) = (&trainer.config, trainer.step());
         let count = config.train.grid_images;
-        if count == 0 {
-            return Ok(());
-        }
+        let Some(network) = trainer.task.unet().filter(|_| count > 0) else { return Ok(()) };
         let settings = &config.sample;
         let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
         let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
         let chain = Chain {
             diffusion: &diffusion,
-            network: &trainer.network,
+            network,
             parameters: trainer.sampling_parameters(),
             reverse,
+            guide: None,
             image_size: config.model.image_size,
             device: &trainer.device,
         };
         let images: Vec<u64> = (0..count as u64).collect();
         let mut bytes = Vec::new();
         for images in images.chunks(settings.batch_size) {
-            let classes = trainer.network.config().num_classes;
-            let labels: Option<Vec<u32>> = classes.map(|n| images.iter().map(|i| (i % n as u64) as u32).collect());
+            let small = self.small.as_ref();
+            let labels = network.config().num_classes.map(|n| {
+                let in_turn = || images.iter().map(|i| (i % n as u64) as u32).collect();
+                small.and_then(|small| small.labels(images)).unwrap_or_else(in_turn)
+            });
+            let low_res = small.map(|small| small.enlarged(images, config.model.image_size, &trainer.device));
             let go_on = |_, _: &_, _: &_| !self.stop.load(Ordering::Relaxed);
-            match chain.run(images, labels.as_deref(), &Seeded(settings.seed), go_on) {
+            match chain.run(images, labels.as_deref(), low_res, &Seeded(settings.seed), go_on) {
                 Some(x) => bytes.extend(to_u8(x)),
                 None => return Ok(()),
             }

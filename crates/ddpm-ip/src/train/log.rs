@@ -48,19 +48,17 @@ impl Default for LogHook {
 impl Hook for LogHook {
     fn after_step(&mut self, trainer: &Trainer, report: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let steps = trainer.diffusion.schedule.len();
-        self.add_term("loss", &report.loss, report, steps);
-        if let Some(mse) = &report.mse {
-            self.add_term("mse", mse, report, steps);
-            if report.constant.iter().any(|&c| c != 0.0) {
-                let comparable: Vec<f64> = mse.iter().zip(&report.constant).map(|(m, c)| m + c).collect();
-                self.add_term("mse_plus_c", &comparable, report, steps);
+        for report in [Some(report), report.validation.as_deref()].into_iter().flatten() {
+            for (name, values) in &report.terms {
+                self.add_term(name, values, report, steps);
             }
         }
-        if let Some(vb) = &report.vb {
-            self.add_term("vb", vb, report, steps);
+        if let Some(mse) = report.term("mse").filter(|_| report.constant.iter().any(|&c| c != 0.0)) {
+            let comparable: Vec<f64> = mse.iter().zip(&report.constant).map(|(m, c)| m + c).collect();
+            self.add_term("mse_plus_c", &comparable, report, steps);
         }
         self.add("grad_norm", report.grad_norm);
-        self.images += report.loss.len();
+        self.images += report.loss().len();
         self.secs += report.secs;
         let step = trainer.step();
         if step > 1 && next == Next::Step && !step.is_multiple_of(trainer.config.train.log_interval) {

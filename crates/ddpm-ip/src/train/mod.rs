@@ -3,10 +3,12 @@
 mod hook;
 mod log;
 mod run;
+mod task;
 mod trainer;
 
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub use log::LogHook;
 pub(crate) use run::open_data;
-pub use run::{resolve, train};
+pub use run::{parameter_count, resolve, train};
+pub use task::Task;
 pub use trainer::{Draws, StepReport, Trainer};

@@ -1,14 +1,15 @@
 //! A run directory, from the first step or from where it stopped.
 
 use super::hook::save;
-use super::{CheckpointHook, GridHook, Hook, LogHook, Next, Trainer};
+use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
 use crate::checkpoint::Store;
-use crate::config::{Config, ConfigError, NetworkConfig};
-use crate::data::{Dataset, Loader, Options};
+use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig};
+use crate::data::{Dataset, Labels, Loader, Options};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::write_atomic;
-use crate::model::Unet;
+use crate::model::{Classifier, Unet};
+use crate::sample::SmallImages;
 use burn::tensor::Device;
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -38,8 +39,11 @@ pub fn train(
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
     let config = with_classes(config, &dataset)?;
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
-    check_size(&network)?;
+    let task = task(&config)?;
+    check_size(&task)?;
+    if let Some(classes) = classes_by_prefix(&config, &dataset) {
+        emit(Event::Notice(classes));
+    }
     // A new directory is not made before all is known to be well.
     let held = dir.exists().then(|| lock(dir)).transpose()?;
     let store = Store::new(dir);
@@ -50,7 +54,7 @@ pub fn train(
             for change in &changed {
                 emit(Event::Warning(change.clone()));
             }
-            let (state, fresh) = Store::load(&path, network.specs(), &config.train.ema_rate, device)?;
+            let (state, fresh) = Store::load(&path, task.specs(), &config.train.ema_rate, device)?;
             emit(Event::Notice(format!("resuming at step {step} from {}", path.display())));
             for rate in fresh {
                 emit(Event::Warning(format!(
@@ -61,8 +65,8 @@ pub fn train(
         }
         None => None,
     };
-    let parameters = network.parameter_count();
-    let mut trainer = Trainer::new(config, network, state, device.clone())?;
+    let parameters = task.parameter_count();
+    let mut trainer = Trainer::new(config, task, state, device.clone())?;
     let config = trainer.config.clone();
     let time_limit = config.train.time_limit()?;
     let last_step = config.train.last_step();
@@ -70,7 +74,11 @@ pub fn train(
         last_step.is_some_and(|last| step >= last)
             || time_limit.is_some_and(|limit: Duration| elapsed >= limit.as_secs_f64())
     };
-    let grid = GridHook::new(dir.join("samples"), stop);
+    let small = match config.model.arch {
+        Arch::Superres => Some(SmallImages::of_large(&dataset, &config, config.train.grid_images.max(1))?),
+        _ => None,
+    };
+    let grid = GridHook::new(dir.join("samples"), small, stop);
     let first_step = trainer.step();
     if over(first_step, trainer.state.progress.elapsed_secs) {
         if !changed.is_empty() {
@@ -81,7 +89,7 @@ pub fn train(
             );
             return Err(ConfigError(message).into());
         }
-        if !grid.path(first_step).exists() {
+        if trainer.task.unet().is_some() && !grid.path(first_step).exists() {
             grid.draw(&trainer, emit)?;
         }
         emit(Event::Warning(format!("the run is complete at step {first_step}: raise --steps or --duration to go on")));
@@ -92,6 +100,7 @@ pub fn train(
     }
     let images = dataset.len();
     let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
+    let mut validation = Validation::open(&config, first_step)?;
     let mut loader = Loader::start(dataset, batch_size, seed, seen, config.data.workers, PREFETCH)?;
     let _held = if let Some(held) = held {
         held
@@ -123,6 +132,9 @@ pub fn train(
         };
         let mut report = trainer.train_step(&batch).map_err(|e| with_last_good(e, dir))?;
         report.secs = since.elapsed().as_secs_f64();
+        if let Some(validation) = &mut validation {
+            report.validation = validation.after(&trainer)?;
+        }
         let elapsed = before + begin.elapsed();
         trainer.state.progress.elapsed_secs = elapsed.as_secs_f64();
         emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
@@ -144,9 +156,73 @@ pub fn train(
     }
 }
 
+/// Number of values over all parameters of a configuration's network.
+///
+/// # Errors
+/// Flags that describe no network.
+pub fn parameter_count(config: &Config) -> Result<usize, ConfigError> {
+    Ok(task(config)?.parameter_count())
+}
+
+/// The network that a configuration trains.
+pub(crate) fn task(config: &Config) -> Result<Task, ConfigError> {
+    Ok(match config.model.arch {
+        Arch::Classifier => Classifier::new(ClassifierNetwork::new(config)?).into(),
+        _ => Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?).into(),
+    })
+}
+
+/// Images on which a classifier is tried out.
+struct Validation {
+    loader: Loader,
+    interval: u64,
+}
+
+impl Validation {
+    fn open(config: &Config, first_step: u64) -> Result<Option<Self>, Error> {
+        if config.model.arch != Arch::Classifier || config.data.val_data_dir.is_empty() {
+            return Ok(None);
+        }
+        let mut of_validation = config.clone();
+        of_validation.data.data_dir.clone_from(&config.data.val_data_dir);
+        of_validation.data.random_crop = false;
+        let dataset = open_data(&of_validation)?;
+        with_classes(&of_validation, &dataset)?;
+        let (batch, interval) = (config.train.batch_size, config.train.eval_interval);
+        let seen = first_step.div_ceil(interval) * batch as u64;
+        let loader = Loader::start(dataset, batch, config.train.seed, seen, config.data.workers, 1)?;
+        Ok(Some(Self { loader, interval }))
+    }
+
+    /// What the classifier makes of a batch, if it is time.
+    fn after(&mut self, trainer: &Trainer) -> Result<Option<Box<StepReport>>, Error> {
+        if !(trainer.step() - 1).is_multiple_of(self.interval) {
+            return Ok(None);
+        }
+        Ok(trainer.validate(&self.loader.next()?).map(Box::new))
+    }
+}
+
+/// Which class is which, where the names of files say it as in the reference.
+fn classes_by_prefix(config: &Config, dataset: &Dataset) -> Option<String> {
+    const SHOWN: usize = 20;
+    let names = dataset.class_names();
+    if names.is_empty() || config.data.labels == Labels::Folder {
+        return None;
+    }
+    let shown: Vec<String> = names.iter().take(SHOWN).enumerate().map(|(i, name)| format!("{i} {name}")).collect();
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    Some(format!("classes are file names up to the first `_`, sorted: {}{more}", shown.join(", ")))
+}
+
 /// Opens the configuration's images.
 pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
     let (data, model) = (&config.data, &config.model);
+    let has_classes = model.class_cond || model.arch == Arch::Classifier;
+    let labels = match data.labels {
+        Labels::Auto if has_classes => Labels::Prefix,
+        labels => labels,
+    };
     if data.data_dir.is_empty() {
         let message = "no training images: name them with --data-dir (`digits`, a folder, an npz or an IDX file)";
         return Err(ConfigError(message.into()).into());
@@ -154,7 +230,7 @@ pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
     let options = Options {
         image_size: model.image_size,
         channels: model.in_channels,
-        labels: data.labels,
+        labels,
         fit: data.fit,
         allow_upscale: data.allow_upscale,
         random_crop: data.random_crop,
@@ -173,27 +249,28 @@ pub fn resolve(config: &Config) -> Result<Config, Error> {
     let dataset = open_data(config)?;
     dataset.check_batch(config.train.batch_size)?;
     let config = with_classes(config, &dataset)?;
-    check_size(&Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?))?;
+    check_size(&task(&config)?)?;
     Ok(config)
 }
 
 /// Fills in or checks the number of classes.
 fn with_classes(config: &Config, dataset: &Dataset) -> Result<Config, Error> {
     let mut config = config.clone();
-    if !config.model.class_cond {
-        return Ok(config);
-    }
+    let (classes, flag) = match config.model.arch {
+        Arch::Classifier => (&mut config.classifier.num_classes, "--classifier-num-classes"),
+        _ if config.model.class_cond => (&mut config.model.num_classes, "--num-classes"),
+        _ => return Ok(config),
+    };
     let Some(labels) = dataset.labels() else {
-        let message = "--class-cond needs labels, and these images have none: say where they are with --labels prefix \
-                       (file names up to the first `_`) or --labels folder";
+        let message = "a network with classes needs labels, and these images have none: say where they are with --labels \
+                       prefix (file names up to the first `_`) or --labels folder";
         return Err(ConfigError(message.into()).into());
     };
     let found = labels.iter().max().map_or(0, |&l| l as usize + 1).max(dataset.class_names().len());
-    if config.model.num_classes == 0 {
-        config.model.num_classes = found;
-    } else if config.model.num_classes < found {
-        let message = format!("--num-classes is {} but the images have {found} classes", config.model.num_classes);
-        return Err(ConfigError(message).into());
+    if *classes == 0 {
+        *classes = found;
+    } else if *classes < found {
+        return Err(ConfigError(format!("{flag} is {classes} but the images have {found} classes")).into());
     }
     Ok(config)
 }
@@ -213,10 +290,12 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 /// Settings that do not change what a network learns from a step.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: [&str; 11] = [
     "train.steps",
     "train.duration",
     "train.log_interval",
+    "train.eval_interval",
+    "data.val_data_dir",
     "train.save_interval",
     "train.keep_checkpoints",
     "train.grid_interval",
@@ -236,7 +315,7 @@ fn changes(checkpoint: &Path, config: &Config) -> Result<Vec<String>, Error> {
 }
 
 /// Refuses a network that no machine holds.
-fn check_size(network: &Unet) -> Result<(), Error> {
+fn check_size(network: &Task) -> Result<(), Error> {
     const MOST_PARAMETERS: usize = 20_000_000_000;
     let count = network.parameter_count();
     if count <= MOST_PARAMETERS {

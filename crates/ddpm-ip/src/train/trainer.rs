@@ -1,16 +1,16 @@
 //! One optimizer step after another.
 
+use super::Task;
 use crate::Error;
 use crate::checkpoint::{Progress, State};
 use crate::config::Config;
 use crate::data::Batch;
-use crate::diffusion::{Diffusion, Terms};
-use crate::model::{Parameters, RunPosition, Unet, host_values};
-use burn::tensor::{Device, Tensor, TensorData};
+use crate::diffusion::Diffusion;
+use crate::model::Parameters;
+use burn::tensor::Device;
 use ddpm_kernels::AdamW;
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// What one step saw, image by image where a field is a list.
 #[derive(Clone, Debug, Default)]
@@ -19,12 +19,9 @@ pub struct StepReport {
     pub t: Vec<usize>,
     /// Importance weights.
     pub weights: Vec<f64>,
-    /// What was minimised, before weighting.
-    pub loss: Vec<f64>,
-    /// The prediction's error, unless the loss is a pure bound.
-    pub mse: Option<Vec<f64>>,
-    /// The bound's term as it enters the loss, if the variance is learned beside an MSE.
-    pub vb: Option<Vec<f64>>,
+    /// What was minimised, before weighting; then other terms, under the names that the logs have: `mse` and `vb`, as far
+    /// as the loss has them, or a classifier's accuracies.
+    pub terms: Vec<(&'static str, Vec<f64>)>,
     /// What separates each loss from the reference's (the equivalent form's c).
     pub constant: Vec<f64>,
     /// Norm of the gradient, before clipping.
@@ -33,20 +30,31 @@ pub struct StepReport {
     pub lr: f64,
     /// Seconds that the step took, waiting for its images included; nothing that hooks do.
     pub secs: f64,
+    /// What a classifier made of images that it is not trained on, after this step.
+    pub validation: Option<Box<StepReport>>,
 }
 
 impl StepReport {
     /// The weighted mean loss of the step.
     pub fn mean_loss(&self) -> f64 {
-        self.loss.iter().zip(&self.weights).map(|(l, w)| l * w).sum::<f64>() / self.loss.len() as f64
+        self.loss().iter().zip(&self.weights).map(|(l, w)| l * w).sum::<f64>() / self.loss().len() as f64
     }
 
-    fn extend(&mut self, terms: &Terms) {
-        let values = |x: &Tensor<1>| host_values(x.clone()).into_iter().map(f64::from);
-        self.loss.extend(values(&terms.loss));
-        for (mine, theirs) in [(&mut self.mse, &terms.mse), (&mut self.vb, &terms.vb)] {
-            if let Some(theirs) = theirs {
-                mine.get_or_insert_default().extend(values(theirs));
+    /// What was minimised, before weighting.
+    pub fn loss(&self) -> &[f64] {
+        self.terms.first().map_or(&[], |(_, values)| values)
+    }
+
+    /// The term of that name.
+    pub fn term(&self, name: &str) -> Option<&[f64]> {
+        self.terms.iter().find(|(n, _)| *n == name).map(|(_, values)| values.as_slice())
+    }
+
+    pub(super) fn extend(&mut self, terms: Vec<(&'static str, Vec<f64>)>) {
+        for (name, values) in terms {
+            match self.terms.iter_mut().find(|(n, _)| *n == name) {
+                Some((_, mine)) => mine.extend(values),
+                None => self.terms.push((name, values)),
             }
         }
     }
@@ -55,7 +63,7 @@ impl StepReport {
 /// A run between two steps.
 pub struct Trainer {
     pub(crate) config: Config,
-    pub(crate) network: Unet,
+    pub(crate) task: Task,
     pub(crate) diffusion: Diffusion,
     pub(crate) state: State,
     pub(crate) time_sampler: TimeSampler,
@@ -78,15 +86,16 @@ pub struct Draws {
 }
 
 impl Trainer {
-    /// A trainer at `state`, or at the beginning. The device is one without autodiff.
+    /// A trainer of a network at `state`, or at the beginning. The device is one without autodiff.
     ///
     /// # Errors
     /// An impossible respacing, or a time-sampler history of another length.
-    pub fn new(config: Config, network: Unet, state: Option<State>, device: Device) -> Result<Self, Error> {
+    pub fn new(config: Config, task: impl Into<Task>, state: Option<State>, device: Device) -> Result<Self, Error> {
+        let task = task.into();
         let diffusion = Diffusion::new(&config.diffusion, &config.diffusion.timestep_respacing)?;
         let mut time_sampler = TimeSampler::new(config.train.schedule_sampler, diffusion.schedule.len());
         let state = state.unwrap_or_else(|| {
-            let parameters = Parameters::initial(network.specs(), config.train.seed, &device);
+            let parameters = Parameters::initial(task.specs(), config.train.seed, &device);
             // Averages own their values: they are updated in place.
             let own = || Parameters::from_values(parameters.to_values(), &device);
             State {
@@ -100,7 +109,7 @@ impl Trainer {
         if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
             time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
         }
-        Ok(Self { config, network, diffusion, state, time_sampler, device })
+        Ok(Self { config, task, diffusion, state, time_sampler, device })
     }
 
     /// Steps done.
@@ -118,13 +127,18 @@ impl Trainer {
         self.state.ema.first().map_or(&self.state.parameters, |(_, ema)| ema)
     }
 
-    /// The learning rate of a step (from 0): warm-up, then the reference's annealing, which reaches a step one late.
+    /// The learning rate of a step (from 0): warm-up, then the reference's annealing, which reaches a step of its
+    /// diffusion training one late.
     fn learning_rate(&self, step: u64) -> f64 {
         let c = &self.config.train;
         let warm = if step < c.lr_warmup_steps { (step + 1) as f64 / c.lr_warmup_steps as f64 } else { 1.0 };
+        let since = match self.task {
+            Task::Diffusion(_) => step.saturating_sub(1),
+            Task::Classifier(_) => step,
+        };
         let annealed = match c.lr_anneal_steps {
             0 => 1.0,
-            n => 1.0 - step.saturating_sub(1) as f64 / n as f64,
+            n => 1.0 - since as f64 / n as f64,
         };
         c.lr * warm * annealed.max(0.0)
     }
@@ -134,7 +148,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Diverged`] if the loss or the gradient is not finite.
     pub fn train_step(&mut self, batch: &Batch) -> Result<StepReport, Error> {
-        let split = self.network.is_split(batch.images.len() / self.per_image());
+        let split = self.task.shards().is_split(batch.images.len() / self.per_image());
         let mut step = || {
             let draws = self.draw(batch);
             self.train_step_with(batch, draws)
@@ -145,7 +159,7 @@ impl Trainer {
     }
 
     /// Values of one image.
-    fn per_image(&self) -> usize {
+    pub(super) fn per_image(&self) -> usize {
         self.config.model.in_channels * self.config.model.image_size.pow(2)
     }
 
@@ -156,7 +170,7 @@ impl Trainer {
         let count = batch.images.len() / per_image;
         let stream = |domain, i: usize| Stream::new(seed, domain, batch.position + i as u64, 0);
         let (t, weights): (Vec<usize>, Vec<f64>) =
-            (0..count).map(|i| self.time_sampler.sample(&mut stream(Domain::Time, i))).unzip();
+            (0..count).map(|i| self.time_sampler.draw(seed, batch.position + i as u64)).unzip();
         let mixes: Vec<Mix> = (0..count)
             .map(|i| {
                 let u = stream(Domain::Gamma, i).uniform();
@@ -190,10 +204,11 @@ impl Trainer {
         for from in (0..count).step_by(micro) {
             let images = from..(from + micro).min(count);
             let shards = self
-                .network
-                .by_shard(images.len(), |shard| self.gradient(batch, &draws, from + shard.start..from + shard.end));
+                .task
+                .shards()
+                .map(images.len(), |shard| self.gradient(batch, &draws, from + shard.start..from + shard.end));
             for (part, terms) in shards {
-                report.extend(&terms);
+                report.extend(terms);
                 gradient = Some(match gradient {
                     Some(sum) => Parameters(sum.0.into_iter().zip(part.0).map(|(a, b)| a + b).collect()),
                     None => part,
@@ -210,52 +225,16 @@ impl Trainer {
             return Err(diverged("gradient"));
         }
         self.update(gradient, &report);
-        // The reference's loss differs by c: the sampler looks at its square.
-        let comparable: Vec<f64> = report.loss.iter().zip(&report.constant).map(|(l, c)| l + c).collect();
-        self.time_sampler.update(&report.t, &comparable);
+        // The reference's loss differs by c: the sampler looks at its square. A classifier's tells it nothing.
+        let scale = self.diffusion.loss.scale(self.per_image());
+        let comparable: Vec<f64> = report.loss().iter().zip(&report.constant).map(|(l, c)| l + c * scale).collect();
+        if matches!(self.task, Task::Diffusion(_)) {
+            self.time_sampler.update(&report.t, &comparable);
+        }
         self.state.progress.step += 1;
         self.state.progress.images += count as u64;
         self.state.progress.time_sampler = self.time_sampler.state().cloned();
         Ok(report)
-    }
-
-    /// The gradient of some images' share of the mean loss, and their loss terms.
-    fn gradient(&self, batch: &Batch, draws: &Draws, images: Range<usize>) -> (Parameters, Terms) {
-        let device = self.device.clone().autodiff();
-        let (per_image, model) = (self.per_image(), &self.config.model);
-        let shape = [images.len(), model.in_channels, model.image_size, model.image_size];
-        let tensor = |values: &[f32]| {
-            let values = values[images.start * per_image..images.end * per_image].to_vec();
-            Tensor::<4>::from_data(TensorData::new(values, shape), &device)
-        };
-        let noised = self.diffusion.noise(
-            tensor(&batch.images),
-            &draws.t[images.clone()],
-            &draws.mixes[images.clone()],
-            tensor(&draws.eps),
-            draws.xi.as_deref().map(tensor),
-        );
-        let position = RunPosition { seed: self.config.train.seed, position: batch.position + images.start as u64 };
-        let labels = self.network.config().num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]);
-        let times = self.diffusion.model_times(&noised.t);
-        let weights: Vec<f32> =
-            draws.weights[images.clone()].iter().map(|w| (w / draws.t.len() as f64) as f32).collect();
-        let weights = Tensor::<1>::from_data(TensorData::new(weights, [images.len()]), &device);
-        let x_t = noised.x_t.clone();
-        if self.network.config().use_checkpoint {
-            let parameters = &self.state.parameters;
-            let (output, kept) = self.network.forward_kept(parameters, x_t.inner(), &times, labels, Some(position));
-            let output = Tensor::<4>::from_inner(output).require_grad();
-            let terms = self.diffusion.losses(&noised, output.clone());
-            let mut grads = (terms.loss.clone() * weights).sum().backward();
-            let grad = output.grad_remove(&mut grads).expect("the loss depends on the output");
-            return (self.network.backward_kept(parameters, kept, grad), terms);
-        }
-        let tracked = self.state.parameters.tracked();
-        let output = self.network.forward(&tracked, x_t, &times, labels, Some(position));
-        let terms = self.diffusion.losses(&noised, output);
-        let mut grads = (terms.loss.clone() * weights).sum().backward();
-        (tracked.gradients(&mut grads), terms)
     }
 
     /// AdamW and the averages, in place.

@@ -39,12 +39,13 @@ fn golden_chains() {
             network: &network,
             parameters: &parameters,
             reverse,
+            guide: None,
             image_size,
             device: &device,
         };
         let images: Vec<u64> = (0..noise.images() as u64).collect();
         let (mut first, mut middle) = (Vec::new(), Vec::new());
-        let last = chain.run(&images, None, &noise, |k, x_start, x| {
+        let last = chain.run(&images, None, None, &noise, |k, x_start, x| {
             if k == 1 {
                 first = values(x_start.clone());
             }

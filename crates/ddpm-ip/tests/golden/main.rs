@@ -6,7 +6,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a golden file that cannot be read has to fail its test")]
 
+mod bounds;
 mod chains;
+mod ddim;
 mod isa;
 mod losses;
 mod networks;

@@ -1,8 +1,8 @@
 //! The folder of cases, their weights, and comparisons.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use ddpm_ip::config::{Heads, NetworkConfig, Precision};
-use ddpm_ip::model::{Parameters, Unet};
+use ddpm_ip::config::{ClassifierNetwork, Heads, Layout, NetworkConfig, Pool, Precision};
+use ddpm_ip::model::{Classifier, Parameters, Spec, Unet};
 use ddpm_ip::npz::{Array, Npz};
 use ddpm_kernels::HeadOrder;
 use serde_json::Value;
@@ -57,8 +57,8 @@ fn unit(name: &str, n: usize) -> Vec<f64> {
 }
 
 /// The weights that the formula gives a network.
-pub(crate) fn weights(network: &Unet, salt: &str) -> Vec<Vec<f32>> {
-    let one = |spec: &ddpm_ip::model::Spec| -> Vec<f32> {
+pub(crate) fn weights(specs: &[Spec], salt: &str) -> Vec<Vec<f32>> {
+    let one = |spec: &Spec| -> Vec<f32> {
         let u = unit(&format!("{salt}/{}", spec.name), spec.len());
         if spec.shape.len() == 1 {
             let centre = if spec.name.ends_with("weight") { 1.0 } else { 0.0 };
@@ -67,16 +67,17 @@ pub(crate) fn weights(network: &Unet, salt: &str) -> Vec<Vec<f32>> {
         let fan_in = (spec.len() / spec.shape[0]) as f64;
         u.into_iter().map(|u| ((2.0 * u - 1.0) * (3.0 / fan_in).sqrt()) as f32).collect()
     };
-    network.specs().iter().map(one).collect()
+    specs.iter().map(one).collect()
 }
 
-/// The network of the index's entry of that salt, unless it is not a plain U-Net.
-pub(crate) fn network(salt: &str) -> Option<Unet> {
+/// The constructor arguments of the index's network of that salt.
+fn arguments(salt: &str) -> Option<Value> {
     let entry = cases("networks").into_iter().find(|n| n["salt"] == salt)?;
-    let json = json(entry["config"].as_str()?);
-    if json["class"] != "UNetModel" {
-        return None;
-    }
+    Some(json(entry["config"].as_str()?))
+}
+
+/// What those arguments describe.
+fn network_config(json: &Value) -> NetworkConfig {
     let number = |key: &str, default: i64| json[key].as_i64().unwrap_or(default);
     let flag = |key: &str, default: bool| json[key].as_bool().unwrap_or(default);
     let list = |key: &str| -> Option<Vec<f64>> { json[key].as_array()?.iter().map(Value::as_f64).collect() };
@@ -87,7 +88,9 @@ pub(crate) fn network(salt: &str) -> Option<Unet> {
     };
     let count = number("num_heads", 1);
     let upsample = number("num_heads_upsample", -1);
-    let network = Unet::new(NetworkConfig {
+    NetworkConfig {
+        layout: Layout::Adm,
+        low_res: json["class"] == "SuperResModel",
         precision: Precision::F32,
         use_checkpoint: false,
         in_channels: number("in_channels", 3) as usize,
@@ -108,15 +111,38 @@ pub(crate) fn network(salt: &str) -> Option<Unet> {
         scale_shift_norm: flag("use_scale_shift_norm", false),
         resblock_updown: flag("resblock_updown", false),
         conv_resample: flag("conv_resample", true),
-    });
-    assert_eq!(network.parameter_count() as i64, number("parameters", 0), "{salt}");
+    }
+}
+
+/// The network of the index's entry of that salt, unless it is a classifier.
+pub(crate) fn network(salt: &str) -> Option<Unet> {
+    let json = arguments(salt)?;
+    if json["class"] == "EncoderUNetModel" {
+        return None;
+    }
+    let network = Unet::new(network_config(&json));
+    assert_eq!(Some(network.parameter_count() as u64), json["parameters"].as_u64(), "{salt}");
     Some(network)
+}
+
+/// The classifier of the index's entry of that salt, if it is one.
+pub(crate) fn classifier(salt: &str) -> Option<Classifier> {
+    let json = arguments(salt)?;
+    if json["class"] != "EncoderUNetModel" {
+        return None;
+    }
+    let network = network_config(&json);
+    let bottom_size = json["image_size"].as_u64().unwrap() as usize >> (network.level_channels.len() - 1);
+    let pool: Pool = serde_json::from_value(json["pool"].clone()).unwrap();
+    let classifier = Classifier::new(ClassifierNetwork { network, pool, bottom_size });
+    assert_eq!(Some(classifier.parameter_count() as u64), json["parameters"].as_u64(), "{salt}");
+    Some(classifier)
 }
 
 /// A network with its formula weights on a device.
 pub(crate) fn weighted(salt: &str, device: &Device) -> Option<(Unet, Parameters)> {
     let network = network(salt)?;
-    let parameters = Parameters::from_values(weights(&network, salt), device);
+    let parameters = Parameters::from_values(weights(network.specs(), salt), device);
     Some((network, parameters))
 }
 

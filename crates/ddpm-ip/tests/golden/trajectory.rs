@@ -39,7 +39,7 @@ fn golden_trajectory() {
         config.train.ema_rate = list("ema");
         config.train.batch_size = count;
 
-        let start = || Parameters::from_values(weights(&network, salt), &device);
+        let start = || Parameters::from_values(weights(network.specs(), salt), &device);
         let state = State {
             progress: Progress::default(),
             ema: config.train.ema_rate.iter().map(|&rate| (rate, start())).collect(),
@@ -67,9 +67,9 @@ fn golden_trajectory() {
             let report = trainer.train_step_with(&batch, draws).unwrap();
             let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
             let actual = [
-                mean(&report.loss),
-                mean(&report.mse.unwrap()),
-                mean(&report.vb.unwrap()),
+                mean(report.loss()),
+                mean(report.term("mse").unwrap()),
+                mean(report.term("vb").unwrap()),
                 report.grad_norm,
                 trainer.state().parameters.norm(),
             ];

@@ -4,7 +4,7 @@ use super::support::{cpu, with};
 use burn::tensor::{Tensor, TensorData};
 use ddpm_ip::config::{Config, NetworkConfig};
 use ddpm_ip::data::Batch;
-use ddpm_ip::model::{Parameters, Unet};
+use ddpm_ip::model::{Condition, Parameters, Unet};
 use ddpm_ip::train::{Draws, Trainer};
 use ddpm_math::{Domain, Stream};
 
@@ -39,6 +39,9 @@ fn every_option_runs_and_every_parameter_has_a_gradient() {
         &[("channel_mult", "0.5,1.5"), ("num_channels", "64")],
         &[("in_channels", "5"), ("variance", "learned-range"), wide],
         &[("class_cond", "true"), ("num_classes", "3"), wide],
+        &[("arch", "superres"), ("small_size", "3"), wide],
+        &[("arch", "ddim"), ("attention_resolutions", "4"), wide],
+        &[("arch", "ddim"), ("conv_resample", "false"), ("channel_mult", "2,1")],
     ] {
         let config = with(settings);
         let network = unet(&config);
@@ -49,7 +52,9 @@ fn every_option_runs_and_every_parameter_has_a_gradient() {
         );
         let labels = config.model.class_cond.then_some(&[0, 2][..]);
         let tracked = busy(&network).tracked();
-        let out = network.forward(&tracked, x, &[3.0, 17.0], labels, None);
+        let low_res = network.config().low_res.then(|| x.clone() * 0.5);
+        let condition = Condition { labels, low_res };
+        let out = network.forward(&tracked, x, &[3.0, 17.0], condition, None);
         assert_eq!(out.dims(), [2, network.config().out_channels, 8, 8], "{settings:?}");
         let mut grads = out.powi_scalar(2).sum().backward();
         for (spec, gradient) in network.specs().iter().zip(tracked.gradients(&mut grads).to_values()) {
@@ -75,7 +80,8 @@ fn the_layers_that_begin_at_zero_are_the_references() {
         assert_eq!(zeros, zero_module || is_norm_bias, "{}", spec.name);
     }
     let x = Tensor::<4>::from_data(TensorData::new(normal(64, 0), [1, 1, 8, 8]), &cpu());
-    let out: Vec<f32> = network.forward(&parameters, x, &[5.0], None, None).into_data().try_to_vec().unwrap();
+    let out: Vec<f32> =
+        network.forward(&parameters, x, &[5.0], Condition::default(), None).into_data().try_to_vec().unwrap();
     assert!(out.iter().all(|v| *v == 0.0), "a fresh network predicts 0");
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use ddpm_ip::Device;
 use ddpm_ip::config::{NetworkConfig, Respacing};
 use ddpm_ip::diffusion::{Diffusion, Noised};
-use ddpm_ip::model::{Parameters, Unet};
+use ddpm_ip::model::{Condition, Parameters, Unet};
 use ddpm_math::perturb::{rotate, unrotate};
 use ddpm_math::{Domain, Mode, Perturbation, Stream};
 
@@ -63,7 +63,7 @@ impl Case {
     fn run(&self, noised: &Noised) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
         let tracked = self.parameters.tracked();
         let times = self.diffusion.model_times(&noised.t);
-        let output = self.network.forward(&tracked, noised.x_t.clone(), &times, None, None);
+        let output = self.network.forward(&tracked, noised.x_t.clone(), &times, Condition::default(), None);
         let terms = self.diffusion.losses(noised, output);
         let mut grads = terms.loss.mean().backward();
         let gradient = tracked.gradients(&mut grads).to_values().concat().into_iter().map(f64::from).collect();
@@ -107,7 +107,7 @@ fn the_losses_differ_path_by_path_as_derived() {
     let [(eps, xi), _, (eps_prime, zeta)] = draws();
     let noised = case.noise(Mode::Equivalent, &eps_prime, &zeta);
     let times = case.diffusion.model_times(&noised.t);
-    let output = case.network.forward(&case.parameters, noised.x_t.clone().inner(), &times, None, None);
+    let output = case.network.forward(&case.parameters, noised.x_t.clone().inner(), &times, Condition::default(), None);
     let f = values(output.slice([0..COUNT, 0..1, 0..8, 0..8]));
     let (sampled, _, _) = case.run(&case.noise(Mode::Sampled, &eps, &xi));
     let (equivalent, _, _) = case.run(&noised);

@@ -95,6 +95,8 @@ fn bf16_resumes_and_samples_as_exactly_as_f32() {
             grid: None,
             classes: None,
             initial_noise: None,
+            classifier: None,
+            base_samples: None,
         };
         run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
         std::fs::read(out).unwrap()

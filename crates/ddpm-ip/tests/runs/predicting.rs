@@ -3,7 +3,7 @@
 use super::support::{assert_says, cpu, tiny, trained, with};
 use burn::tensor::{Tensor, TensorData};
 use ddpm_ip::config::{Config, NetworkConfig};
-use ddpm_ip::model::Unet;
+use ddpm_ip::model::{Condition, Unet};
 use ddpm_ip::npz::{Npz, NpzWriter};
 use ddpm_ip::predict::predict;
 use std::path::Path;
@@ -40,7 +40,7 @@ fn the_output_is_the_networks() {
     let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
     let parameters = ddpm_ip::checkpoint::load(&checkpoint, network.specs(), &cpu()).unwrap();
     let x = Tensor::<4>::from_data(TensorData::new(x, shape), &cpu());
-    let expected = network.forward(&parameters, x, &[3.0, 900.0], Some(&[1, 9]), None);
+    let expected = network.forward(&parameters, x, &[3.0, 900.0], Condition::labels(Some(&[1, 9])), None);
     assert_eq!(out.values, expected.into_data().try_to_vec::<f32>().unwrap());
     assert!(out.values.iter().any(|v| *v != 0.0));
 }

@@ -24,6 +24,8 @@ fn job(checkpoint: &Path, config: &Config, out: &Path) -> Job {
         grid: None,
         classes: None,
         initial_noise: None,
+        classifier: None,
+        base_samples: None,
     }
 }
 

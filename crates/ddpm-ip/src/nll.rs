@@ -1,0 +1,264 @@
+//! The variational bound on the likelihood of images, in bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021).
+
+use crate::config::{Arch, Config, ConfigError, NetworkConfig};
+use crate::diffusion::Diffusion;
+use crate::event::{Emit, Event, Outcome};
+use crate::file::write_atomic;
+use crate::model::{Condition, Parameters, Unet, host_values};
+use crate::npz::NpzWriter;
+use crate::sample::partial::Partial;
+use crate::train::open_data;
+use crate::{Error, checkpoint};
+use burn::tensor::{Device, Tensor, TensorData};
+use ddpm_math::{Domain, Stream};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A network whose bound is computed.
+pub struct Bound<'a> {
+    /// The process, respaced to the steps of the bound.
+    pub diffusion: &'a Diffusion,
+    /// The network.
+    pub network: &'a Unet,
+    /// Its parameters, on a device without autodiff.
+    pub parameters: &'a Parameters,
+    /// Whether predicted images are clipped to [-1, 1].
+    pub clip_denoised: bool,
+}
+
+/// The parts of the bound of one image, each from the noisiest step to the first as the reference has them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    /// Divergence of q(x_T | x_0) from the standard normal, in bits per dimension.
+    pub prior: f32,
+    /// The bound's term of each step `[T']`, in bits per dimension.
+    pub vb: Vec<f32>,
+    /// Mean square error of the predicted clean image `[T']`.
+    pub xstart_mse: Vec<f32>,
+    /// Mean square error of the noise that it implies `[T']`.
+    pub mse: Vec<f32>,
+}
+
+impl Terms {
+    /// The whole bound, in bits per dimension.
+    pub fn total(&self) -> f64 {
+        self.vb.iter().map(|&v| f64::from(v)).sum::<f64>() + f64::from(self.prior)
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let lists = [&[self.prior][..], &self.vb, &self.xstart_mse, &self.mse];
+        lists.into_iter().flatten().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let steps = values.len() / 3;
+        let (prior, lists) = values.split_at(1);
+        let list = |i: usize| lists[i * steps..(i + 1) * steps].to_vec();
+        Self { prior: prior[0], vb: list(0), xstart_mse: list(1), mse: list(2) }
+    }
+
+    /// Bytes of an image's terms.
+    fn size(steps: usize) -> usize {
+        4 * (1 + 3 * steps)
+    }
+}
+
+impl Bound<'_> {
+    /// The terms of images `x_start` `[N, C, H, W]`, with labels where the network has classes. `noise(i)` is the draw
+    /// `[N, C, H, W]` for index i of the process; `go_on`, asked before every step, may end it all.
+    pub fn terms(
+        &self,
+        x_start: &Tensor<4>,
+        labels: Option<&[u32]>,
+        noise: impl Fn(usize) -> Tensor<4>,
+        go_on: impl Fn() -> bool,
+    ) -> Option<Vec<Terms>> {
+        let diffusion = self.diffusion;
+        let count = x_start.dims()[0];
+        let prior = host_values(diffusion.prior_bound(x_start.clone()));
+        let mut terms: Vec<Terms> = prior
+            .into_iter()
+            .map(|prior| Terms { prior, vb: Vec::new(), xstart_mse: Vec::new(), mse: Vec::new() })
+            .collect();
+        let unperturbed = ddpm_math::Perturbation::default().mix(0.0);
+        for i in (0..diffusion.schedule.len()).rev() {
+            if !go_on() {
+                return None;
+            }
+            let t = vec![i; count];
+            let noised = diffusion.noise(x_start.clone(), &t, &vec![unperturbed; count], noise(i), None);
+            let times = diffusion.model_times(&t);
+            let outputs = self.network.shards().map(count, |part| {
+                let x = noised.x_t.clone().narrow(0, part.start, part.len());
+                let condition = Condition::labels(labels).part(part.clone());
+                self.network.forward(self.parameters, x, &times[part], condition, None)
+            });
+            let (vb, predicted) = diffusion.bound(&noised, Tensor::cat(outputs, 0), self.clip_denoised);
+            let [xstart_mse, mse] = diffusion.square_errors(&noised, predicted);
+            let lists = [vb, xstart_mse, mse].map(host_values);
+            for (n, terms) in terms.iter_mut().enumerate() {
+                terms.vb.push(lists[0][n]);
+                terms.xstart_mse.push(lists[1][n]);
+                terms.mse.push(lists[2][n]);
+            }
+        }
+        Some(terms)
+    }
+}
+
+/// What to bound and where to write.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// A parameter file, checkpoint folder or run directory.
+    pub checkpoint: PathBuf,
+    /// Network, diffusion, images and, under `sample`, steps, clipping, seed, batch size and number of images.
+    pub config: Config,
+    /// The folder for `vb_terms.npz`, `mse_terms.npz` and `xstart_mse_terms.npz`.
+    pub out: PathBuf,
+}
+
+/// The result over all images.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Images.
+    pub images: usize,
+    /// Steps of the bound.
+    pub steps: usize,
+    /// The whole bound in bits per dimension, mean over the images.
+    pub bits_per_dim: f64,
+    /// Its standard error over the images; none for one image.
+    pub standard_error: Option<f64>,
+    /// The prior's part.
+    pub prior_bits_per_dim: f64,
+    /// The decoder's part: the term of the first step.
+    pub decoder_bits_per_dim: f64,
+}
+
+/// Computes the bound over images in their order, going on where an interrupted call with the same settings stopped, and
+/// writes the means over the images of each term, from the noisiest step to the first: `arr_0` `[T']`.
+///
+/// # Errors
+/// Settings that do not fit the checkpoint or the images, damaged files, failing reads or writes.
+pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Option<Report>), Error> {
+    job.config.validate()?;
+    if !matches!(job.config.model.arch, Arch::Adm | Arch::Ddim) {
+        return Err(ConfigError("nll is for networks that draw whole images: --arch adm or ddim".into()).into());
+    }
+    let file = checkpoint::resolve(&job.checkpoint)?;
+    let config = &checkpoint::with_classes(&job.config, &file)?;
+    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    let parameters = checkpoint::load(&file, network.specs(), device)?;
+    let settings = &config.sample;
+    let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
+    let dataset = open_data(config)?;
+    let total = settings.num_samples.min(dataset.len());
+    if total < settings.num_samples {
+        emit(Event::Warning(format!("there are {total} images, not {} (--num-samples)", settings.num_samples)));
+    }
+    let labels = match (network.config().num_classes, dataset.labels()) {
+        (None, _) => None,
+        (Some(classes), Some(labels)) => match labels[..total].iter().find(|&&l| l as usize >= classes) {
+            Some(wrong) => {
+                let message = format!("the images have a class {wrong}; the network has {classes} classes");
+                return Err(ConfigError(message).into());
+            }
+            None => Some(labels),
+        },
+        (Some(_), None) => {
+            let message = "the network has classes and these images have no labels: say where they are with --labels";
+            return Err(ConfigError(message.into()).into());
+        }
+    };
+    std::fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
+    let steps = diffusion.schedule.len();
+    let identity = identity(job, &file)?;
+    let (mut partial, mut done) = Partial::open(&job.out.join("nll"), &identity, Terms::size(steps))?;
+    done = done.min(total);
+    let bound = Bound {
+        diffusion: &diffusion,
+        network: &network,
+        parameters: &parameters,
+        clip_denoised: settings.clip_denoised,
+    };
+    let (size, channels) = (config.model.image_size, config.model.in_channels);
+    emit(Event::Bounded { done, total, bits_per_dim: None });
+    let mut sum = 0.0;
+    let first = done;
+    while done < total {
+        let batch = done..(done + settings.batch_size).min(total);
+        let shape = [batch.len(), channels, size, size];
+        let tensor = |values: Vec<f32>| Tensor::<4>::from_data(TensorData::new(values, shape), device);
+        let images = batch.clone().map(|i| dataset.plain_example(i)).collect::<Result<Vec<_>, _>>()?;
+        let noise = |i: usize| {
+            let mut values = vec![0.0; shape.iter().product()];
+            values.par_chunks_mut(channels * size * size).zip(batch.clone()).for_each(|(values, image)| {
+                Stream::new(settings.seed, Domain::Likelihood, image as u64, i as u32).fill_normal(values);
+            });
+            tensor(values)
+        };
+        let go_on = || !stop.load(Ordering::Relaxed);
+        let labels = labels.map(|l| &l[batch.clone()]);
+        let Some(terms) = bound.terms(&tensor(images.concat()), labels, noise, go_on) else {
+            return Ok((Outcome::Interrupted, None));
+        };
+        if terms.iter().any(|terms| !terms.total().is_finite()) {
+            let message = "its network gives images a bound that is not finite: check it, and the settings that differ \
+                           from its own";
+            return Err(Error::file(&file, message));
+        }
+        partial.append(&terms.iter().flat_map(Terms::to_bytes).collect::<Vec<u8>>())?;
+        sum += terms.iter().map(Terms::total).sum::<f64>();
+        done = batch.end;
+        emit(Event::Bounded { done, total, bits_per_dim: Some(sum / (done - first) as f64) });
+    }
+    let report = write(&mut partial, total, steps, &job.out)?;
+    partial.remove()?;
+    Ok((Outcome::Finished, Some(report)))
+}
+
+/// Averages the terms of all images, and writes them.
+fn write(partial: &mut Partial, total: usize, steps: usize, out: &Path) -> Result<Report, Error> {
+    let mut sums = [vec![0.0; steps], vec![0.0; steps], vec![0.0; steps]];
+    let (mut prior, mut totals) = (0.0, Vec::with_capacity(total));
+    let read = partial.read(total, |bytes| {
+        for terms in bytes.chunks_exact(Terms::size(steps)).map(Terms::from_bytes) {
+            for (sum, list) in sums.iter_mut().zip([&terms.vb, &terms.mse, &terms.xstart_mse]) {
+                sum.iter_mut().zip(list).for_each(|(sum, &v)| *sum += f64::from(v));
+            }
+            prior += f64::from(terms.prior);
+            totals.push(terms.total());
+        }
+        Ok(())
+    });
+    read.map_err(Error::io("read what was computed for", &out.join("nll.partial")))?;
+    let count = total as f64;
+    for (name, sum) in ["vb", "mse", "xstart_mse"].iter().zip(&sums) {
+        let means: Vec<f32> = sum.iter().map(|v| (v / count) as f32).collect();
+        write_atomic(&out.join(format!("{name}_terms.npz")), |w| {
+            let mut npz = NpzWriter::new(w);
+            npz.array::<f32>("arr_0", &[steps], |push| push(&means))?;
+            npz.finish()
+        })?;
+    }
+    let mean = totals.iter().sum::<f64>() / count;
+    let variance = totals.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    Ok(Report {
+        images: total,
+        steps,
+        bits_per_dim: mean,
+        standard_error: (total > 1).then(|| (variance / count).sqrt()),
+        prior_bits_per_dim: prior / count,
+        decoder_bits_per_dim: sums[0][steps - 1] / count,
+    })
+}
+
+/// A line that differs between two calls whenever an image's terms could.
+fn identity(job: &Job, file: &Path) -> Result<String, Error> {
+    let mut config = job.config.clone();
+    (config.sample.batch_size, config.sample.num_samples) = (1, 1);
+    let stamp = checkpoint::stamp(file)?;
+    Ok(serde_json::json!({ "bound": stamp, "config": config }).to_string())
+}

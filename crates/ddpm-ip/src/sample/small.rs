@@ -1,0 +1,88 @@
+//! The small images that a super-resolution network enlarges.
+
+use crate::Error;
+use crate::config::Config;
+use crate::data::{DataError, Dataset, Fit, Labels, Options};
+use crate::model::low_res;
+use burn::tensor::{Device, Tensor, TensorData};
+use std::path::Path;
+
+/// Small images, taken in turn.
+pub struct SmallImages {
+    /// `[N, C, h, h]` in [-1, 1].
+    values: Vec<f32>,
+    labels: Option<Vec<u32>>,
+    channels: usize,
+    size: usize,
+}
+
+impl SmallImages {
+    /// Reads `count` images at most of anything that holds images, such as an npz of samples.
+    ///
+    /// # Errors
+    /// What cannot be read, and images of another size than the configuration's `small_size`.
+    pub fn read(source: &Path, config: &Config, count: usize) -> Result<Self, Error> {
+        let (name, model) = (source.to_string_lossy(), &config.model);
+        let size = model.small_size;
+        let [height, width, _] = Dataset::first_image_shape(&name)?;
+        if [height, width] != [size, size] {
+            let reason =
+                format!("{width}x{height} pixels, but the network enlarges images of {size}x{size} (--small-size)");
+            return Err(DataError::Misfit { image: format!("{name}, first image"), reason }.into());
+        }
+        let options = Options {
+            image_size: size,
+            channels: model.in_channels,
+            labels: if model.class_cond { Labels::Prefix } else { Labels::None },
+            fit: Fit::Pad,
+            allow_upscale: false,
+            random_crop: false,
+            random_flip: false,
+            on_bad_image: config.data.on_bad_image,
+        };
+        let dataset = Dataset::open(&name, &options)?;
+        let count = count.min(dataset.len());
+        let images = (0..count).map(|i| dataset.plain_example(i)).collect::<Result<Vec<_>, _>>()?;
+        let labels = dataset.labels().map(|l| l[..count].to_vec());
+        Ok(Self { values: images.concat(), labels, channels: model.in_channels, size })
+    }
+
+    /// The first `count` images of a data set, made small.
+    ///
+    /// # Errors
+    /// Images that cannot be read.
+    pub fn of_large(dataset: &Dataset, config: &Config, count: usize) -> Result<Self, Error> {
+        let (model, count) = (&config.model, count.min(dataset.len()));
+        let mut values = Vec::new();
+        for i in 0..count {
+            let large = dataset.plain_example(i)?;
+            values.extend(low_res::area_mean(&large, model.image_size, model.small_size));
+        }
+        let labels = dataset.labels().map(|l| l[..count].to_vec());
+        Ok(Self { values, labels, channels: model.in_channels, size: model.small_size })
+    }
+
+    /// Number of images.
+    #[expect(clippy::len_without_is_empty, reason = "there is at least one")]
+    pub fn len(&self) -> usize {
+        self.values.len() / (self.channels * self.size * self.size)
+    }
+
+    /// The images with these numbers, from the first again after the last, enlarged to squares of side `large`:
+    /// `[N, C, large, large]`.
+    pub fn enlarged(&self, images: &[u64], large: usize, device: &Device) -> Tensor<4> {
+        let per_image = self.channels * self.size * self.size;
+        let of_image = |&i: &u64| {
+            let first = (i % self.len() as u64) as usize * per_image;
+            low_res::enlarge(&self.values[first..first + per_image], self.size, large)
+        };
+        let values: Vec<f32> = images.iter().flat_map(of_image).collect();
+        Tensor::from_data(TensorData::new(values, [images.len(), self.channels, large, large]), device)
+    }
+
+    /// Their classes, where they are known.
+    pub fn labels(&self, images: &[u64]) -> Option<Vec<u32>> {
+        let labels = self.labels.as_ref()?;
+        Some(images.iter().map(|i| labels[(i % labels.len() as u64) as usize]).collect())
+    }
+}

@@ -1,0 +1,62 @@
+//! The network of ermongroup/ddim and its chains.
+
+use super::support::{assert_close, assert_near, cases, folder, json, open, tensor, values, weights};
+use burn::tensor::{Device, Tensor};
+use ddpm_ip::config::{Arch, Config, DiffusionConfig, NetworkConfig, SamplerKind};
+use ddpm_ip::diffusion::{Diffusion, Reverse};
+use ddpm_ip::model::{Condition, Parameters, Unet};
+use ddpm_ip::sample::{Chain, GivenNoise};
+
+#[test]
+fn golden_ddim() {
+    let device = Device::flex();
+    for case in cases("ddim") {
+        let arguments = json(case["config"].as_str().unwrap());
+        let number = |key: &str| arguments[key].as_u64().unwrap() as usize;
+        let list = |key: &str| arguments[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize);
+        let mut config = Config::default();
+        config.model.arch = Arch::Ddim;
+        config.model.image_size = number("image_size");
+        config.model.in_channels = number("in_channels");
+        config.model.num_channels = number("ch");
+        config.model.num_res_blocks = number("num_res_blocks");
+        config.model.channel_mult = list("ch_mult").map(|m| m as f64).collect();
+        config.model.attention_resolutions = list("attn_resolutions").collect();
+        config.model.conv_resample = arguments["resamp_with_conv"].as_bool().unwrap();
+        let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
+        assert_eq!(network.parameter_count(), number("parameters"));
+        let parameters = Parameters::from_values(weights(network.specs(), case["salt"].as_str().unwrap()), &device);
+
+        let mut file = open(&case, "file");
+        let x: Tensor<4> = tensor(file.floats("x").unwrap(), &device);
+        let t = file.floats("t").unwrap().values;
+        let out = network.forward(&parameters, x, &t, Condition::default(), None);
+        assert_near("out", &values(out), &file.floats("out").unwrap().values, 1e-5);
+
+        let timesteps = file.integers("timesteps").unwrap().values;
+        let respacing = format!("uniform{}", timesteps.len()).parse().unwrap();
+        let diffusion = Diffusion::new(&DiffusionConfig::default(), &respacing).unwrap();
+        let kept: Vec<i64> = diffusion.schedule.timestep_map.iter().map(|&t| t as i64).collect();
+        assert_eq!(kept, timesteps);
+        let size = config.model.image_size;
+        let path = folder().join(case["file"].as_str().unwrap());
+        let noise = GivenNoise::read(&path, [config.model.in_channels, size, size], kept.len(), true).unwrap();
+        for eta in [0.0, 0.5] {
+            let chain = Chain {
+                diffusion: &diffusion,
+                network: &network,
+                parameters: &parameters,
+                reverse: Reverse { sampler: SamplerKind::Ddim, eta, clip_denoised: false },
+                guide: None,
+                image_size: size,
+                device: &device,
+            };
+            let images: Vec<u64> = (0..noise.images() as u64).collect();
+            let last = chain.run(&images, None, None, &noise, |_, _, _| true).unwrap();
+            let expected = file.floats(&format!("final_eta{eta:?}")).unwrap().values;
+            // Nothing is clipped: the images of this network of random weights are large.
+            let scale = expected.iter().fold(1.0, |a: f32, v| a.max(v.abs()));
+            assert_close(&format!("final at eta {eta}"), &values(last), &expected, 1e-3 * scale);
+        }
+    }
+}
