@@ -21,7 +21,7 @@ fn help_names_the_commands_and_every_setting() {
     };
     let help = explained("train", &["model", "diffusion", "perturbation", "data", "train"]);
     explained("classifier-train", &["classifier", "diffusion", "data", "train"]);
-    explained("sample", &["model", "diffusion", "sample", "classifier"]);
+    explained("sample", &["model", "sample", "classifier"]);
     assert!(help.contains("fashion-mnist") && help.contains("input-pertub"));
     assert_eq!(place.run(&["--version"]).exits(0).out(), format!("ddpm-ip {}\n", env!("CARGO_PKG_VERSION")));
     place.run(&[]).exits(2);

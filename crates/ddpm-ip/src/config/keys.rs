@@ -82,11 +82,7 @@ pub const KEYS: &[Key] = &[
     key("perturbation", "decay_steps", "training steps until gamma is 0 (decay)"),
     key("data", "data_dir", "digits (embedded), a folder of images, an .npz, an IDX file or its folder"),
     key("data", "val_data_dir", "images on which a classifier is tried out every --eval-interval steps"),
-    key(
-        "data",
-        "labels",
-        "a folder's classes: prefix (file name up to _), folder, none; auto: prefix if needed",
-    ),
+    key("data", "labels", "a folder's classes: prefix (file name up to _), folder, none; auto: prefix if needed"),
     key("data", "fit", "how other sizes are fitted: crop, pad"),
     key("data", "allow_upscale", "enlarge images smaller than --image-size"),
     key("data", "random_crop", "crop at random, not in the centre"),
