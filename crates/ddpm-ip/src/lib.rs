@@ -15,11 +15,13 @@
 //! | [`checkpoint`] | saved runs |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`] | how fast this machine trains and samples |
+//! | [`torch`], [`convert`] | PyTorch's files, and from one kind of checkpoint to another |
 //! | [`npz`], [`file`] | NumPy's archives; files that are whole or not there |
 
 pub mod bench;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod data;
 mod device;
 pub mod diffusion;
@@ -32,6 +34,7 @@ pub mod nll;
 pub mod npz;
 pub mod predict;
 pub mod sample;
+pub mod torch;
 pub mod train;
 
 pub use burn::tensor::Device;

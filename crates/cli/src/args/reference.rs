@@ -17,10 +17,8 @@ const SWITCHES: &[(&str, &str, &str)] = &[
     ("anneal-lr", "train", "as --lr-anneal-steps with the number of --steps"),
 ];
 
-const VALUES: &[(&str, &str, &str)] = &[
-    ("fp16-scale-growth", "train", "accepted and not used: f32 and bf16 need no loss scale"),
-    ("resume-checkpoint", "train", "only empty: the same command resumes from its run directory"),
-];
+const VALUES: &[(&str, &str, &str)] =
+    &[("fp16-scale-growth", "train", "accepted and not used: f32 and bf16 need no loss scale")];
 
 const HEADING: &str = "Names from the reference";
 
@@ -65,11 +63,6 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
     }
     if let Some(ddim) = switch("use-ddim")? {
         config.sample.sampler = if ddim { SamplerKind::Ddim } else { SamplerKind::Ddpm };
-    }
-    if let Some(path) = value("resume-checkpoint").filter(|path| !path.is_empty()) {
-        return Err(ConfigError(format!(
-            "--resume-checkpoint {path}: a run resumes from its own directory: name it with --out, with the same settings"
-        )));
     }
     let mut notices = Vec::new();
     if switch("use-fp16")? == Some(true) && config.model.precision != Precision::Bf16 {

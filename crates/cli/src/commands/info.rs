@@ -14,7 +14,7 @@ pub(crate) fn command() -> Command {
     Command::new("info")
         .about("Describe a checkpoint, a data set or a run")
         .arg(Arg::new("what").value_name("WHAT").required(true).help(
-            "a .safetensors file, a checkpoint folder, a run directory, or data as --data-dir takes them: digits, a folder, .npz, IDX",
+            "a .safetensors or PyTorch file, a checkpoint folder, a run directory, or data as --data-dir takes them: digits, a folder, .npz, IDX",
         ))
         .arg(args::path("contact-sheet", "PNG", "write a sheet of the data set's first images"))
         .arg(

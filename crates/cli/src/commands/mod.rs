@@ -2,6 +2,7 @@
 
 mod bench;
 mod completions;
+mod convert;
 mod info;
 mod nll;
 mod predict;
@@ -15,7 +16,14 @@ use ddpm_ip::Outcome;
 pub(crate) fn all() -> Vec<Command> {
     let train = train::KINDS.iter().map(train::command);
     let sample = sample::KINDS.iter().map(sample::command);
-    let others = [nll::command(), predict::command(), info::command(), bench::command(), completions::command()];
+    let others = [
+        nll::command(),
+        predict::command(),
+        convert::command(),
+        info::command(),
+        bench::command(),
+        completions::command(),
+    ];
     train.chain(sample).chain(others).collect()
 }
 
@@ -31,6 +39,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     match name {
         "nll" => nll::run(m),
         "predict" => predict::run(m),
+        "convert" => convert::run(m),
         "info" => info::run(m),
         "bench" => bench::run(m),
         "completions" => completions::run(m),

@@ -17,7 +17,7 @@ pub(crate) fn command() -> Command {
             "Run the network once on the arrays of an npz: `x` [N,C,H,W], `t` [N] (times as the network sees them) and, \
              for a network with classes, `y` [N]. Writes the array `out`: the tool for porting or checking a model.",
         )
-        .arg(args::path("checkpoint", "FILE", "run directory, checkpoint folder or .safetensors file").required(true).visible_alias("model-path"))
+        .arg(args::path("checkpoint", "FILE", "run directory, checkpoint folder, .safetensors or PyTorch file").required(true).visible_alias("model-path"))
         .arg(args::path("input", "IN.npz", "the arrays to run on").required(true))
         .arg(args::path("output", "OUT.npz", "the file to write").required(true))
         .arg(args::switch("json", "report as JSON"))
@@ -30,7 +30,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().unwrap_or_default();
     let (checkpoint, input, output) = (path("checkpoint"), path("input"), path("output"));
     let mut layers = Layers::default();
-    layers.add(own_settings(&checkpoint)?)?;
+    layers.add(own_settings(&checkpoint, matches)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     complain_all(&notices);
     let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, &args::device(matches)?)?;

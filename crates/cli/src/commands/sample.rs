@@ -5,7 +5,7 @@ use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use ddpm_ip::config::{Config, Layers};
+use ddpm_ip::config::{Config, Layers, ModelConfig};
 use ddpm_ip::sample::GuideJob;
 use ddpm_ip::{Error, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub(super) fn command(kind: &Kind) -> Command {
             args::path(
                 "checkpoint",
                 "PATH",
-                "run directory (its newest checkpoint), checkpoint folder or .safetensors file",
+                "run directory (its newest checkpoint), checkpoint folder, .safetensors or PyTorch file",
             )
             .required(true)
             .visible_alias("model-path"),
@@ -84,13 +84,16 @@ pub(super) fn command(kind: &Kind) -> Command {
         .args_override_self(true)
 }
 
-/// The settings that a checkpoint carries.
-pub(super) fn own_settings(path: &Path) -> anyhow::Result<toml::Table> {
+/// The settings that a checkpoint carries or, where it carries none, those that its names and shapes tell.
+pub(super) fn own_settings(path: &Path, matches: &ArgMatches) -> anyhow::Result<toml::Table> {
     let file = checkpoint::resolve(path)?;
-    Ok(match checkpoint::config_of(&file)? {
-        Some(config) => config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?,
-        None => toml::Table::new(),
-    })
+    if let Some(config) = checkpoint::config_of(&file)? {
+        return Ok(config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?);
+    }
+    let given = args::given(matches, "model.image_size").and_then(|size| size.parse().ok());
+    let size = given.unwrap_or(ModelConfig::default().image_size);
+    let inferred = ddpm_ip::info::infer(&checkpoint::list(&file)?);
+    Ok(inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(size))))
 }
 
 /// The classifier asked for, with its own settings and the flags.
@@ -100,7 +103,7 @@ fn guide(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJo
     // The network's, where the classifier does not say otherwise.
     let (size, channels) = (config.model.image_size.to_string(), config.model.in_channels.to_string());
     layers.set([("image_size", size.as_str()), ("in_channels", channels.as_str())])?;
-    layers.add(own_settings(&checkpoint)?)?;
+    layers.add(own_settings(&checkpoint, matches)?)?;
     let (config, _) = Settings(&["classifier"]).resolve(layers, matches)?;
     Ok(Some(GuideJob { checkpoint, config }))
 }
@@ -111,7 +114,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let device = args::device(matches)?;
     let mut layers = Layers::default();
     layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
-    layers.add(own_settings(&checkpoint)?)?;
+    layers.add(own_settings(&checkpoint, matches)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     let quiet = matches.get_flag("quiet");
     if !quiet {

@@ -1,6 +1,7 @@
 //! `ddpm-ip train`: a run, from the beginning or from where it stopped.
 
 use super::program;
+use super::sample::own_settings;
 use crate::args::{self, Settings};
 use crate::output::{complain, print};
 use crate::sink::{RunFiles, Seen, Sinks};
@@ -86,6 +87,17 @@ fn resolve(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches) -> anyhow
         layers.add(preset.table())?;
     }
     layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
+    // What a run begins from has a network, and a process for which it was trained.
+    for begin in ["train.init_from", "train.resume_checkpoint"] {
+        if let Some(path) = args::given(matches, begin).filter(|path| !path.is_empty()) {
+            let own = own_settings(Path::new(path), matches)?;
+            layers.add(
+                own.into_iter()
+                    .filter(|(section, _)| ["model", "classifier", "diffusion"].contains(&section.as_str()))
+                    .collect(),
+            )?;
+        }
+    }
     let (mut config, notices) = kind.settings.resolve(layers, matches)?;
     if config.data.fit == Fit::Pad && args::given(matches, "data.random_crop").is_none() {
         config.data.random_crop = false;

@@ -8,10 +8,17 @@
 //! ```
 //! Parameters have the reference's names and shapes. Every file carries the resolved configuration, so that one alone
 //! is enough to sample from. A folder is written under a temporary name, synced and renamed.
+//!
+//! Wherever parameters are read, a file of PyTorch's does as well; it carries no configuration.
 
+mod reference;
 mod tensors;
 
-pub use tensors::{TensorInfo, config_of, list, load, load_for};
+pub use reference::{Trio, write_model, write_trio};
+pub use tensors::TensorInfo;
+
+use crate::torch::TorchFile;
+use tensors::load_for;
 
 use crate::Error;
 use crate::config::{Arch, Config, Pool};
@@ -40,6 +47,20 @@ pub struct State {
     pub moments: [Parameters; 2],
 }
 
+impl State {
+    /// The state of a run that begins with these parameters.
+    pub fn new(parameters: Parameters, rates: &[f64], device: &burn::tensor::Device) -> Self {
+        // Averages own their values: they are updated in place.
+        let own = || Parameters::from_values(parameters.to_values(), device);
+        Self {
+            progress: Progress::default(),
+            ema: rates.iter().map(|&rate| (rate, own())).collect(),
+            moments: [parameters.zeros_like(), parameters.zeros_like()],
+            parameters,
+        }
+    }
+}
+
 /// How far a run has come. All randomness follows from the configuration's seed and these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -51,6 +72,9 @@ pub struct Progress {
     pub elapsed_secs: f64,
     /// The loss-aware time sampler's history.
     pub time_sampler: Option<TimeSamplerState>,
+    /// Updates that the optimizer has made, where they are not as many as steps: so it may be in the reference's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<u64>,
 }
 
 /// The folder of a run's checkpoints.
@@ -185,6 +209,38 @@ pub fn progress(folder: &Path) -> Result<Progress, Error> {
     tensors::progress_of(&folder.join(STATE))
 }
 
+/// The configuration that a file carries, if it does.
+///
+/// # Errors
+/// A damaged file.
+pub fn config_of(path: &Path) -> Result<Option<Config>, Error> {
+    if TorchFile::is_one(path) { Ok(None) } else { tensors::config_of(path) }
+}
+
+/// What a file of parameters holds, in its order.
+///
+/// # Errors
+/// A damaged file, or one that holds something else.
+pub fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
+    if TorchFile::is_one(path) { reference::list(path) } else { tensors::list(path) }
+}
+
+/// Loads a network's parameters.
+///
+/// # Errors
+/// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
+pub fn load(path: &Path, specs: &[Spec], device: &burn::tensor::Device) -> Result<Parameters, Error> {
+    if TorchFile::is_one(path) { reference::load(path, specs, device) } else { load_for(path, specs, "", device) }
+}
+
+/// Writes parameters alone, with the configuration.
+///
+/// # Errors
+/// What writing says.
+pub fn write_parameters(path: &Path, specs: &[Spec], parameters: &Parameters, config: &Config) -> Result<(), Error> {
+    tensors::save(path, &[("", parameters)], specs, config, None)
+}
+
 /// The parameter file meant by a path: a file itself, a checkpoint folder, or a run directory, whose newest checkpoint
 /// is taken. Folders give the first average of the run's configuration, or the network itself where there is none.
 ///
@@ -203,7 +259,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     };
     let model = folder.join(MODEL);
     if !model.exists() {
-        let message = "holds no checkpoint: name a run directory, a checkpoint folder or a .safetensors file";
+        let message = "holds no checkpoint: name a run directory, a checkpoint folder, a .safetensors or a .pt file";
         return Err(Error::file(path, message));
     }
     let rate = config_of(&model)?.and_then(|config| config.train.ema_rate.first().copied());

@@ -91,7 +91,7 @@ fn text(path: &Path, key: &str) -> Result<Option<String>, Error> {
 ///
 /// # Errors
 /// A damaged file.
-pub fn config_of(path: &Path) -> Result<Option<Config>, Error> {
+pub(super) fn config_of(path: &Path) -> Result<Option<Config>, Error> {
     let Some(toml) = text(path, CONFIG)? else { return Ok(None) };
     Config::from_toml(&toml).map(Some).map_err(|e| Error::file(path, format!("its configuration is damaged: {e}")))
 }
@@ -116,7 +116,7 @@ pub struct TensorInfo {
 ///
 /// # Errors
 /// A damaged file.
-pub fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
+pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
     let metadata = metadata(path)?;
     Ok(metadata
         .offset_keys()
@@ -128,54 +128,66 @@ pub fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
         .collect())
 }
 
-/// Loads a network's parameters.
-///
-/// # Errors
-/// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
-pub fn load(path: &Path, specs: &[Spec], device: &Device) -> Result<Parameters, Error> {
-    load_for(path, specs, "", device)
+/// A tensor's numbers as float32, if they are of a type that holds such.
+fn floats(view: &TensorView) -> Option<Vec<f32>> {
+    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
+    Some(match view.dtype() {
+        Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+        _ => return None,
+    })
 }
 
 /// Loads the parameters whose names begin with `prefix`.
 ///
 /// # Errors
-/// As [`load`].
-pub fn load_for(path: &Path, specs: &[Spec], prefix: &str, device: &Device) -> Result<Parameters, Error> {
-    metadata(path)?;
+/// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
+pub(super) fn load_for(path: &Path, specs: &[Spec], prefix: &str, device: &Device) -> Result<Parameters, Error> {
+    let held = list(path)?.into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
+    check(path, specs, prefix, &held)?;
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, e))?;
+    let mut values = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let name = format!("{prefix}{}", spec.name);
+        let view = file.tensor(&name).map_err(|e| damaged(path, e))?;
+        let wrong = || Error::file(path, format!("`{name}` is {:?}; only F32, F16 and BF16 are read", view.dtype()));
+        values.push(finite(path, &name, floats(&view).ok_or_else(wrong)?)?);
+    }
+    Ok(Parameters::from_values(values, device))
+}
+
+/// Whether a file's tensors, names and shapes, are a network's.
+pub(super) fn check(path: &Path, specs: &[Spec], prefix: &str, held: &[(String, Vec<usize>)]) -> Result<(), Error> {
     let other = |message: String| {
         Error::file(
             path,
             format!("is of another architecture: {message}. Check the network flags against `ddpm-ip info`"),
         )
     };
-    let mut values = Vec::with_capacity(specs.len());
+    let shapes: HashMap<&str, &[usize]> = held.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     for spec in specs {
         let name = format!("{prefix}{}", spec.name);
-        let view =
-            file.tensor(&name).map_err(|_| other(format!("it has no tensor `{name}` (shape {:?})", spec.shape)))?;
-        if view.shape() != spec.shape {
-            return Err(other(format!("`{name}` has shape {:?}, the network needs {:?}", view.shape(), spec.shape)));
+        match shapes.get(name.as_str()) {
+            None => return Err(other(format!("it has no tensor `{name}` (shape {:?})", spec.shape))),
+            Some(shape) if *shape != spec.shape => {
+                return Err(other(format!("`{name}` has shape {shape:?}, the network needs {:?}", spec.shape)));
+            }
+            Some(_) => {}
         }
-        if view.dtype() != Dtype::F32 {
-            return Err(Error::file(path, format!("`{name}` is {:?}; only F32 is read so far", view.dtype())));
-        }
-        let floats = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let floats: Vec<f32> = floats.collect();
-        if floats.iter().any(|v| !v.is_finite()) {
-            return Err(Error::file(
-                path,
-                format!("`{name}` holds values that are not finite: take another checkpoint"),
-            ));
-        }
-        values.push(floats);
     }
-    let known: std::collections::HashSet<_> = specs.iter().map(|s| format!("{prefix}{}", s.name)).collect();
-    if prefix.is_empty()
-        && let Some(name) = file.names().into_iter().find(|n| !known.contains(*n))
-    {
-        return Err(other(format!("the network has no place for its tensor `{name}`")));
+    let known: std::collections::HashSet<_> = specs.iter().map(|s| s.name.as_str()).collect();
+    match held.iter().find(|(name, _)| prefix.is_empty() && !known.contains(name.as_str())) {
+        Some((name, _)) => Err(other(format!("the network has no place for its tensor `{name}`"))),
+        None => Ok(()),
     }
-    Ok(Parameters::from_values(values, device))
+}
+
+/// Values that are numbers.
+pub(super) fn finite(path: &Path, name: &str, values: Vec<f32>) -> Result<Vec<f32>, Error> {
+    if values.iter().all(|v| v.is_finite()) {
+        return Ok(values);
+    }
+    Err(Error::file(path, format!("`{name}` holds values that are not finite: take another checkpoint")))
 }

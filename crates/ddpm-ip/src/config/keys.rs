@@ -91,6 +91,8 @@ pub const KEYS: &[Key] = &[
     key("data", "workers", "threads that decode ahead of the training"),
     key("train", "steps", "optimizer steps to train for; 0: no limit; replaces a preset's duration"),
     key("train", "duration", "time to train for, such as 20m or 2h; empty: no limit; replaces a preset's steps"),
+    key("train", "init_from", "begin with the parameters of any checkpoint (fine-tuning)"),
+    key("train", "resume_checkpoint", "go on from the reference's model*.pt with its ema_*.pt and opt*.pt"),
     key("train", "batch_size", "images per optimizer step"),
     key("train", "microbatch", "images per forward pass; -1: the whole batch"),
     key("train", "lr", "learning rate"),

@@ -239,6 +239,10 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Time to train for, such as "20m" or "1h 30m"; "" for no limit.
     pub duration: String,
+    /// A checkpoint whose parameters a new run begins with.
+    pub init_from: String,
+    /// The reference's `model*.pt` from which a new run goes on, with the averages and the optimizer beside it.
+    pub resume_checkpoint: String,
     /// Images per optimizer step.
     pub batch_size: usize,
     /// Images per forward pass, accumulated to `batch_size`; -1 for the whole batch.
@@ -282,6 +286,8 @@ impl Default for TrainConfig {
         Self {
             steps: 0,
             duration: String::new(),
+            init_from: String::new(),
+            resume_checkpoint: String::new(),
             batch_size: 1,
             microbatch: -1,
             lr: 1e-4,
@@ -454,6 +460,9 @@ impl TrainConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         require(self.time_limit()?.is_none_or(|limit| !limit.is_zero()), || {
             format!("train.duration = {:?} leaves no time to train", self.duration)
+        })?;
+        require(self.init_from.is_empty() || self.resume_checkpoint.is_empty(), || {
+            "--init-from begins anew and --resume-checkpoint goes on: use one of them".into()
         })?;
         require(self.microbatch == -1 || self.microbatch > 0, || {
             format!(

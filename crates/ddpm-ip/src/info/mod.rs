@@ -8,6 +8,7 @@ use crate::Error;
 use crate::checkpoint::{self, Store, TensorInfo};
 use crate::config::Config;
 use crate::data::{Dataset, contact_sheet as sheet};
+use crate::torch::TorchFile;
 use crate::train::open_data;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -75,8 +76,8 @@ pub fn describe(what: &str, config: &Config) -> Result<Report, Error> {
     {
         return describe_run(path, &newest);
     }
-    let is_checkpoint = |p: &Path| p.extension().is_some_and(|e| e == "safetensors");
-    if is_checkpoint(path) {
+    let is_named = |endings: &[&str]| path.extension().is_some_and(|e| endings.iter().any(|ending| e == *ending));
+    if is_named(&["safetensors", "pt", "pth"]) || (path.is_file() && TorchFile::is_one(path)) {
         return describe_checkpoint(path);
     }
     if path.is_dir() && path.join("model.safetensors").exists() {
@@ -166,7 +167,7 @@ impl Display for Report {
                 }
                 match architecture {
                     Some(a) => writeln!(f, "\nFrom names and shapes:\n{a}")?,
-                    None => writeln!(f, "\nIts names are not those of an ADM U-Net.")?,
+                    None => writeln!(f, "\nIts names are those of no network that is known.")?,
                 }
                 match config {
                     Some(config) => write!(f, "\nIt carries its configuration:\n\n{}", config.to_toml()),

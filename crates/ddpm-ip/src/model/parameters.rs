@@ -95,6 +95,11 @@ impl Parameters {
         self.0.iter().map(|t| host_values(t.clone())).collect()
     }
 
+    /// The values of one parameter.
+    pub(crate) fn value(&self, place: usize) -> Vec<f32> {
+        host_values(self.0[place].clone())
+    }
+
     /// The same values as leaves of an autodiff graph.
     #[must_use]
     pub fn tracked(&self) -> Self {

@@ -8,7 +8,7 @@ mod trainer;
 
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub use log::LogHook;
-pub(crate) use run::open_data;
+pub(crate) use run::{open_data, task};
 pub use run::{parameter_count, resolve, train};
 pub use task::Task;
 pub use trainer::{Draws, StepReport, Trainer};

@@ -3,7 +3,7 @@
 use super::hook::save;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
-use crate::checkpoint::Store;
+use crate::checkpoint::{self, State, Store, Trio};
 use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig};
 use crate::data::{Dataset, Labels, Loader, Options};
 use crate::event::{Emit, Event, Outcome};
@@ -63,7 +63,7 @@ pub fn train(
             }
             Some(state)
         }
-        None => None,
+        None => beginning(&config, &task, device, emit)?,
     };
     let parameters = task.parameter_count();
     let mut trainer = Trainer::new(config, task, state, device.clone())?;
@@ -154,6 +154,27 @@ pub fn train(
             return Ok(if finished { Outcome::Finished } else { Outcome::Interrupted });
         }
     }
+}
+
+/// Where a new run begins, if not at the network's first values.
+fn beginning(config: &Config, task: &Task, device: &Device, emit: &mut Emit) -> Result<Option<State>, Error> {
+    let settings = &config.train;
+    if !settings.resume_checkpoint.is_empty() {
+        let trio = Trio::new(Path::new(&settings.resume_checkpoint))?;
+        let (state, remarks) = trio.load(task.specs(), &settings.ema_rate, settings.batch_size, device)?;
+        emit(Event::Notice(format!("going on at step {} from {}", state.progress.step, settings.resume_checkpoint)));
+        for remark in remarks {
+            emit(Event::Warning(remark));
+        }
+        return Ok(Some(state));
+    }
+    if settings.init_from.is_empty() {
+        return Ok(None);
+    }
+    let file = checkpoint::resolve(Path::new(&settings.init_from))?;
+    let parameters = checkpoint::load(&file, task.specs(), device)?;
+    emit(Event::Notice(format!("beginning with the parameters of {}", file.display())));
+    Ok(Some(State::new(parameters, &settings.ema_rate, device)))
 }
 
 /// Number of values over all parameters of a configuration's network.
@@ -290,9 +311,11 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 /// Settings that do not change what a network learns from a step.
-const HARMLESS: [&str; 11] = [
+const HARMLESS: [&str; 13] = [
     "train.steps",
     "train.duration",
+    "train.init_from",
+    "train.resume_checkpoint",
     "train.log_interval",
     "train.eval_interval",
     "data.val_data_dir",
@@ -306,7 +329,7 @@ const HARMLESS: [&str; 11] = [
 
 /// Which settings differ from those a checkpoint was made with, in words.
 fn changes(checkpoint: &Path, config: &Config) -> Result<Vec<String>, Error> {
-    let Some(before) = crate::checkpoint::config_of(&checkpoint.join("model.safetensors"))? else {
+    let Some(before) = checkpoint::config_of(&checkpoint.join("model.safetensors"))? else {
         return Ok(Vec::new());
     };
     let matter = |key: &str| !HARMLESS.contains(&key) && !key.starts_with("sample.");

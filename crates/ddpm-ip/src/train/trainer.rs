@@ -2,7 +2,7 @@
 
 use super::Task;
 use crate::Error;
-use crate::checkpoint::{Progress, State};
+use crate::checkpoint::State;
 use crate::config::Config;
 use crate::data::Batch;
 use crate::diffusion::Diffusion;
@@ -95,15 +95,7 @@ impl Trainer {
         let diffusion = Diffusion::new(&config.diffusion, &config.diffusion.timestep_respacing)?;
         let mut time_sampler = TimeSampler::new(config.train.schedule_sampler, diffusion.schedule.len());
         let state = state.unwrap_or_else(|| {
-            let parameters = Parameters::initial(task.specs(), config.train.seed, &device);
-            // Averages own their values: they are updated in place.
-            let own = || Parameters::from_values(parameters.to_values(), &device);
-            State {
-                progress: Progress::default(),
-                ema: config.train.ema_rate.iter().map(|&rate| (rate, own())).collect(),
-                moments: [parameters.zeros_like(), parameters.zeros_like()],
-                parameters,
-            }
+            State::new(Parameters::initial(task.specs(), config.train.seed, &device), &config.train.ema_rate, &device)
         });
         let history = state.progress.time_sampler.clone();
         if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
@@ -232,6 +224,7 @@ impl Trainer {
             self.time_sampler.update(&report.t, &comparable);
         }
         self.state.progress.step += 1;
+        self.state.progress.updates = self.state.progress.updates.map(|updates| updates + 1);
         self.state.progress.images += count as u64;
         self.state.progress.time_sampler = self.time_sampler.state().cloned();
         Ok(report)
@@ -246,7 +239,7 @@ impl Trainer {
             weight_decay: c.weight_decay,
             betas: c.adam_betas,
             eps: c.adam_eps,
-            step: self.state.progress.step + 1,
+            step: self.state.progress.updates.unwrap_or(self.state.progress.step) + 1,
             grad_scale: clip,
         };
         let take = |p: &mut Parameters| std::mem::take(&mut p.0);

@@ -15,4 +15,5 @@ mod networks;
 mod preprocess;
 mod schedules;
 mod support;
+mod torch;
 mod trajectory;

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod conditions;
+mod conversions;
 mod data;
 mod networks;
 mod perturbation;

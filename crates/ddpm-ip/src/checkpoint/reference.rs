@@ -1,0 +1,208 @@
+//! The reference's checkpoints: `model000100.pt`, `ema_0.9999_000100.pt` and `opt000100.pt`, side by side.
+
+use super::{Progress, State, TensorInfo, tensors};
+use crate::Error;
+use crate::config::TrainConfig;
+use crate::file::write_atomic;
+use crate::model::{Parameters, Spec};
+use crate::torch::{self, Moment, Optimizer, OptimizerEntries, Tensor, TorchFile};
+use burn::tensor::Device;
+use std::path::{Path, PathBuf};
+
+pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
+    let tensors = TorchFile::open(path)?.parameters()?;
+    let info = |(name, tensor): (String, Tensor)| TensorInfo {
+        name,
+        shape: tensor.shape().to_vec(),
+        dtype: format!("{:?}", tensor.dtype()).to_uppercase(),
+    };
+    Ok(tensors.into_iter().map(info).collect())
+}
+
+pub(super) fn load(path: &Path, specs: &[Spec], device: &Device) -> Result<Parameters, Error> {
+    let mut file = TorchFile::open(path)?;
+    let tensors = file.parameters()?;
+    let held: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+    tensors::check(path, specs, "", &held)?;
+    let by_name: std::collections::HashMap<String, Tensor> = tensors.into_iter().collect();
+    let values: Vec<Vec<f32>> = specs
+        .iter()
+        .map(|spec| tensors::finite(path, &spec.name, file.floats(&by_name[&spec.name])?))
+        .collect::<Result<_, _>>()?;
+    Ok(Parameters::from_values(values, device))
+}
+
+/// A model file with the averages and the optimizer that belong to it.
+pub struct Trio {
+    model: PathBuf,
+    /// The step in the file's name.
+    step: u64,
+}
+
+impl Trio {
+    /// The trio of a file named as the reference names a model.
+    ///
+    /// # Errors
+    /// A file of another name.
+    pub fn new(model: &Path) -> Result<Self, Error> {
+        let name = model.file_name().unwrap_or_default().to_string_lossy();
+        let digits = name.strip_prefix("model").and_then(|name| name.strip_suffix(".pt"));
+        let step = digits.filter(|d| d.bytes().all(|b| b.is_ascii_digit())).and_then(|digits| digits.parse().ok());
+        let other = || {
+            let message = "is not named like model000100.pt, where the step stands: name that file, beside which ema_*.pt \
+                           and opt*.pt are looked for. To begin anew from any parameters use --init-from";
+            Error::file(model, message)
+        };
+        Ok(Self { model: model.to_path_buf(), step: step.ok_or_else(other)? })
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.model.with_file_name(name)
+    }
+
+    /// Everything that continues the reference's run of this trio, and what is to be said about it: averages that are not
+    /// there begin at the parameters. `batch_size` tells how many images were seen.
+    ///
+    /// # Errors
+    /// Missing or damaged files, parameters or moments of another network.
+    pub fn load(
+        &self,
+        specs: &[Spec],
+        rates: &[f64],
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<(State, Vec<String>), Error> {
+        let parameters = load(&self.model, specs, device)?;
+        let mut remarks = Vec::new();
+        let mut ema = Vec::new();
+        for &rate in rates {
+            let path = self.beside(&format!("ema_{rate}_{:06}.pt", self.step));
+            let average = if path.exists() {
+                load(&path, specs, device)?
+            } else {
+                remarks.push(format!("{} is not there: this average begins at the parameters", path.display()));
+                Parameters::from_values(parameters.to_values(), device)
+            };
+            ema.push((rate, average));
+        }
+        let path = self.beside(&format!("opt{:06}.pt", self.step));
+        if !path.exists() {
+            let message =
+                "is not there, without which the run cannot go on. To begin anew from the parameters use --init-from";
+            return Err(Error::file(&path, message));
+        }
+        let mut file = TorchFile::open(&path)?;
+        let optimizer = file.optimizer()?;
+        let moments = moments(&path, &mut file, &optimizer, specs, device)?;
+        let updates = optimizer.steps.first().copied().unwrap_or(0);
+        if optimizer.steps.iter().any(|&steps| steps != updates) {
+            return Err(Error::file(&path, "has made different numbers of steps with different parameters"));
+        }
+        // model000100.pt is written after update 101, or at a run's end after update 100. A resumed run repeats a step, and
+        // one in half precision leaves some out.
+        let step = if updates == self.step { self.step } else { self.step + 1 };
+        let progress = Progress {
+            step,
+            images: step * batch_size as u64,
+            updates: (updates != step).then_some(updates),
+            ..Progress::default()
+        };
+        if let Some(updates) = progress.updates {
+            remarks.push(format!("{} has made {updates} updates, not {step}", path.display()));
+        }
+        Ok((State { progress, parameters, ema, moments }, remarks))
+    }
+}
+
+/// AdamW's moments, parameter by parameter: as they are saved, or cut from the two flat tensors of a run in half precision,
+/// one of all vectors and one of all else.
+fn moments(
+    path: &Path,
+    file: &mut TorchFile,
+    optimizer: &Optimizer,
+    specs: &[Spec],
+    device: &Device,
+) -> Result<[Parameters; 2], Error> {
+    let of_spec = |tensor: &Tensor, spec: &Spec| tensor.shape() == spec.shape;
+    let each =
+        optimizer.exp_avg.len() == specs.len() && optimizer.exp_avg.iter().zip(specs).all(|(t, s)| of_spec(t, s));
+    let is_vector = |spec: &Spec| spec.shape.len() <= 1;
+    let flat: Vec<usize> =
+        [true, false].map(|vector| specs.iter().filter(|s| is_vector(s) == vector).map(Spec::len).sum()).into();
+    let counts: Vec<usize> = optimizer.exp_avg.iter().map(Tensor::count).collect();
+    if !each && counts != flat {
+        let message = format!(
+            "is the optimizer of another network: it has moments of {} tensors with {} values, the network has {} with {}",
+            counts.len(),
+            counts.iter().sum::<usize>(),
+            specs.len(),
+            flat.iter().sum::<usize>()
+        );
+        return Err(Error::file(path, message));
+    }
+    let mut read = |list: &[Tensor]| -> Result<Parameters, Error> {
+        let values = list.iter().map(|tensor| file.floats(tensor)).collect::<Result<Vec<_>, _>>()?;
+        let values = if each { values } else { cut(&values, specs, is_vector) };
+        let named = specs.iter().zip(values).map(|(spec, values)| tensors::finite(path, &spec.name, values));
+        Ok(Parameters::from_values(named.collect::<Result<_, _>>()?, device))
+    };
+    Ok([read(&optimizer.exp_avg)?, read(&optimizer.exp_avg_sq)?])
+}
+
+/// Parameters cut from two lists: that of vectors, and that of all else.
+fn cut(lists: &[Vec<f32>], specs: &[Spec], is_vector: impl Fn(&Spec) -> bool) -> Vec<Vec<f32>> {
+    let mut taken = [0, 0];
+    let one = |spec: &Spec| {
+        let list = usize::from(!is_vector(spec));
+        let from = taken[list];
+        taken[list] += spec.len();
+        lists[list][from..taken[list]].to_vec()
+    };
+    specs.iter().map(one).collect()
+}
+
+/// Writes parameters as the reference's model files hold them.
+///
+/// # Errors
+/// What writing says.
+pub fn write_model(path: &Path, specs: &[Spec], parameters: &Parameters) -> Result<(), Error> {
+    let entries: Vec<_> = specs.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
+    write_atomic(path, |w| torch::write_state_dict(w, &entries, |i| parameters.value(i)))
+}
+
+/// Writes a state into a folder as the reference does: model, averages and optimizer. Returns the files.
+///
+/// # Errors
+/// What writing says.
+pub fn write_trio(folder: &Path, specs: &[Spec], state: &State, settings: &TrainConfig) -> Result<Vec<PathBuf>, Error> {
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let step = state.progress.step;
+    let mut written = vec![folder.join(format!("model{step:06}.pt"))];
+    write_model(&written[0], specs, &state.parameters)?;
+    for (rate, ema) in &state.ema {
+        let path = folder.join(format!("ema_{rate}_{step:06}.pt"));
+        write_model(&path, specs, ema)?;
+        written.push(path);
+    }
+    let path = folder.join(format!("opt{step:06}.pt"));
+    let shapes: Vec<_> = specs.iter().map(|spec| spec.shape.clone()).collect();
+    let steps = vec![state.progress.updates.unwrap_or(step); specs.len()];
+    let [beta1, beta2] = settings.adam_betas;
+    let entries = OptimizerEntries {
+        shapes: &shapes,
+        steps: &steps,
+        lr: settings.lr,
+        betas: (beta1, beta2),
+        eps: settings.adam_eps,
+        weight_decay: settings.weight_decay,
+    };
+    let [first, second] = &state.moments;
+    write_atomic(&path, |w| {
+        torch::write_optimizer(w, &entries, |i, moment| match moment {
+            Moment::First => first.value(i),
+            Moment::Second => second.value(i),
+        })
+    })?;
+    written.push(path);
+    Ok(written)
+}

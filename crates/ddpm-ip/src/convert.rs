@@ -1,0 +1,96 @@
+//! From one kind of checkpoint to another.
+
+use crate::checkpoint::{self, Store, Trio, write_model, write_trio};
+use crate::config::{Config, ConfigError};
+use crate::event::{Emit, Event};
+use crate::train::task;
+use crate::{Error, torch};
+use burn::tensor::Device;
+use std::path::{Path, PathBuf};
+
+/// Whether a path ends in one of these.
+fn ends(path: &Path, endings: &[&str]) -> bool {
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| endings.contains(&e))
+}
+
+/// Converts a checkpoint; returns what was written. By the ending of `output`:
+///
+/// - `.pt` or `.pth`: the parameters as `torch.save(model.state_dict())` writes them, with the reference's names;
+/// - `.safetensors`: the parameters with `config`;
+/// - a folder, from a run or checkpoint folder: the reference's `model*.pt`, `ema_*.pt` and `opt*.pt`;
+/// - a folder, from the reference's `model*.pt`: a run directory that goes on from it and the files beside it.
+///
+/// # Errors
+/// Settings that describe another network, damaged files, failing reads or writes, an output that exists.
+pub fn convert(
+    input: &Path,
+    output: &Path,
+    config: &Config,
+    device: &Device,
+    emit: &mut Emit,
+) -> Result<Vec<PathBuf>, Error> {
+    if output.exists() && !output.is_dir() {
+        return Err(ConfigError(format!("{} exists: choose another name or remove it", output.display())).into());
+    }
+    if ends(output, &["pt", "pth", "safetensors"]) {
+        let file = checkpoint::resolve(input)?;
+        let config = checkpoint::with_classes(config, &file)?;
+        let task = task(&config)?;
+        let parameters = checkpoint::load(&file, task.specs(), device)?;
+        if ends(output, &["safetensors"]) {
+            checkpoint::write_parameters(output, task.specs(), &parameters, &config)?;
+        } else {
+            write_model(output, task.specs(), &parameters)?;
+        }
+        return Ok(vec![output.to_path_buf()]);
+    }
+    if output.extension().is_some() {
+        let message = format!(
+            "{} is no kind of checkpoint that is known: end it in .safetensors, .pt or .pth, or name a folder",
+            output.display()
+        );
+        return Err(ConfigError(message).into());
+    }
+    if input.is_file() && torch::TorchFile::is_one(input) {
+        return to_run(input, output, config, device, emit);
+    }
+    let folder = match Store::new(input).newest()? {
+        Some((_, newest)) => newest,
+        None => input.to_path_buf(),
+    };
+    let file = checkpoint::resolve(&folder)?;
+    let config = checkpoint::with_classes(config, &file)?;
+    let task = task(&config)?;
+    let (state, fresh) = Store::load(&folder, task.specs(), &config.train.ema_rate, device)?;
+    if let Some(rate) = fresh.first() {
+        return Err(Error::file(&folder, format!("has no average of rate {rate}, which its settings name")));
+    }
+    if state.progress.time_sampler.is_some() {
+        emit(Event::Warning(
+            "the reference's files have no place for the time sampler's history: it is left out".into(),
+        ));
+    }
+    write_trio(output, task.specs(), &state, &config.train)
+}
+
+/// A run directory that goes on from the reference's files.
+fn to_run(
+    model: &Path,
+    output: &Path,
+    config: &Config,
+    device: &Device,
+    emit: &mut Emit,
+) -> Result<Vec<PathBuf>, Error> {
+    let store = Store::new(output);
+    if store.newest()?.is_some() {
+        return Err(ConfigError(format!("{} holds a run already: choose another folder", output.display())).into());
+    }
+    let config = checkpoint::with_classes(config, model)?;
+    let task = task(&config)?;
+    let (rates, batch_size) = (&config.train.ema_rate, config.train.batch_size);
+    let (state, remarks) = Trio::new(model)?.load(task.specs(), rates, batch_size, device)?;
+    for remark in remarks {
+        emit(Event::Warning(remark));
+    }
+    Ok(vec![store.save(&state, task.specs(), &config, 0)?])
+}
