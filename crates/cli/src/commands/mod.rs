@@ -6,6 +6,7 @@ mod convert;
 mod info;
 mod nll;
 mod predict;
+mod presets;
 mod sample;
 mod train;
 
@@ -21,6 +22,7 @@ pub(crate) fn all() -> Vec<Command> {
         predict::command(),
         convert::command(),
         info::command(),
+        presets::command(),
         bench::command(),
         completions::command(),
     ];
@@ -41,6 +43,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         "predict" => predict::run(m),
         "convert" => convert::run(m),
         "info" => info::run(m),
+        "presets" => presets::run(m),
         "bench" => bench::run(m),
         "completions" => completions::run(m),
         _ => unreachable!("clap asks for a known command"),
