@@ -91,6 +91,14 @@ pub enum Event {
         /// Images there now.
         done: usize,
     },
+    /// Images of a data set that are prepared so far, those of an earlier, interrupted call among them. The first of a
+    /// call has none.
+    Prepared {
+        /// Images there now.
+        done: usize,
+        /// Images in all, where that is known.
+        total: Option<usize>,
+    },
 }
 
 /// Receives events, in order.

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`config`] | every setting of a run, presets, layering |
 //! | [`data`] | images on their way to the network |
+//! | [`prepare`] | published data sets into npz files and folders of PNGs |
 //! | [`model`] | the networks |
 //! | [`diffusion`] | noising, losses and reverse steps on tensors |
 //! | [`train`] | the training loop and its hooks |
@@ -32,7 +33,9 @@ pub mod info;
 pub mod model;
 pub mod nll;
 pub mod npz;
+mod partial;
 pub mod predict;
+pub mod prepare;
 pub mod sample;
 pub mod torch;
 pub mod train;

@@ -6,7 +6,7 @@ use crate::event::{Emit, Event, Outcome};
 use crate::file::write_atomic;
 use crate::model::{Condition, Parameters, Unet, host_values};
 use crate::npz::NpzWriter;
-use crate::sample::partial::Partial;
+use crate::partial::Partial;
 use crate::train::open_data;
 use crate::{Error, checkpoint};
 use burn::tensor::{Device, Tensor, TensorData};

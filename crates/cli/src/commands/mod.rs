@@ -7,6 +7,7 @@ mod info;
 mod nll;
 mod predict;
 mod presets;
+mod prepare;
 mod sample;
 mod train;
 
@@ -20,6 +21,7 @@ pub(crate) fn all() -> Vec<Command> {
     let others = [
         nll::command(),
         predict::command(),
+        prepare::command(),
         convert::command(),
         info::command(),
         presets::command(),
@@ -41,6 +43,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     match name {
         "nll" => nll::run(m),
         "predict" => predict::run(m),
+        "prepare" => prepare::run(m),
         "convert" => convert::run(m),
         "info" => info::run(m),
         "presets" => presets::run(m),

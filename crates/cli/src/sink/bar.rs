@@ -88,6 +88,17 @@ impl Bar {
             Event::Bounded { done, total, bits_per_dim: Some(bits) } => {
                 self.sampled(*done as f64, &format!("{done}/{total} images, {bits:.4} bits/dim"));
             }
+            Event::Prepared { done: 0, total } => {
+                self.total = total.unwrap_or(0);
+                self.begin(0.0);
+            }
+            Event::Prepared { done, total: Some(total) } => {
+                self.sampled(*done as f64, &format!("{done}/{total} images"));
+            }
+            Event::Prepared { done, total: None } => {
+                let rate = self.rate(*done as f64);
+                self.show(0.0, None, &format!("{done} images"), rate);
+            }
             Event::Sampled { done } => self.sampled(*done as f64, &format!("{done}/{} images", self.total)),
             _ => {}
         }

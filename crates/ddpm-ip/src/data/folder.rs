@@ -13,12 +13,28 @@ const MOST_DECODED_BYTES: u64 = 1 << 30;
 /// All PNG and JPEG files in a folder and below, as the reference lists them: sorted by name, folders in their place.
 /// Links are followed, but not back into a folder that is being listed.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    list_where(folder, is_image)
+}
+
+/// As [`list`], of the files that are `wanted`.
+pub(crate) fn list_where(folder: &Path, wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
-    list_below(folder, &mut Vec::new(), &mut found)?;
+    list_below(folder, wanted, &mut Vec::new(), &mut found)?;
     Ok(found)
 }
 
-fn list_below(folder: &Path, above: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>) -> Result<(), Error> {
+/// Whether a file is named like a PNG or JPEG.
+pub(crate) fn is_image(path: &Path) -> bool {
+    let ending = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
+    ending.is_some_and(|e| e == "png" || e == "jpg" || e == "jpeg")
+}
+
+fn list_below(
+    folder: &Path,
+    wanted: fn(&Path) -> bool,
+    above: &mut Vec<PathBuf>,
+    found: &mut Vec<PathBuf>,
+) -> Result<(), Error> {
     let real = folder.canonicalize().map_err(Error::io("read", folder))?;
     if above.contains(&real) {
         return Ok(());
@@ -30,10 +46,9 @@ fn list_below(folder: &Path, above: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>)
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
-        let ending = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
         if path.is_dir() {
-            list_below(&path, above, found)?;
-        } else if ending.is_some_and(|e| e == "png" || e == "jpg" || e == "jpeg") {
+            list_below(&path, wanted, above, found)?;
+        } else if wanted(&path) {
             found.push(path);
         }
     }
@@ -42,7 +57,7 @@ fn list_below(folder: &Path, above: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>)
 }
 
 /// Class number of each file, and the classes' names.
-pub(super) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<(Vec<u32>, Vec<String>)> {
+pub(crate) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<(Vec<u32>, Vec<String>)> {
     let name = |path: &PathBuf| -> String {
         if labels == Labels::Prefix {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -68,16 +83,20 @@ pub(super) fn decode(path: &Path) -> Result<Pixels, DataError> {
         return Err(bad("not a regular file".into()));
     }
     let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read ({e})")))?;
-    if is_cut_off_jpeg(&bytes) {
-        return Err(bad("the JPEG is cut off".into()));
+    decode_bytes(&bytes).map_err(bad)
+}
+
+/// As [`decode`], from memory, of any kind that the `image` crate was built with; says what is wrong.
+pub(crate) fn decode_bytes(bytes: &[u8]) -> Result<Pixels, String> {
+    if is_cut_off_jpeg(bytes) {
+        return Err("the JPEG is cut off".into());
     }
-    let mut reader = ImageReader::new(Cursor::new(&bytes))
-        .with_guessed_format()
-        .map_err(|e| bad(format!("cannot be read ({e})")))?;
+    let mut reader =
+        ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| format!("cannot be read ({e})"))?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MOST_DECODED_BYTES);
     reader.limits(limits);
-    let image = reader.decode().map_err(|e| bad(format!("cannot be decoded ({e})")))?;
+    let image = reader.decode().map_err(|e| format!("cannot be decoded ({e})"))?;
     let (width, height) = (image.width() as usize, image.height() as usize);
     let (channels, data) = match image {
         DynamicImage::ImageLuma8(_)

@@ -4,7 +4,7 @@
 //! the training. Order and augmentation follow from the seed and the position alone.
 
 mod dataset;
-mod folder;
+pub(crate) mod folder;
 mod idx;
 mod loader;
 mod memory;
@@ -14,6 +14,7 @@ mod sheet;
 
 pub use dataset::{Dataset, Options};
 pub use loader::{Batch, Loader};
+pub(crate) use pillow::box_crop;
 pub use pillow::center_crop;
 pub use pixels::Pixels;
 pub use sheet::{Sheet, contact_sheet};

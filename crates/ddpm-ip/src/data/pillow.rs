@@ -113,16 +113,26 @@ fn scale_to(image: &Pixels, target: usize) -> Pixels {
         let (width, height) = (image.width / 2, image.height / 2);
         image = resize(image, width, height, Filter::Box);
     }
+    shorter_side_to(image, target, Filter::Bicubic)
+}
+
+fn shorter_side_to(image: Pixels, target: usize, filter: Filter) -> Pixels {
     let scale = target as f64 / image.width.min(image.height) as f64;
     // Python rounds halves to even.
     let size = |side: usize| (side as f64 * scale).round_ties_even() as usize;
     let (width, height) = (size(image.width), size(image.height));
-    resize(image, width, height, Filter::Bicubic)
+    resize(image, width, height, filter)
 }
 
 /// The reference's `center_crop_arr`: a square of side `size`, from an image of at least one pixel.
 pub fn center_crop(image: &Pixels, size: usize) -> Pixels {
     let image = scale_to(image, size);
+    image.cut((image.width - size) / 2, (image.height - size) / 2, size)
+}
+
+/// The crop of the reference's LSUN script: the shorter side to `size` by BOX alone, the middle cut out.
+pub(crate) fn box_crop(image: Pixels, size: usize) -> Pixels {
+    let image = shorter_side_to(image, size, Filter::Box);
     image.cut((image.width - size) / 2, (image.height - size) / 2, size)
 }
 

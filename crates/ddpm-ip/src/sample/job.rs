@@ -1,6 +1,5 @@
 //! A file of samples.
 
-use super::partial::Partial;
 use super::{Chain, Draws, GivenNoise, Guide, Seeded, SmallImages};
 use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig, SampleConfig};
 use crate::data::contact_sheet;
@@ -9,6 +8,7 @@ use crate::event::{Emit, Event, Outcome};
 use crate::file::write_atomic;
 use crate::model::{Classifier, Unet};
 use crate::npz::NpzWriter;
+use crate::partial::Partial;
 use crate::{Error, checkpoint};
 use burn::tensor::Device;
 use ddpm_math::{Domain, Stream};

@@ -4,7 +4,6 @@ mod chain;
 mod given;
 mod guide;
 mod job;
-pub(crate) mod partial;
 mod small;
 
 pub use chain::{Chain, Draws, Seeded};

@@ -1,4 +1,4 @@
-//! The images of an unfinished sampling call, kept so that the same call goes on where it stopped.
+//! The images of an unfinished call, kept so that the same call goes on where it stopped.
 
 use crate::Error;
 use std::fs::{self, File, OpenOptions};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// No more is read of a foreign file in search of the end of its line.
 const LONGEST_LINE: u64 = 1 << 20;
 
-/// `OUT.partial`: a line that says what is being drawn, then the finished images' bytes.
+/// `OUT.partial`: a line that says what is being made, then the finished images' bytes.
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
@@ -32,13 +32,13 @@ impl Partial {
         let image_bytes = image_bytes as u64;
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        file.try_lock().map_err(|e| Error::file(&path, format!("another call is drawing into it ({e})")))?;
+        file.try_lock().map_err(|e| Error::file(&path, format!("another call is writing it ({e})")))?;
         let mut line = Vec::new();
         let mut reader = BufReader::new(std::io::Read::take(&file, LONGEST_LINE));
         reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
         if line.strip_suffix(b"\n") != Some(identity.as_bytes()) {
             if file.metadata().map_err(io)?.len() > line.len() as u64 {
-                let message = "holds images of an unfinished call with other settings or another checkpoint: repeat that \
+                let message = "holds images of an unfinished call with other settings or from another source: repeat that \
                                call to finish it, choose another --out, or delete this file";
                 return Err(Error::file(&path, message));
             }

@@ -1,0 +1,137 @@
+//! `ddpm-ip prepare`: published data sets into npz files and folders of PNGs.
+
+use crate::args;
+use crate::output::print;
+use crate::sink::Sinks;
+use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgMatches, Command, value_parser};
+use ddpm_ip::data::Labels;
+use ddpm_ip::prepare::{self, Fit, Job, Kind, Split};
+use ddpm_ip::{Event, Outcome};
+use std::path::PathBuf;
+
+const SPLITS: [(&str, Split); 3] = [("train", Split::Train), ("test", Split::Test), ("val", Split::Test)];
+const FITS: [(&str, Fit); 3] = [("crop", Fit::Crop), ("pad", Fit::Pad), ("squash", Fit::Squash)];
+const LABELS: [(&str, Labels); 3] = [("none", Labels::None), ("prefix", Labels::Prefix), ("folder", Labels::Folder)];
+
+/// A value that is chosen by its name.
+fn choice<T: Copy + Send + Sync + 'static, const N: usize>(
+    choices: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    let value = move |name: String| choices.iter().find(|(choice, _)| *choice == name).map(|(_, value)| *value);
+    PossibleValuesParser::new(choices.map(|(name, _)| name))
+        .map(move |name| value(name).expect("clap lets only the choices through"))
+}
+
+/// A flag whose value is chosen by its name.
+fn choice_arg<T: Copy + Send + Sync + 'static, const N: usize>(
+    name: &'static str,
+    choices: [(&'static str, T); N],
+    help: &'static str,
+) -> Arg {
+    Arg::new(name).long(name).value_name("CHOICE").value_parser(choice(choices)).help(help)
+}
+
+pub(super) fn command() -> Command {
+    Command::new("prepare")
+        .about("Prepare a published data set for training")
+        .long_about(
+            "Prepare a published data set for training: from its archive, folder or database to an .npz (`arr_0` uint8 \
+             NHWC, `arr_1` labels) or a folder of PNGs. KIND and what SOURCE then is:\n\n  \
+             cifar10     cifar-10-binary.tar.gz, cifar-10-python.tar.gz, or the folder of either\n  \
+             imagenet32  folder of train_data_batch_1 to 10 or val_data, pickles or .npz\n  \
+             celeba64    img_align_celeba, folder or zip; needs --fit\n  \
+             ffhq128     thumbnails128x128, folder or zip\n  \
+             lsun        LMDB folder such as tower_train_lmdb\n  \
+             images      folder, zip, tar or tar.gz of PNG or JPEG images\n\n\
+             Images are in the order of their names; those of tar archives and databases in their own. An interrupted \
+             call goes on when it is repeated.",
+        )
+        .arg(
+            Arg::new("kind")
+                .value_name("KIND")
+                .required(true)
+                .value_parser(choice(Kind::ALL.map(|kind| (kind.name(), kind))))
+                .help("which data set"),
+        )
+        .arg(
+            Arg::new("source")
+                .value_name("SOURCE")
+                .required(true)
+                .value_parser(value_parser!(PathBuf))
+                .help("where it lies"),
+        )
+        .arg(args::path("out", "PATH", "the .npz to write, or a folder for PNGs").required(true))
+        .arg(choice_arg("split", SPLITS, "part of cifar10 or imagenet32; train if not given"))
+        .arg(choice_arg(
+            "fit",
+            FITS,
+            "how images become squares: the middle, all on black, or all without regard to proportions",
+        ))
+        .arg(
+            Arg::new("image-size")
+                .long("image-size")
+                .value_name("N")
+                .value_parser(value_parser!(usize))
+                .help("side in pixels: 64 for celeba64, 256 for lsun, the images' own for images, if not given"),
+        )
+        .arg(
+            Arg::new("channels")
+                .long("channels")
+                .value_name("N")
+                .value_parser(value_parser!(usize))
+                .help("1 or 3 for images; the first one's if not given"),
+        )
+        .arg(choice_arg(
+            "labels",
+            LABELS,
+            "labels of images: file name up to its first `_`, or folder; none if not given",
+        ))
+        .arg(
+            Arg::new("prefix")
+                .long("prefix")
+                .value_name("NAME")
+                .help("beginning of the names of lsun's PNGs; the category if not given"),
+        )
+        .arg(args::switch("allow-count", "take other numbers of images than the data set has"))
+        .arg(args::switch("quiet", "no progress"))
+        .arg(args::switch("json", "report as JSON"))
+        .args_override_self(true)
+}
+
+pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().with_context(|| format!("{id} is missing"));
+    let job = Job {
+        kind: *matches.get_one::<Kind>("kind").context("KIND is missing")?,
+        source: path("source")?,
+        out: path("out")?,
+        split: matches.get_one("split").copied(),
+        fit: matches.get_one("fit").copied(),
+        image_size: matches.get_one("image-size").copied(),
+        channels: matches.get_one("channels").copied(),
+        labels: matches.get_one("labels").copied(),
+        prefix: matches.get_one("prefix").cloned(),
+        allow_count: matches.get_flag("allow-count"),
+    };
+    let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
+    let mut images = 0;
+    let outcome = prepare::run(&job, crate::interrupt::flag()?, &mut |event| {
+        if let Event::Prepared { done, .. } = event {
+            images = done;
+        }
+        sinks.receive(&event);
+    });
+    sinks.finish();
+    let outcome = outcome?;
+    let finished = outcome == Outcome::Finished;
+    if matches.get_flag("json") {
+        let outcome = if finished { "finished" } else { "interrupted" };
+        print(&serde_json::json!({ "outcome": outcome, "images": images, "out": job.out }).to_string())?;
+    } else if finished {
+        print(&format!("{images} images are in {}", job.out.display()))?;
+    } else {
+        print("stopped; what is finished is kept, and the same command goes on from there")?;
+    }
+    Ok(outcome)
+}

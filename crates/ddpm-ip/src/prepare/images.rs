@@ -1,0 +1,100 @@
+//! Image files of a folder or an archive: CelebA, FFHQ, and any others.
+
+use super::Source;
+use super::archive::Archive;
+use super::maker::{Body, Maker};
+use crate::Error;
+use crate::config::ConfigError;
+use crate::data::{Labels, Pixels, folder};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Images in the order of their names, or in a tar archive's own.
+pub(super) struct Images {
+    archive: Archive,
+    /// Names of the PNGs.
+    names: Vec<String>,
+    labels: Option<Vec<u32>>,
+    expected: Option<usize>,
+}
+
+/// PNG and JPEG files; macOS adds others of their names that begin with a dot.
+fn is_wanted(path: &Path) -> bool {
+    folder::is_image(path) && !path.file_name().unwrap_or_default().to_string_lossy().starts_with('.')
+}
+
+/// A class as part of a file name, in which `_` ends it.
+fn in_file_name(class: &str) -> String {
+    let name: String = class.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+    if name.is_empty() { "-".into() } else { name }
+}
+
+impl Images {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let archive = Archive::open(path, is_wanted)?;
+        if archive.files().is_empty() {
+            return Err(Error::file(path, "has no PNG or JPEG images"));
+        }
+        Ok(Self { archive, names: Vec::new(), labels: None, expected: None })
+    }
+
+    /// A known data set, whose PNGs have its files' own names, without labels.
+    pub(super) fn known(path: &Path, expected: usize) -> Result<Self, Error> {
+        let images = Self::open(path)?;
+        let name = |file: &PathBuf| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let names: Vec<String> = images.archive.files().iter().map(name).collect();
+        let mut sorted: Vec<&String> = names.iter().collect();
+        sorted.sort();
+        if let Some([twice, ..]) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            let message = format!("has two images named {twice}: name the folder that has each once");
+            return Err(Error::file(path, message));
+        }
+        Ok(Self { names, expected: Some(expected), ..images })
+    }
+
+    /// Any images. PNGs are numbered from 1, with the class before the number if there are labels.
+    pub(super) fn any(path: &Path, labels: Labels) -> Result<Self, Error> {
+        let images = Self::open(path)?;
+        let files = images.archive.files();
+        let Some((labels, classes)) = folder::classes(Path::new(""), files, labels) else {
+            let names = (1..=files.len()).map(|i| format!("{i:07}")).collect();
+            return Ok(Self { names, ..images });
+        };
+        let prefixes: Vec<String> = classes.iter().map(|class| in_file_name(class)).collect();
+        if prefixes.iter().collect::<BTreeSet<_>>().len() < classes.len() {
+            let message = "there are classes whose names differ in other than letters and digits alone: rename one";
+            return Err(ConfigError(format!("{}: {message}", path.display())).into());
+        }
+        let name = |(i, &label): (usize, &u32)| format!("{}_{:07}", prefixes[label as usize], i + 1);
+        let names = labels.iter().enumerate().map(name).collect();
+        Ok(Self { names, labels: Some(labels), ..images })
+    }
+
+    /// The first image.
+    pub(super) fn first(&self) -> Result<Pixels, Error> {
+        let bytes = self.archive.read(0)?;
+        folder::decode_bytes(&bytes).map_err(|reason| self.archive.unusable(0, reason))
+    }
+}
+
+impl Source for Images {
+    fn expected(&self) -> Option<usize> {
+        self.expected
+    }
+
+    fn count(&self) -> Option<usize> {
+        Some(self.names.len())
+    }
+
+    fn labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn feed(&self, maker: &mut Maker) -> Result<(), Error> {
+        self.archive.each(&mut |i, load| {
+            let label = self.labels.as_ref().map(|labels| labels[i]);
+            let load = || Ok(Body::Encoded { bytes: load()?, place: self.archive.place(i) });
+            maker.offer(self.names[i].clone(), label, load)
+        })
+    }
+}
