@@ -5,13 +5,16 @@ mod settings;
 
 pub(crate) use settings::{Settings, given};
 
+use crate::sink::LogFormats;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use ddpm_ip::config::ConfigError;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
-    Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; RAYON_NUM_THREADS sets the number of threads; DDPM_IP_ISA forces an instruction set (portable, avx2, \
-    avx512, avx512-bf16).";
+    Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; OPENAI_LOG_FORMAT says how \
+    training logs (some of stdout, log, csv, json, tensorboard); RAYON_NUM_THREADS sets the number of threads; \
+    DDPM_IP_ISA forces an instruction set (portable, avx2, avx512, avx512-bf16).";
 
 /// The whole command line.
 pub(crate) fn command() -> Command {
@@ -55,6 +58,11 @@ pub(crate) fn log_dir() -> Option<PathBuf> {
     std::env::var_os("OPENAI_LOGDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
+/// How training logs: as the reference's `OPENAI_LOG_FORMAT` says, if it is set.
+pub(crate) fn log_formats() -> Result<LogFormats, ConfigError> {
+    std::env::var("OPENAI_LOG_FORMAT").map_or_else(|_| Ok(LogFormats::default()), |text| LogFormats::parse(&text))
+}
+
 /// `--device`.
 pub(crate) fn device_arg() -> Arg {
     let names = ddpm_ip::device_names();
@@ -62,7 +70,7 @@ pub(crate) fn device_arg() -> Arg {
 }
 
 /// The device asked for.
-pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ddpm_ip::config::ConfigError> {
+pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigError> {
     ddpm_ip::device(matches.get_one::<String>("device").map_or("cpu", String::as_str))
 }
 

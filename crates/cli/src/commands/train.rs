@@ -118,6 +118,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         Some(out) => out,
         None => Path::new("runs").join(run_name(kind, preset, matches, &config)),
     };
+    let formats = args::log_formats()?;
     if matches.get_flag("dry-run") {
         let config = ddpm_ip::train::resolve(&config)?;
         let parameters = ddpm_ip::train::parameter_count(&config)?;
@@ -132,7 +133,8 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         ))?;
         return Ok(Outcome::Finished);
     }
-    let mut sinks = Sinks::new(matches.get_flag("quiet"), Some(RunFiles::new(&out)));
+    let quiet = matches.get_flag("quiet") || !formats.terminal;
+    let mut sinks = Sinks::new(quiet, Some(RunFiles::new(&out, formats)));
     for notice in notices {
         sinks.receive(&Event::Notice(notice));
     }
@@ -146,7 +148,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     } else {
         summary(outcome, &out, &seen, &config)?
     })?;
-    if let (Outcome::Interrupted, false) = (outcome, matches.get_flag("quiet")) {
+    if let (Outcome::Interrupted, false) = (outcome, quiet) {
         complain("interrupted: the same command goes on from there");
     }
     Ok(outcome)
@@ -200,7 +202,9 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
         place("samples", grid);
     }
     place("checkpoint", &checkpoint);
-    place("logs", &out.join("progress.csv"));
+    if out.join("progress.csv").exists() {
+        place("logs", &out.join("progress.csv"));
+    }
     place("settings", &out.join("config.toml"));
     let (program, run) = (program(), quoted(&out.display().to_string()));
     lines.push("\nnext:".into());

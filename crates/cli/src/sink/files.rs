@@ -1,118 +1,221 @@
-//! The logs of a run directory: `stats.jsonl` (a JSON object per line), `progress.csv` (a table) and `log.txt` (for
-//! people). A resumed run drops the lines beyond the step it resumes from.
+//! The logs of a run directory: `stats.jsonl` (a JSON object per line), `progress.csv` (a table), `log.txt` (for people),
+//! and TensorBoard's. A resumed run drops the lines beyond the step it resumes from.
 
 use super::log_line;
+use super::tensorboard::TensorBoard;
+use ddpm_ip::config::ConfigError;
 use ddpm_ip::{Error, Event, file::write_atomic};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Where log lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogFormats {
+    /// Whether the terminal shows them.
+    pub(crate) terminal: bool,
+    files: Vec<LogFile>,
+}
+
+/// A kind of log file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LogFile {
+    Text,
+    Table,
+    /// By this name.
+    Lines(&'static str),
+    TensorBoard,
+}
+
+impl Default for LogFormats {
+    fn default() -> Self {
+        Self { terminal: true, files: vec![LogFile::Text, LogFile::Table, LogFile::Lines("stats.jsonl")] }
+    }
+}
+
+impl LogFormats {
+    /// What the reference's `OPENAI_LOG_FORMAT` asks for, such as `stdout,log,csv`. Its files have the names that the
+    /// reference gives them.
+    ///
+    /// # Errors
+    /// A format that there is none of.
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut formats = Self { terminal: false, files: Vec::new() };
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            let file = match name {
+                "stdout" => {
+                    formats.terminal = true;
+                    continue;
+                }
+                "log" => LogFile::Text,
+                "csv" => LogFile::Table,
+                "json" => LogFile::Lines("progress.json"),
+                "tensorboard" => LogFile::TensorBoard,
+                _ => {
+                    return Err(ConfigError(format!(
+                        "OPENAI_LOG_FORMAT has {name:?}: name some of stdout, log, csv, json, tensorboard"
+                    )));
+                }
+            };
+            if !formats.files.contains(&file) {
+                formats.files.push(file);
+            }
+        }
+        Ok(formats)
+    }
+}
+
+/// One log file, once training has begun.
+pub(super) trait Log {
+    /// Takes a remark.
+    fn say(&mut self, _text: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Takes the values of a step.
+    fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error>;
+}
+
 /// The log files of a run.
 pub(crate) struct RunFiles {
     folder: PathBuf,
-    /// Columns of `progress.csv`; empty until training begins.
-    columns: Vec<String>,
-    open: Option<Open>,
-    /// Lines for `log.txt` from before the directory is there.
+    formats: LogFormats,
+    /// Empty until training begins.
+    open: Vec<Box<dyn Log>>,
+    /// Remarks from before the directory is there.
     early: Vec<String>,
-}
-
-struct Open {
-    stats: File,
-    progress: File,
-    log: File,
 }
 
 impl RunFiles {
     /// The logs in `folder`, which are opened when training begins.
-    pub(crate) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_path_buf(), columns: Vec::new(), open: None, early: Vec::new() }
+    pub(crate) fn new(folder: &Path, formats: LogFormats) -> Self {
+        Self { folder: folder.to_path_buf(), formats, open: Vec::new(), early: Vec::new() }
     }
 
     pub(crate) fn receive(&mut self, event: &Event) -> Result<(), Error> {
         match event {
             Event::Started { parameters, images, step, .. } => {
                 self.begin(*step)?;
-                self.say(&format!("step {step}: training {parameters} parameters on {images} images"))
+                self.say(format!("step {step}: training {parameters} parameters on {images} images"))
             }
-            Event::Notice(text) | Event::Warning(text) => self.say(text),
-            Event::Log(line) => self.log(line),
-            Event::Grid { step, path } => self.say(&format!("step {step}: wrote {}", path.display())),
-            Event::Checkpoint { step, path } => self.say(&format!("step {step}: saved {}", path.display())),
+            Event::Notice(text) | Event::Warning(text) => self.say(text.clone()),
+            Event::Log(line) => self.open.iter_mut().try_for_each(|log| log.log(line)),
+            Event::Grid { step, path } => self.say(format!("step {step}: wrote {}", path.display())),
+            Event::Checkpoint { step, path } => self.say(format!("step {step}: saved {}", path.display())),
             _ => Ok(()),
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
-    fn append_to(&self, name: &str) -> Result<File, Error> {
-        let path = self.path(name);
-        OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))
-    }
-
     fn begin(&mut self, step: u64) -> Result<(), Error> {
-        keep_until(&self.path("stats.jsonl"), 0, |line| {
-            let line: serde_json::Value = serde_json::from_str(line).ok()?;
-            line.get("step")?.as_f64().filter(|&s| s <= step as f64)
-        })?;
-        let progress = self.path("progress.csv");
-        keep_until(&progress, 1, |line| line.split(',').next()?.parse().ok().filter(|&s: &f64| s <= step as f64))?;
-        let header = std::fs::read_to_string(&progress).unwrap_or_default();
-        self.columns = header.lines().next().map(|h| h.split(',').map(String::from).collect()).unwrap_or_default();
-        self.open = Some(Open {
-            stats: self.append_to("stats.jsonl")?,
-            progress: self.append_to("progress.csv")?,
-            log: self.append_to("log.txt")?,
-        });
-        for line in std::mem::take(&mut self.early) {
-            self.say(&line)?;
+        for file in &self.formats.files {
+            let folder = &self.folder;
+            let log: Box<dyn Log> = match file {
+                LogFile::Text => Box::new(Text(Lines::open(folder.join("log.txt"))?)),
+                LogFile::Table => Box::new(Table::open(folder.join("progress.csv"), step)?),
+                LogFile::Lines(name) => Box::new(Objects::open(folder.join(name), step)?),
+                LogFile::TensorBoard => Box::new(TensorBoard::open(&folder.join("tb"), step)?),
+            };
+            self.open.push(log);
         }
-        Ok(())
+        std::mem::take(&mut self.early).into_iter().try_for_each(|text| self.say(text))
     }
 
-    fn say(&mut self, text: &str) -> Result<(), Error> {
-        let path = self.path("log.txt");
-        if let Some(open) = &mut self.open {
-            return writeln!(open.log, "{text}").map_err(Error::io("write", &path));
+    fn say(&mut self, text: String) -> Result<(), Error> {
+        if self.open.is_empty() {
+            self.early.push(text);
+            return Ok(());
         }
-        self.early.push(text.to_string());
-        Ok(())
+        self.open.iter_mut().try_for_each(|log| log.say(&text))
+    }
+}
+
+/// A file to which lines are added.
+struct Lines {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lines {
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
+        Ok(Self { path, file })
+    }
+
+    fn add(&mut self, line: &str) -> Result<(), Error> {
+        writeln!(self.file, "{line}").map_err(Error::io("write", &self.path))
+    }
+}
+
+/// `log.txt`.
+struct Text(Lines);
+
+impl Log for Text {
+    fn say(&mut self, text: &str) -> Result<(), Error> {
+        self.0.add(text)
     }
 
     fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error> {
-        self.say(&log_line(line))?;
-        if line.iter().any(|(key, _)| !self.columns.contains(key)) {
-            self.add_columns(line)?;
-        }
-        let cell = |c: &String| line.iter().find(|(k, _)| k == c).map_or(String::new(), |(_, v)| v.to_string());
-        let row = self.columns.iter().map(cell).collect::<Vec<_>>().join(",");
+        self.0.add(&log_line(line))
+    }
+}
+
+/// `stats.jsonl`.
+struct Objects(Lines);
+
+impl Objects {
+    fn open(path: PathBuf, step: u64) -> Result<Self, Error> {
+        keep_until(&path, 0, |line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line.get("step")?.as_f64().filter(|&s| s <= step as f64)
+        })?;
+        Lines::open(path).map(Self)
+    }
+}
+
+impl Log for Objects {
+    fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error> {
         let object: serde_json::Map<_, _> = line.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
-        let (stats, progress) = (self.path("stats.jsonl"), self.path("progress.csv"));
-        if let Some(open) = &mut self.open {
-            writeln!(open.stats, "{}", serde_json::Value::Object(object)).map_err(Error::io("write", &stats))?;
-            writeln!(open.progress, "{row}").map_err(Error::io("write", &progress))?;
-        }
-        Ok(())
+        self.0.add(&serde_json::Value::Object(object).to_string())
+    }
+}
+
+/// `progress.csv`.
+struct Table {
+    lines: Lines,
+    columns: Vec<String>,
+}
+
+impl Table {
+    fn open(path: PathBuf, step: u64) -> Result<Self, Error> {
+        keep_until(&path, 1, |line| line.split(',').next()?.parse().ok().filter(|&s: &f64| s <= step as f64))?;
+        let header = std::fs::read_to_string(&path).unwrap_or_default();
+        let columns = header.lines().next().map(|h| h.split(',').map(String::from).collect()).unwrap_or_default();
+        Ok(Self { lines: Lines::open(path)?, columns })
     }
 
     /// Rewrites the table with more columns: some keys are first seen later, such as the loss of a rare quartile.
     fn add_columns(&mut self, line: &[(String, f64)]) -> Result<(), Error> {
         let new: Vec<&String> = line.iter().map(|(k, _)| k).filter(|k| !self.columns.contains(k)).collect();
-        let path = self.path("progress.csv");
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let path = &self.lines.path;
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let padding = if self.columns.is_empty() { String::new() } else { ",".repeat(new.len()) };
         self.columns.extend(new.into_iter().cloned());
-        write_atomic(&path, |w| {
+        write_atomic(path, |w| {
             writeln!(w, "{}", self.columns.join(","))?;
             text.lines().skip(1).try_for_each(|row| writeln!(w, "{row}{padding}"))
         })?;
-        let progress = self.append_to("progress.csv")?;
-        if let Some(open) = &mut self.open {
-            open.progress = progress;
-        }
+        self.lines = Lines::open(path.clone())?;
         Ok(())
+    }
+}
+
+impl Log for Table {
+    fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error> {
+        if line.iter().any(|(key, _)| !self.columns.contains(key)) {
+            self.add_columns(line)?;
+        }
+        let cell = |c: &String| line.iter().find(|(k, _)| k == c).map_or(String::new(), |(_, v)| v.to_string());
+        self.lines.add(&self.columns.iter().map(cell).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -130,4 +233,19 @@ fn keep_until(path: &Path, header: usize, wanted: impl Fn(&str) -> Option<f64>) 
 /// A JSON number; whole ones without a point.
 fn number(v: f64) -> serde_json::Value {
     if v.fract() == 0.0 && v.abs() < 2f64.powi(53) { (v as i64).into() } else { v.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_those_that_the_variable_names() {
+        let formats = LogFormats::parse("stdout, log,csv").unwrap();
+        assert_eq!(formats, LogFormats { terminal: true, files: vec![LogFile::Text, LogFile::Table] });
+        let formats = LogFormats::parse("json,json,tensorboard,").unwrap();
+        let files = vec![LogFile::Lines("progress.json"), LogFile::TensorBoard];
+        assert_eq!(formats, LogFormats { terminal: false, files });
+        assert!(LogFormats::parse("csv,xml").unwrap_err().to_string().contains("\"xml\""));
+    }
 }

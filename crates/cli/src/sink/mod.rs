@@ -2,8 +2,9 @@
 
 mod bar;
 mod files;
+mod tensorboard;
 
-pub(crate) use files::RunFiles;
+pub(crate) use files::{LogFormats, RunFiles};
 
 use crate::output::complain;
 use bar::Bar;
@@ -44,7 +45,9 @@ impl Sinks {
         match event {
             Event::Notice(text) if !self.quiet => self.bar.above(text),
             Event::Warning(text) => self.bar.above(text),
-            Event::Step { .. } | Event::Sampling { .. } | Event::Bounded { .. } => crate::interrupt::work_begins(),
+            Event::Step { .. } | Event::Sampling { .. } | Event::Bounded { .. } | Event::Prepared { .. } => {
+                crate::interrupt::work_begins();
+            }
             _ => {}
         }
         self.bar.receive(event);

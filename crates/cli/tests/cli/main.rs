@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
 mod mistakes;
+mod reference;
 mod reports;
 mod runs;
 mod support;

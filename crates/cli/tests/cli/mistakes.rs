@@ -23,14 +23,14 @@ fn usage_and_configuration_end_with_2_and_leave_nothing() {
         (&["--batch-size", "2000"], &["1797 images are fewer than one batch of 2000"]),
         (&["--data-dir", "no/images"], &["no/images", "--data-dir"]),
         (&["--device", "tpu"], &["no device \"tpu\"", "cpu"]),
-        (&["--precision", "f16"], &["model.precision", "f16", "bf16"]),
+        (&["--precision", "f8"], &["model.precision", "f8", "bf16"]),
         (&["--use_fp16", "perhaps"], &["--use-fp16", "perhaps"]),
-        (&["--resume_checkpoint", "model.pt"], &["--resume-checkpoint model.pt", "--out"]),
         (&["--class-cond", "perhaps"], &["model.class_cond", "perhaps"]),
     ] {
         place.run(&[&["train"], args].concat()).complains(2, parts);
         assert!(place.is_empty(), "{args:?} left {:?}", names(&place.path("")));
     }
+    place.run(&["train", "--resume_checkpoint", "model.pt"]).complains(1, &["model.pt", "no such file"]);
     place.run(&["sample"]).complains(2, &["--checkpoint"]);
     place.run_with("DDPM_IP_ISA", "mmx", &["train"]).complains(2, &["DDPM_IP_ISA=mmx", "portable"]);
     std::fs::write(place.path("report.json"), "{}").unwrap();
