@@ -6,7 +6,7 @@ use crate::diffusion::{Diffusion, Reverse};
 use crate::event::{Emit, Event};
 use crate::model::{Parameters, Unet};
 use crate::sample::{Chain, Seeded};
-use crate::train::Trainer;
+use crate::train::{StepReport, Trainer};
 use crate::{Error, Outcome};
 use burn::tensor::{Device, Tensor};
 use ddpm_kernels::profile;
@@ -249,7 +249,11 @@ fn training(
         let position = (step * config.train.batch_size) as u64;
         let batch = Batch { images: images.clone(), labels: labels(config), position };
         let since = Instant::now();
-        let trained = trainer.train_step(&batch);
+        let mut trained = trainer.train_step(&batch);
+        // Before the first that is timed, f16 finds its loss scale.
+        while step == 0 && trained.as_ref().is_ok_and(StepReport::overflowed) {
+            trained = trainer.train_step(&batch);
+        }
         secs.push(since.elapsed().as_secs_f64());
         if trained.is_err() || stop.load(Ordering::Relaxed) {
             profile::finish();

@@ -17,24 +17,19 @@ const SWITCHES: &[(&str, &str, &str)] = &[
     ("anneal-lr", "train", "as --lr-anneal-steps with the number of --steps"),
 ];
 
-const VALUES: &[(&str, &str, &str)] =
-    &[("fp16-scale-growth", "train", "accepted and not used: f32 and bf16 need no loss scale")];
-
 const HEADING: &str = "Names from the reference";
 
 /// The flags that go with these sections.
 pub(super) fn args(sections: &[&str]) -> Vec<Arg> {
     let here = |(_, section, _): &&(&str, &str, &str)| sections.contains(section);
     let switches = SWITCHES.iter().filter(here).map(|(flag, _, help)| truth((*flag).into(), (*flag).into(), help));
-    let values =
-        VALUES.iter().filter(here).map(|(flag, _, help)| Arg::new(*flag).long(*flag).value_name("VALUE").help(*help));
-    switches.chain(values).map(|arg| arg.help_heading(HEADING)).collect()
+    switches.map(|arg| arg.help_heading(HEADING)).collect()
 }
 
 /// Applies what was written to `config`; returns remarks.
 pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config) -> Result<Vec<String>, ConfigError> {
     let value = |flag: &str| {
-        let known = SWITCHES.iter().chain(VALUES).any(|(f, section, _)| *f == flag && sections.contains(section));
+        let known = SWITCHES.iter().any(|(f, section, _)| *f == flag && sections.contains(section));
         if known { given(matches, flag) } else { None }
     };
     let switch = |flag: &str| -> Result<Option<bool>, ConfigError> {
@@ -65,11 +60,11 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
         config.sample.sampler = if ddim { SamplerKind::Ddim } else { SamplerKind::Ddpm };
     }
     let mut notices = Vec::new();
-    if switch("use-fp16")? == Some(true) && config.model.precision != Precision::Bf16 {
+    if switch("use-fp16")? == Some(true) && config.model.precision == Precision::F32 {
         config.model.precision = Precision::Bf16;
         notices.push("--use-fp16: on CPUs this is --precision bf16, which needs no loss scale".to_string());
     }
-    if switch("classifier-use-fp16")? == Some(true) && config.classifier.precision != Precision::Bf16 {
+    if switch("classifier-use-fp16")? == Some(true) && config.classifier.precision == Precision::F32 {
         config.classifier.precision = Precision::Bf16;
         notices.push("--classifier-use-fp16: on CPUs this is --classifier-precision bf16".to_string());
     }
@@ -78,9 +73,6 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
             return Err(ConfigError("--anneal-lr needs an end to anneal to: give --steps".into()));
         }
         config.train.lr_anneal_steps = config.train.steps;
-    }
-    if value("fp16-scale-growth").is_some() {
-        notices.push("--fp16-scale-growth is not used: f32 and bf16 need no loss scale".to_string());
     }
     Ok(notices)
 }

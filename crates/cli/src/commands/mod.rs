@@ -6,8 +6,8 @@ mod convert;
 mod info;
 mod nll;
 mod predict;
-mod presets;
 mod prepare;
+mod presets;
 mod sample;
 mod train;
 

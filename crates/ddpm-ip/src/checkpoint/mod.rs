@@ -72,9 +72,13 @@ pub struct Progress {
     pub elapsed_secs: f64,
     /// The loss-aware time sampler's history.
     pub time_sampler: Option<TimeSamplerState>,
-    /// Updates that the optimizer has made, where they are not as many as steps: so it may be in the reference's files.
+    /// Updates that the optimizer has made, where they are not as many as steps: so it may be in the reference's files,
+    /// and after gradients that overflowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<u64>,
+    /// log₂ of the loss scale of the next step, in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lg_loss_scale: Option<f64>,
 }
 
 /// The folder of a run's checkpoints.

@@ -118,6 +118,8 @@ pub enum Precision {
     F32,
     /// The upper 16 of them.
     Bf16,
+    /// Half precision: activations are kept in it and computed as f32. Training scales the loss.
+    F16,
 }
 
 impl Precision {
@@ -126,6 +128,7 @@ impl Precision {
         match self {
             Self::F32 => burn::tensor::DType::F32,
             Self::Bf16 => burn::tensor::DType::BF16,
+            Self::F16 => burn::tensor::DType::F16,
         }
     }
 }
@@ -263,6 +266,8 @@ pub struct TrainConfig {
     pub ema_rate: Vec<f64>,
     /// Largest norm of the gradient; 0 for no limit.
     pub grad_clip: f64,
+    /// What log₂ of the loss scale grows by with every step, in f16.
+    pub fp16_scale_growth: f64,
     /// How timesteps are drawn.
     pub schedule_sampler: TimeSamplerKind,
     /// Seed of everything random.
@@ -298,6 +303,7 @@ impl Default for TrainConfig {
             lr_anneal_steps: 0,
             ema_rate: vec![0.9999],
             grad_clip: 0.0,
+            fp16_scale_growth: 1e-3,
             schedule_sampler: TimeSamplerKind::Uniform,
             seed: 0,
             log_interval: 100,
@@ -481,6 +487,7 @@ impl TrainConfig {
         positive("adam_eps", self.adam_eps)?;
         not_negative("weight_decay", self.weight_decay)?;
         not_negative("grad_clip", self.grad_clip)?;
+        not_negative("fp16_scale_growth", self.fp16_scale_growth)?;
         for rate in self.ema_rate.iter().chain(&self.adam_betas) {
             require((0.0..1.0).contains(rate), || {
                 format!("an averaging rate of {rate} (train.ema_rate or train.adam_betas) is outside [0, 1)")

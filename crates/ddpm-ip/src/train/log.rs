@@ -57,7 +57,12 @@ impl Hook for LogHook {
             let comparable: Vec<f64> = mse.iter().zip(&report.constant).map(|(m, c)| m + c).collect();
             self.add_term("mse_plus_c", &comparable, report, steps);
         }
-        self.add("grad_norm", report.grad_norm);
+        if !report.overflowed() {
+            self.add("grad_norm", report.grad_norm);
+        }
+        if let Some(lg) = report.lg_loss_scale {
+            self.add("lg_loss_scale", lg);
+        }
         self.images += report.loss().len();
         self.secs += report.secs;
         let step = trainer.step();

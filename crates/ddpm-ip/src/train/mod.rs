@@ -2,6 +2,7 @@
 
 mod hook;
 mod log;
+mod loss_scale;
 mod run;
 mod task;
 mod trainer;

@@ -132,6 +132,12 @@ pub fn train(
         };
         let mut report = trainer.train_step(&batch).map_err(|e| with_last_good(e, dir))?;
         report.secs = since.elapsed().as_secs_f64();
+        if let Some(lg) = trainer.lg_loss_scale().filter(|_| report.overflowed()) {
+            let step = trainer.step();
+            emit(Event::Notice(format!(
+                "step {step} left out: a gradient overflowed f16; the loss scale is 2^{lg:.3} now"
+            )));
+        }
         if let Some(validation) = &mut validation {
             report.validation = validation.after(&trainer)?;
         }

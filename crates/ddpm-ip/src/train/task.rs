@@ -2,6 +2,7 @@
 
 use super::StepReport;
 use super::trainer::{Draws, Trainer};
+use crate::config::{Config, Precision};
 use crate::data::Batch;
 use crate::model::{Classifier, Condition, Parameters, RunPosition, Shards, Spec, Unet, host_values, low_res};
 use burn::tensor::activation::log_softmax;
@@ -43,6 +44,14 @@ impl Task {
         self.specs().iter().map(Spec::len).sum()
     }
 
+    /// The type of its activations.
+    pub(super) fn precision(&self, config: &Config) -> Precision {
+        match self {
+            Self::Diffusion(_) => config.model.precision,
+            Self::Classifier(_) => config.classifier.precision,
+        }
+    }
+
     pub(crate) fn shards(&self) -> Shards {
         Shards { parameters: self.parameter_count() }
     }
@@ -64,14 +73,20 @@ fn values(x: Tensor<1>) -> Vec<f64> {
 }
 
 impl Trainer {
-    /// The gradient of some images' share of the mean loss, and their loss terms.
-    pub(super) fn gradient(&self, batch: &Batch, draws: &Draws, images: Range<usize>) -> (Parameters, Terms) {
+    /// The gradient of some images' share of the mean loss, times `scale`, and their loss terms.
+    pub(super) fn gradient(
+        &self,
+        batch: &Batch,
+        draws: &Draws,
+        images: Range<usize>,
+        scale: f64,
+    ) -> (Parameters, Terms) {
         match &self.task {
-            Task::Diffusion(network) => self.diffusion_gradient(network, batch, draws, images),
+            Task::Diffusion(network) => self.diffusion_gradient(network, batch, draws, images, scale),
             Task::Classifier(network) => {
                 let parameters = self.state.parameters.tracked();
                 let device = self.device.clone().autodiff();
-                let share = 1.0 / draws.t.len() as f64;
+                let share = scale / draws.t.len() as f64;
                 let (loss, terms) = self.classify(network, &parameters, batch, draws, images, &device, &TRAIN);
                 let mut grads = (loss.sum() * share).backward();
                 (parameters.gradients(&mut grads), terms)
@@ -85,6 +100,7 @@ impl Trainer {
         batch: &Batch,
         draws: &Draws,
         images: Range<usize>,
+        scale: f64,
     ) -> (Parameters, Terms) {
         let device = self.device.clone().autodiff();
         let noised = self.diffusion.noise(
@@ -99,8 +115,8 @@ impl Trainer {
         let low_res = network.config().low_res.then(|| self.low_res(&batch.images, &images, &device));
         let condition = Condition { labels, low_res };
         let times = self.diffusion.model_times(&noised.t);
-        let weights: Vec<f32> =
-            draws.weights[images.clone()].iter().map(|w| (w / draws.t.len() as f64) as f32).collect();
+        let share = scale / draws.t.len() as f64;
+        let weights: Vec<f32> = draws.weights[images.clone()].iter().map(|w| (w * share) as f32).collect();
         let weights = Tensor::<1>::from_data(TensorData::new(weights, [images.len()]), &device);
         let x_t = noised.x_t.clone();
         let (gradient, terms) = if network.config().use_checkpoint {

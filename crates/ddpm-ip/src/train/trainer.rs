@@ -1,6 +1,6 @@
 //! One optimizer step after another.
 
-use super::Task;
+use super::{Task, loss_scale};
 use crate::Error;
 use crate::checkpoint::State;
 use crate::config::Config;
@@ -24,8 +24,10 @@ pub struct StepReport {
     pub terms: Vec<(&'static str, Vec<f64>)>,
     /// What separates each loss from the reference's (the equivalent form's c).
     pub constant: Vec<f64>,
-    /// Norm of the gradient, before clipping.
+    /// Norm of the gradient, before clipping and without the loss scale.
     pub grad_norm: f64,
+    /// log₂ of the loss scale, where the precision needs one.
+    pub lg_loss_scale: Option<f64>,
     /// Learning rate of the step.
     pub lr: f64,
     /// Seconds that the step took, waiting for its images included; nothing that hooks do.
@@ -48,6 +50,11 @@ impl StepReport {
     /// The term of that name.
     pub fn term(&self, name: &str) -> Option<&[f64]> {
         self.terms.iter().find(|(n, _)| *n == name).map(|(_, values)| values.as_slice())
+    }
+
+    /// Whether the scaled gradient did not fit into f16, so that the step changed no parameter.
+    pub fn overflowed(&self) -> bool {
+        !self.grad_norm.is_finite()
     }
 
     pub(super) fn extend(&mut self, terms: Vec<(&'static str, Vec<f64>)>) {
@@ -138,7 +145,7 @@ impl Trainer {
     /// Trains on one batch. The trainer is unchanged if it fails.
     ///
     /// # Errors
-    /// [`Error::Diverged`] if the loss or the gradient is not finite.
+    /// [`Error::Diverged`] if the loss is not finite, or the gradient and no lower loss scale is left to try.
     pub fn train_step(&mut self, batch: &Batch) -> Result<StepReport, Error> {
         let split = self.task.shards().is_split(batch.images.len() / self.per_image());
         let mut step = || {
@@ -181,7 +188,7 @@ impl Trainer {
     /// Trains on one batch with given draws. The trainer is unchanged if it fails.
     ///
     /// # Errors
-    /// [`Error::Diverged`] if the loss or the gradient is not finite.
+    /// As [`Self::train_step`].
     pub fn train_step_with(&mut self, batch: &Batch, draws: Draws) -> Result<StepReport, Error> {
         let step = self.state.progress.step;
         let diverged = |what| Error::Diverged { step: step + 1, what, last_good: None };
@@ -189,8 +196,10 @@ impl Trainer {
         let mut report = StepReport {
             lr: self.learning_rate(step),
             constant: draws.mixes.iter().map(|m| m.constant).collect(),
+            lg_loss_scale: self.lg_loss_scale(),
             ..StepReport::default()
         };
+        let scale = report.lg_loss_scale.map_or(1.0, f64::exp2);
         let mut gradient: Option<Parameters> = None;
         let micro = self.config.train.microbatch_size();
         for from in (0..count).step_by(micro) {
@@ -198,7 +207,7 @@ impl Trainer {
             let shards = self
                 .task
                 .shards()
-                .map(images.len(), |shard| self.gradient(batch, &draws, from + shard.start..from + shard.end));
+                .map(images.len(), |shard| self.gradient(batch, &draws, from + shard.start..from + shard.end, scale));
             for (part, terms) in shards {
                 report.extend(terms);
                 gradient = Some(match gradient {
@@ -212,11 +221,21 @@ impl Trainer {
             return Err(diverged("loss"));
         }
         let gradient = gradient.unwrap_or_else(|| self.state.parameters.zeros_like());
-        report.grad_norm = gradient.norm();
-        if !report.grad_norm.is_finite() {
+        report.grad_norm = gradient.norm() / scale;
+        let overflowed = report.overflowed();
+        let growth = self.config.train.fp16_scale_growth;
+        let next_scale = report.lg_loss_scale.and_then(|lg| loss_scale::after(lg, overflowed, growth));
+        if overflowed && next_scale.is_none() {
             return Err(diverged("gradient"));
         }
-        self.update(gradient, &report);
+        let updates = self.state.progress.updates.unwrap_or(step);
+        if overflowed {
+            self.state.progress.updates = Some(updates);
+        } else {
+            self.update(gradient, &report, scale);
+            self.state.progress.updates = self.state.progress.updates.map(|_| updates + 1);
+        }
+        self.state.progress.lg_loss_scale = next_scale;
         // The reference's loss differs by c: the sampler looks at its square. A classifier's tells it nothing.
         let scale = self.diffusion.loss.scale(self.per_image());
         let comparable: Vec<f64> = report.loss().iter().zip(&report.constant).map(|(l, c)| l + c * scale).collect();
@@ -224,14 +243,13 @@ impl Trainer {
             self.time_sampler.update(&report.t, &comparable);
         }
         self.state.progress.step += 1;
-        self.state.progress.updates = self.state.progress.updates.map(|updates| updates + 1);
         self.state.progress.images += count as u64;
         self.state.progress.time_sampler = self.time_sampler.state().cloned();
         Ok(report)
     }
 
-    /// AdamW and the averages, in place.
-    fn update(&mut self, gradient: Parameters, report: &StepReport) {
+    /// AdamW and the averages, in place, from a gradient that is `scale` times too large.
+    fn update(&mut self, gradient: Parameters, report: &StepReport, scale: f64) {
         let c = &self.config.train;
         let clip = if c.grad_clip > 0.0 { (c.grad_clip / (report.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         let adamw = AdamW {
@@ -240,7 +258,7 @@ impl Trainer {
             betas: c.adam_betas,
             eps: c.adam_eps,
             step: self.state.progress.updates.unwrap_or(self.state.progress.step) + 1,
-            grad_scale: clip,
+            grad_scale: clip / scale,
         };
         let take = |p: &mut Parameters| std::mem::take(&mut p.0);
         let [m, v] = &mut self.state.moments;

@@ -1,4 +1,4 @@
-//! bf16, and blocks that are computed again.
+//! bf16, f16 with its loss scale, and blocks that are computed again.
 
 use super::support::{assert_same, cpu, tensors, train, trained, with};
 use ddpm_ip::Event;
@@ -41,7 +41,7 @@ fn moments_apart(a: &Path, b: &Path) -> f64 {
 #[test]
 fn blocks_computed_again_give_the_gradients_of_blocks_kept() {
     let folder = tempfile::tempdir().unwrap();
-    for (precision, bound) in [("f32", 1e-5), ("bf16", 1e-2)] {
+    for (precision, bound) in [("f32", 1e-5), ("bf16", 1e-2), ("f16", 1e-3)] {
         for scale_shift in ["true", "false"] {
             let run = |again: &str| {
                 let more = [("precision", precision), ("use_checkpoint", again), ("steps", "3")];
@@ -56,7 +56,7 @@ fn blocks_computed_again_give_the_gradients_of_blocks_kept() {
 }
 
 #[test]
-fn bf16_trains_to_where_f32_trains() {
+fn half_precisions_train_to_where_f32_trains() {
     let folder = tempfile::tempdir().unwrap();
     let losses = |precision: &str| {
         let more = [("precision", precision), ("steps", "120"), ("train.batch_size", "16")];
@@ -65,29 +65,82 @@ fn bf16_trains_to_where_f32_trains() {
         let loss = |event: &Event| if let Event::Step { loss, .. } = event { Some(*loss) } else { None };
         events.iter().filter_map(loss).collect::<Vec<f64>>()
     };
-    let (f32, bf16) = (losses("f32"), losses("bf16"));
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    assert!(f32 != bf16, "bf16 rounds");
-    // The same draws: step by step the losses stay together, and they fall.
-    for (step, (a, b)) in f32.iter().zip(&bf16).enumerate() {
-        assert!((a - b).abs() < 0.1 * a, "step {step}: {a} and {b}");
-    }
+    let f32 = losses("f32");
     let (before, after) = (mean(&f32[..20]), mean(&f32[100..]));
     assert!(after < 0.6 * before, "{before} to {after}");
-    assert!((mean(&bf16[100..]) - after).abs() < 0.02 * after, "{} and {after}", mean(&bf16[100..]));
+    for precision in ["bf16", "f16"] {
+        let half = losses(precision);
+        assert!(f32 != half, "{precision} rounds");
+        // The same draws: step by step the losses stay together, and they fall.
+        for (step, (a, b)) in f32.iter().zip(&half).enumerate() {
+            assert!((a - b).abs() < 0.1 * a, "{precision}, step {step}: {a} and {b}");
+        }
+        assert!((mean(&half[100..]) - after).abs() < 0.02 * after, "{precision}: {} and {after}", mean(&half[100..]));
+    }
+}
+
+/// With a scale that grows so fast, every few steps have a gradient that f16 cannot hold.
+#[test]
+fn gradients_that_overflow_f16_change_nothing_and_lower_the_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |steps: &str| {
+        with(
+            &[WHOLE, &[("precision", "f16"), ("fp16_scale_growth", "3"), ("steps", steps), ("log_interval", "1")]]
+                .concat(),
+        )
+    };
+    let (outcome, events) = train(&config("14"), &folder.path().join("straight"));
+    outcome.unwrap();
+    let left_out = events.iter().filter(|e| matches!(e, Event::Notice(text) if text.contains("left out"))).count();
+    let logged = |key: &str| -> Vec<f64> {
+        let value = |event: &Event| {
+            let Event::Log(line) = event else { return None };
+            line.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+        };
+        events.iter().filter_map(value).collect()
+    };
+    let scales = logged("lg_loss_scale");
+    assert!((scales.len(), scales[0]) == (14, 20.0) && left_out > 0 && left_out < 12, "{left_out}: {scales:?}");
+    for (step, pair) in scales.windows(2).enumerate() {
+        assert!(pair[1] == pair[0] + 3.0 || pair[1] == pair[0] - 1.0, "step {step}: {scales:?}");
+    }
+    // A step that is left out changes no parameter.
+    let norms = logged("param_norm");
+    let mut kept = 0;
+    for (step, pair) in norms.windows(2).enumerate() {
+        let overflowed = scales.get(step + 2).is_some_and(|next| *next < scales[step + 1]);
+        kept += usize::from(overflowed);
+        assert!(step + 2 >= scales.len() || overflowed == (pair[0] == pair[1]), "step {step}: {norms:?}");
+    }
+    assert!(kept > 0);
+    let newest = |run: &str| folder.path().join(run).join("checkpoints/step_000014");
+    let progress = ddpm_ip::checkpoint::progress(&newest("straight")).unwrap();
+    assert_eq!(progress.updates, Some(14 - left_out as u64));
+    trained(&config("9"), &folder.path().join("resumed"));
+    assert_same(&newest("straight"), &trained(&config("14"), &folder.path().join("resumed")));
 }
 
 #[test]
 fn bf16_resumes_and_samples_as_exactly_as_f32() {
+    resumes_and_samples_exactly("bf16");
+}
+
+#[test]
+fn f16_resumes_and_samples_as_exactly_as_f32() {
+    resumes_and_samples_exactly("f16");
+}
+
+fn resumes_and_samples_exactly(precision: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let config = |steps: &str| with(&[WHOLE, &[("precision", "bf16"), ("steps", steps)]].concat());
+    let config = |steps: &str| with(&[WHOLE, &[("precision", precision), ("steps", steps)]].concat());
     let straight = trained(&config("6"), &folder.path().join("straight"));
     trained(&config("3"), &folder.path().join("resumed"));
     assert_same(&straight, &trained(&config("6"), &folder.path().join("resumed")));
     let sampled = |batch: &str| {
         let out = folder.path().join(format!("{batch}.npz"));
         let config =
-            with(&[WHOLE, &[("precision", "bf16"), ("num_classes", "10"), ("sample.batch_size", batch)]].concat());
+            with(&[WHOLE, &[("precision", precision), ("num_classes", "10"), ("sample.batch_size", batch)]].concat());
         let job = Job {
             checkpoint: straight.clone(),
             config,

@@ -5,6 +5,7 @@ mod buffer;
 mod conv;
 mod dropout;
 pub(crate) mod element;
+mod half;
 mod math;
 mod norm;
 mod optim;
@@ -18,7 +19,9 @@ use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Resample}
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, bf16};
 use burn_flex::{FlexTensor, Layout};
+use bytemuck::Pod;
 use element::Element;
+use half::{narrow, widen};
 
 fn tensor<E: Element>(values: Vec<E>, shape: impl Into<Vec<usize>>) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into().into()), E::DTYPE)
@@ -27,11 +30,16 @@ fn tensor<E: Element>(values: Vec<E>, shape: impl Into<Vec<usize>>) -> FlexTenso
 /// The values of a tensor made contiguous, as the type that [`by_type!`] found.
 fn values<E: Element>(x: &FlexTensor) -> &[E] {
     assert_eq!(x.dtype(), E::DTYPE, "the type of an operand");
-    let bytes: &[u8] = &x.bytes()[x.layout().start_offset() * size_of::<E>()..];
+    raw_values(x)
+}
+
+/// The values of a tensor made contiguous, whose type is known.
+fn raw_values<T: Pod>(x: &FlexTensor) -> &[T] {
+    let bytes: &[u8] = &x.bytes()[x.layout().start_offset() * size_of::<T>()..];
     &bytemuck::cast_slice(bytes)[..x.shape().num_elements()]
 }
 
-/// Runs the body with `E` as the type of the activations `x`.
+/// Runs the body with `E` as the type of the activations `x`, which are [`widen`]ed if they were f16.
 macro_rules! by_type {
     ($x:expr, $E:ident => $body:expr) => {
         match $x.dtype() {
@@ -43,7 +51,7 @@ macro_rules! by_type {
                 type $E = bf16;
                 $body
             }
-            other => panic!("activations are f32 or bf16, not {other:?}"),
+            other => panic!("activations are f32, bf16 or f16, not {other:?}"),
         }
     };
 }
@@ -82,8 +90,9 @@ fn convolve(
     residual: Option<FlexTensor>,
     conv: Conv2d,
 ) -> FlexTensor {
-    let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
-    let residual = residual.map(|r| r.to_contiguous());
+    let dtype = x.dtype();
+    let (x, weight, bias) = (widen(x), weight.to_contiguous(), bias.to_contiguous());
+    let residual = residual.map(widen);
     let g = geometry(conv, &x.shape().to_vec(), &weight);
     let [h, w] = conv.output_size([g.h, g.w]);
     let run = || {
@@ -92,7 +101,7 @@ fn convolve(
             tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), [g.n, h, w, g.o])
         })
     };
-    timed(|| conv_work("forward", g, &x), run)
+    narrow(timed(|| conv_work("forward", g, &x), run), dtype)
 }
 
 impl Kernels for Flex {
@@ -121,7 +130,8 @@ impl Kernels for Flex {
     }
 
     fn resample(x: FlexTensor, to: Resample, scale: f32) -> FlexTensor {
-        let x = x.to_contiguous();
+        let dtype = x.dtype();
+        let x = widen(x);
         let [n, h, w, c] = x.shape().dims();
         let run = || {
             by_type!(x, E => match to {
@@ -129,31 +139,34 @@ impl Kernels for Flex {
                 Resample::Down => tensor(resample::sum::<E>(values(&x), [w / 2, c], scale), [n, h / 2, w / 2, c]),
             })
         };
-        timed(|| (named("resampling", &x), 0.0), run)
+        narrow(timed(|| (named("resampling", &x), 0.0), run), dtype)
     }
 
     fn concat_channels(a: FlexTensor, b: FlexTensor) -> FlexTensor {
-        let (a, b) = (a.to_contiguous(), b.to_contiguous());
+        let dtype = a.dtype();
+        let (a, b) = (widen(a), widen(b));
         let ([n, h, w, ca], [.., cb]) = (a.shape().dims(), b.shape().dims::<4>());
         let run =
             || by_type!(a, E => tensor(resample::concat::<E>(values(&a), values(&b), [ca, cb]), [n, h, w, ca + cb]));
-        timed(|| (named("concatenation forward", &a), 0.0), run)
+        narrow(timed(|| (named("concatenation forward", &a), 0.0), run), dtype)
     }
 
     fn self_attention(qkv: FlexTensor, heads: usize, order: HeadOrder) -> FlexTensor {
-        let qkv = qkv.to_contiguous();
+        let dtype = qkv.dtype();
+        let qkv = widen(qkv);
         let e = attention_extent(&qkv, heads, order);
         let run = || by_type!(qkv, E => tensor(attention::forward::<E>(e, values(&qkv)), [e.n, e.t, e.c()]));
-        timed(|| (named("attention forward", &qkv), 2.0 * e.product_flop()), run)
+        narrow(timed(|| (named("attention forward", &qkv), 2.0 * e.product_flop()), run), dtype)
     }
 }
 
 impl GradKernels for Flex {
     fn conv2d_input_grad(grad: FlexTensor, weight: FlexTensor, input: [usize; 4], conv: Conv2d) -> FlexTensor {
-        let (grad, weight) = (grad.to_contiguous(), weight.to_contiguous());
+        let dtype = grad.dtype();
+        let (grad, weight) = (widen(grad), weight.to_contiguous());
         let g = geometry(conv, &input, &weight);
         let run = || by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input));
-        timed(|| conv_work("input gradient", g, &grad), run)
+        narrow(timed(|| conv_work("input gradient", g, &grad), run), dtype)
     }
 
     fn conv2d_weight_grad(
@@ -162,7 +175,7 @@ impl GradKernels for Flex {
         weight: FlexTensor,
         conv: Conv2d,
     ) -> (FlexTensor, FlexTensor) {
-        let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
+        let (x, grad) = (widen(x), widen(grad));
         let g = geometry(conv, &x.shape().to_vec(), &weight);
         let run = || by_type!(x, E => conv::weight_grad::<E>(g, values(&x), values(&grad)));
         let (weight, bias) = timed(|| conv_work("weight gradient", g, &x), run);
@@ -176,7 +189,8 @@ impl GradKernels for Flex {
         film: FlexTensor,
         norm: GroupNorm,
     ) -> (FlexTensor, FlexTensor) {
-        let [x, weight, bias, film] = [x, weight, bias, film].map(|t| t.to_contiguous());
+        let dtype = x.dtype();
+        let [x, weight, bias, film] = [x, weight, bias, film].map(widen);
         let e = extent(norm, &x);
         let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
         let run = || {
@@ -185,7 +199,8 @@ impl GradKernels for Flex {
                 (tensor(y, x.shape().to_vec()), tensor(statistics, [e.n, 2, e.c]))
             })
         };
-        timed(|| (named("group norm forward", &x), 0.0), run)
+        let (y, statistics) = timed(|| (named("group norm forward", &x), 0.0), run);
+        (narrow(y, dtype), statistics)
     }
 
     fn group_norm_grads(
@@ -197,8 +212,8 @@ impl GradKernels for Flex {
         film: FlexTensor,
         norm: GroupNorm,
     ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
-        let [grad, x, statistics, weight, bias, film] =
-            [grad, x, statistics, weight, bias, film].map(|t| t.to_contiguous());
+        let dtype = x.dtype();
+        let [grad, x, statistics, weight, bias, film] = [grad, x, statistics, weight, bias, film].map(widen);
         let e = extent(norm, &x);
         let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
         let run = || {
@@ -212,21 +227,24 @@ impl GradKernels for Flex {
                 )
             })
         };
-        timed(|| (named("group norm backward", &x), 0.0), run)
+        let (dx, dweight, dbias, dfilm) = timed(|| (named("group norm backward", &x), 0.0), run);
+        (narrow(dx, dtype), dweight, dbias, dfilm)
     }
 
     fn take_channels(x: FlexTensor, from: usize, count: usize) -> FlexTensor {
-        let x = x.to_contiguous();
+        let dtype = x.dtype();
+        let x = widen(x);
         let [n, h, w, c] = x.shape().dims();
         let run = || by_type!(x, E => tensor(resample::channels::<E>(values(&x), c, from, count), [n, h, w, count]));
-        timed(|| (named("concatenation backward", &x), 0.0), run)
+        narrow(timed(|| (named("concatenation backward", &x), 0.0), run), dtype)
     }
 
     fn attention_grad(grad: FlexTensor, qkv: FlexTensor, heads: usize, order: HeadOrder) -> FlexTensor {
-        let (grad, qkv) = (grad.to_contiguous(), qkv.to_contiguous());
+        let dtype = qkv.dtype();
+        let (grad, qkv) = (widen(grad), widen(qkv));
         let e = attention_extent(&qkv, heads, order);
         let run = || by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), [e.n, e.t, 3 * e.c()]));
-        timed(|| (named("attention backward", &qkv), 5.0 * e.product_flop()), run)
+        narrow(timed(|| (named("attention backward", &qkv), 5.0 * e.product_flop()), run), dtype)
     }
 
     fn adamw(

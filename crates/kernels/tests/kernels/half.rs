@@ -1,4 +1,4 @@
-//! Activations in bf16: each kernel against its f32 self, which the other tests hold against plain loops.
+//! Activations in bf16 and f16: each kernel against its f32 self, which the other tests hold against plain loops.
 
 use crate::support::*;
 use burn::tensor::{DType, Tensor};
@@ -38,18 +38,23 @@ impl<const D: usize> Case<D> {
         all
     }
 
-    /// Every result is as near to f32's as its eight bits allow: the root of the squares' sum.
     fn check(&self) {
-        let (exact, found) = (self.run(DType::F32), self.run(DType::BF16));
+        self.check_type(DType::BF16, 1.2e-2);
+        self.check_type(DType::F16, 1e-3);
+    }
+
+    /// Every result is as near to f32's as the bits of the type allow: the root of the squares' sum.
+    fn check_type(&self, dtype: DType, bound: f64) {
+        let (exact, found) = (self.run(DType::F32), self.run(dtype));
         for (i, (exact, found)) in exact.iter().zip(&found).enumerate() {
             let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
             let off = norm(&mut exact.iter().zip(found).map(|(e, f)| f64::from(e - f)));
             let all = norm(&mut exact.iter().map(|&e| f64::from(e)));
-            assert!(off <= 1.2e-2 * all, "{}: result {i} is off by {} of its norm", self.name, off / all);
+            assert!(off <= bound * all, "{}, {dtype:?}: result {i} is off by {} of its norm", self.name, off / all);
             // Rounding is there: the result is not that of another path.
-            assert!(i > 0 || off > 0.0, "{}: the same as in f32", self.name);
+            assert!(i > 0 || off > 0.0, "{}, {dtype:?}: the same as in f32", self.name);
         }
-        assert_same_on_any_threads(|| self.run(DType::BF16));
+        assert_same_on_any_threads(|| self.run(dtype));
     }
 }
 
@@ -144,30 +149,39 @@ fn attentions() {
 
 #[test]
 fn changes_of_size_and_concatenation() {
-    let x = rounded(3, 2 * 4 * 6 * 5);
-    let half = || tensor(&x, [2, 4, 6, 5]).cast(DType::BF16);
-    assert_eq!(read(upsample(half()).cast(DType::F32)), read(upsample(tensor(&x, [2, 4, 6, 5]))));
-    assert_close(
-        &read(downsample(half()).cast(DType::F32)),
-        &doubles(&read(downsample(tensor(&x, [2, 4, 6, 5])))),
-        4e-3,
-    );
-    let joined = concat(half(), half()).cast(DType::F32);
-    assert_eq!(read(joined), read(concat(tensor(&x, [2, 4, 6, 5]), tensor(&x, [2, 4, 6, 5]))));
+    for (dtype, bound) in [(DType::BF16, 4e-3), (DType::F16, 5e-4)] {
+        let x = read(tensor(&rounded(3, 2 * 4 * 6 * 5), [240]).cast(dtype).cast(DType::F32));
+        let half = || tensor(&x, [2, 4, 6, 5]).cast(dtype);
+        assert_eq!(read(upsample(half()).cast(DType::F32)), read(upsample(tensor(&x, [2, 4, 6, 5]))));
+        assert_close(
+            &read(downsample(half()).cast(DType::F32)),
+            &doubles(&read(downsample(tensor(&x, [2, 4, 6, 5])))),
+            bound,
+        );
+        let joined = concat(half(), half()).cast(DType::F32);
+        assert_eq!(read(joined), read(concat(tensor(&x, [2, 4, 6, 5]), tensor(&x, [2, 4, 6, 5]))));
+    }
 }
 
 /// Rounding must not turn what is not a number, or too large, into a number.
 #[test]
 fn nan_and_infinity_survive() {
     let ones = || tensor(&[1.0; 4], [2, 2, 1, 1]);
-    for bad in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xffff_8001), f32::INFINITY] {
-        let x = tensor(&[1.0, bad], [1, 1, 1, 2]).cast(DType::BF16);
-        let y = read(conv2d(x, ones(), tensor(&[0.0; 2], [2]), None, stride(1)).cast(DType::F32));
-        assert!(y.iter().all(|v| !v.is_finite()), "{bad}: {y:?}");
-        let x = tensor(&[1.0, 1.0], [1, 1, 1, 2]).cast(DType::BF16);
-        let y = read(conv2d(x, ones(), tensor(&[bad; 2], [2]), None, stride(1)).cast(DType::F32));
-        assert!(y.iter().all(|v| v.is_nan() == bad.is_nan() && !v.is_finite()), "bias {bad}: {y:?}");
+    for dtype in [DType::BF16, DType::F16] {
+        for bad in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xffff_8001), f32::INFINITY] {
+            let x = tensor(&[1.0, bad], [1, 1, 1, 2]).cast(dtype);
+            let y = read(conv2d(x, ones(), tensor(&[0.0; 2], [2]), None, stride(1)).cast(DType::F32));
+            assert!(y.iter().all(|v| !v.is_finite()), "{bad}: {y:?}");
+            let x = tensor(&[1.0, 1.0], [1, 1, 1, 2]).cast(dtype);
+            let y = read(conv2d(x, ones(), tensor(&[bad; 2], [2]), None, stride(1)).cast(DType::F32));
+            assert!(y.iter().all(|v| v.is_nan() == bad.is_nan() && !v.is_finite()), "bias {bad}: {y:?}");
+        }
     }
+    // What is too large for f16 becomes infinity, not its largest value.
+    let x = tensor(&[300.0, 300.0], [1, 1, 1, 2]).cast(DType::F16);
+    let weight = tensor(&[300.0; 4], [2, 2, 1, 1]);
+    let y = read(conv2d(x, weight, tensor(&[0.0; 2], [2]), None, stride(1)).cast(DType::F32));
+    assert!(y.iter().all(|v| v.is_infinite()), "{y:?}");
 }
 
 /// Threads keep memory for their next task, which must not see what is in it.
