@@ -81,6 +81,48 @@ mod tests {
         super::command().debug_assert();
     }
 
+    /// Flags of the reference's scripts at their defaults.
+    const NETWORK: &str = "--image_size=64 --num_channels=128 --num_res_blocks=2 --num_heads=4 --num_heads_upsample=-1 \
+        --num_head_channels=-1 --attention_resolutions=16,8 --channel_mult= --dropout=0.0 --class_cond=False \
+        --use_checkpoint=False --use_scale_shift_norm=True --resblock_updown=False --use_fp16=False \
+        --use_new_attention_order=False --input_pertub=0.0";
+    const SUPER_RES: &str = "--num_channels=128 --num_res_blocks=2 --num_heads=4 --num_heads_upsample=-1 \
+        --num_head_channels=-1 --attention_resolutions=16,8 --dropout=0.0 --class_cond=False --use_checkpoint=False \
+        --use_scale_shift_norm=True --resblock_updown=False --use_fp16=False --large_size=256 --small_size=64";
+    const CLASSIFIER: &str = "--image_size=64 --classifier_use_fp16=False --classifier_width=128 --classifier_depth=2 \
+        --classifier_attention_resolutions=32,16,8 --classifier_use_scale_shift_norm=True \
+        --classifier_resblock_updown=True --classifier_pool=attention";
+    const DIFFUSION: &str = "--learn_sigma=False --diffusion_steps=1000 --noise_schedule=linear --timestep_respacing= \
+        --use_kl=False --predict_xstart=False --rescale_timesteps=False --rescale_learned_sigmas=False";
+    const TRAINING: &str = "--data_dir= --schedule_sampler=uniform --lr=1e-4 --weight_decay=0.0 --lr_anneal_steps=0 \
+        --batch_size=1 --microbatch=-1 --ema_rate=0.9999 --log_interval=100 --save_interval=10000 \
+        --resume_checkpoint= --use_fp16=False --fp16_scale_growth=1e-3";
+    const SAMPLING: &str = "--clip_denoised=True --num_samples=10000 --batch_size=16 --use_ddim=False --model_path=x";
+
+    #[test]
+    fn every_flag_of_the_references_scripts_is_one_here() {
+        let classifying = "--data_dir= --val_data_dir= --noised=True --iterations=150000 --lr=3e-4 --weight_decay=0.0 \
+                           --anneal_lr=False --batch_size=4 --microbatch=-1 --schedule_sampler=uniform \
+                           --resume_checkpoint= --log_interval=10 --eval_interval=5 --save_interval=10000";
+        let bounding = "--data_dir= --clip_denoised=True --num_samples=1000 --batch_size=1 --model_path=x";
+        for (script, flags) in [
+            ("image_train", &[TRAINING, NETWORK, DIFFUSION][..]),
+            ("image_sample", &[SAMPLING, NETWORK, DIFFUSION]),
+            ("image_nll", &[bounding, NETWORK, DIFFUSION]),
+            ("classifier_train", &[classifying, CLASSIFIER, DIFFUSION]),
+            (
+                "classifier_sample",
+                &[SAMPLING, "--classifier_path=x --classifier_scale=1.0", NETWORK, CLASSIFIER, DIFFUSION],
+            ),
+            ("super_res_train", &[TRAINING, SUPER_RES, DIFFUSION]),
+            ("super_res_sample", &[SAMPLING, "--base_samples=x", SUPER_RES, DIFFUSION]),
+        ] {
+            let words = ["ddpm-ip", script].into_iter().chain(flags.iter().flat_map(|f| f.split_whitespace()));
+            let parsed = super::command().try_get_matches_from(words.map(|word| super::kebab_case(word.into())));
+            assert!(parsed.is_ok(), "{script}: {}", parsed.unwrap_err());
+        }
+    }
+
     #[test]
     fn underscores_in_flags_become_dashes_and_values_stay() {
         for (given, expected) in

@@ -102,6 +102,7 @@ pub const KEYS: &[Key] = &[
     key("train", "lr_warmup_steps", "steps over which the learning rate rises from 0"),
     key("train", "lr_anneal_steps", "steps over which it falls to 0, which ends the run; 0: constant"),
     key("train", "ema_rate", "rates of the weight averages, as in 0.999,0.9999"),
+    key("train", "ema_warmup", "averages follow the weights more closely at first, for short runs"),
     key("train", "grad_clip", "largest norm of the gradient; 0: no limit"),
     key("train", "fp16_scale_growth", "growth per step of the loss scale's logarithm, in f16"),
     key("train", "schedule_sampler", "how timesteps are drawn: uniform, loss-second-moment, antithetic"),

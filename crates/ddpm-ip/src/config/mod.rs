@@ -264,6 +264,9 @@ pub struct TrainConfig {
     pub lr_anneal_steps: u64,
     /// Rates of the weight averages.
     pub ema_rate: Vec<f64>,
+    /// Whether averages follow the parameters more closely at first, so that they do not hold the random beginning: after
+    /// n updates at a rate of at most (1 + n) / (10 + n), as TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+    pub ema_warmup: bool,
     /// Largest norm of the gradient; 0 for no limit.
     pub grad_clip: f64,
     /// What log₂ of the loss scale grows by with every step, in f16.
@@ -302,6 +305,7 @@ impl Default for TrainConfig {
             lr_warmup_steps: 0,
             lr_anneal_steps: 0,
             ema_rate: vec![0.9999],
+            ema_warmup: false,
             grad_clip: 0.0,
             fp16_scale_growth: 1e-3,
             schedule_sampler: TimeSamplerKind::Uniform,

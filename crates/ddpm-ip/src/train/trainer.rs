@@ -251,13 +251,14 @@ impl Trainer {
     /// AdamW and the averages, in place, from a gradient that is `scale` times too large.
     fn update(&mut self, gradient: Parameters, report: &StepReport, scale: f64) {
         let c = &self.config.train;
+        let updates = self.state.progress.updates.unwrap_or(self.state.progress.step);
         let clip = if c.grad_clip > 0.0 { (c.grad_clip / (report.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         let adamw = AdamW {
             lr: report.lr,
             weight_decay: c.weight_decay,
             betas: c.adam_betas,
             eps: c.adam_eps,
-            step: self.state.progress.updates.unwrap_or(self.state.progress.step) + 1,
+            step: updates + 1,
             grad_scale: clip / scale,
         };
         let take = |p: &mut Parameters| std::mem::take(&mut p.0);
@@ -269,11 +270,12 @@ impl Trainer {
             m.0.push(pm);
             v.0.push(pv);
         }
+        let most = if c.ema_warmup { (1 + updates) as f64 / (10 + updates) as f64 } else { 1.0 };
         for (rate, ema) in &mut self.state.ema {
             ema.0 = take(ema)
                 .into_iter()
                 .zip(&self.state.parameters.0)
-                .map(|(average, p)| ddpm_kernels::ema(average, p.clone(), *rate))
+                .map(|(average, p)| ddpm_kernels::ema(average, p.clone(), rate.min(most)))
                 .collect();
         }
     }

@@ -290,3 +290,30 @@ fn settings_that_describe_no_run_leave_nothing_behind() {
         assert!(!run.exists(), "{settings:?} left a run directory");
     }
 }
+
+/// By hand from the parameters of every step.
+#[test]
+fn averages_warm_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = [("ema_warmup", "true"), ("ema_rate", "0.2,0.99"), ("save_interval", "1"), ("keep_checkpoints", "0")];
+    trained(&with(&[&more[..], &[("steps", "4")]].concat()), folder.path());
+    let read = |step: u64, file: &str| -> Vec<f32> {
+        let name = format!("{file}.safetensors/out.0.bias");
+        let all = tensors(&folder.path().join(format!("checkpoints/step_{step:06}")));
+        let (_, bytes) = all.into_iter().find(|(found, _)| *found == name).unwrap();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    for rate in ["0.2", "0.99"] {
+        let mut expected = read(1, &format!("ema_{rate}"));
+        for step in 2..=4u64 {
+            let n = (step - 1) as f32;
+            let least = rate.parse::<f32>().unwrap().min((1.0 + n) / (10.0 + n));
+            for (average, now) in expected.iter_mut().zip(read(step, "model")) {
+                *average = *average * least + now * (1.0 - least);
+            }
+            for (average, found) in expected.iter().zip(read(step, &format!("ema_{rate}"))) {
+                assert!((average - found).abs() < 1e-7, "rate {rate}, step {step}: {average} and {found}");
+            }
+        }
+    }
+}
