@@ -55,6 +55,21 @@ fn blocks_computed_again_give_the_gradients_of_blocks_kept() {
     }
 }
 
+/// AdamW hardly notices a factor in the gradients, its moments do.
+#[test]
+fn half_precisions_have_the_gradients_of_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |precision: &str| {
+        let config = with(&[WHOLE, &[("precision", precision), ("steps", "1")]].concat());
+        trained(&config, &folder.path().join(precision))
+    };
+    let exact = run("f32");
+    for (precision, bound) in [("bf16", 3e-2), ("f16", 4e-3)] {
+        let apart = moments_apart(&exact, &run(precision));
+        assert!(apart < bound, "{precision}: {apart}");
+    }
+}
+
 #[test]
 fn half_precisions_train_to_where_f32_trains() {
     let folder = tempfile::tempdir().unwrap();
