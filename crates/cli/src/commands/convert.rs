@@ -37,7 +37,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().with_context(|| format!("{id} is missing"));
     let (input, output) = (path("input")?, path("output")?);
     let mut layers = Layers::default();
-    layers.add(own_settings(&input, matches)?)?;
+    layers.add(own_settings(&input, matches, &layers)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     complain_all(&notices);
     let device = ddpm_ip::device("cpu")?;

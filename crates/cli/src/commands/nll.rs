@@ -50,7 +50,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let checkpoint = path("checkpoint").context("--checkpoint is missing")?;
     let device = args::device(matches)?;
     let mut layers = Layers::default();
-    layers.add(own_settings(&checkpoint, matches)?)?;
+    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
     // The reference's script has these for defaults; a run's settings are for its samples.
     layers.set([("num_samples", "1000"), ("sample.batch_size", "1"), ("sample.timestep_respacing", "")])?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;

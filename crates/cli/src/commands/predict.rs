@@ -30,7 +30,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().unwrap_or_default();
     let (checkpoint, input, output) = (path("checkpoint"), path("input"), path("output"));
     let mut layers = Layers::default();
-    layers.add(own_settings(&checkpoint, matches)?)?;
+    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     complain_all(&notices);
     let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, &args::device(matches)?)?;

@@ -5,7 +5,7 @@ use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use ddpm_ip::config::{Config, Layers, ModelConfig};
+use ddpm_ip::config::{Config, Layers};
 use ddpm_ip::sample::GuideJob;
 use ddpm_ip::{Error, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
@@ -84,14 +84,15 @@ pub(super) fn command(kind: &Kind) -> Command {
         .args_override_self(true)
 }
 
-/// The settings that a checkpoint carries or, where it carries none, those that its names and shapes tell.
-pub(super) fn own_settings(path: &Path, matches: &ArgMatches) -> anyhow::Result<toml::Table> {
+/// The settings that a checkpoint carries or, where it carries none, those that its names and shapes tell; those `below`
+/// say the size of the images if no flag does.
+pub(super) fn own_settings(path: &Path, matches: &ArgMatches, below: &Layers) -> anyhow::Result<toml::Table> {
     let file = checkpoint::resolve(path)?;
     if let Some(config) = checkpoint::config_of(&file)? {
         return Ok(config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?);
     }
     let given = args::given(matches, "model.image_size").and_then(|size| size.parse().ok());
-    let size = given.unwrap_or(ModelConfig::default().image_size);
+    let size = given.map_or_else(|| below.resolve().map(|config| config.model.image_size), Ok)?;
     let inferred = ddpm_ip::info::infer(&checkpoint::list(&file)?);
     Ok(inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(size))))
 }
@@ -103,7 +104,7 @@ fn guide(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJo
     // The network's, where the classifier does not say otherwise.
     let (size, channels) = (config.model.image_size.to_string(), config.model.in_channels.to_string());
     layers.set([("image_size", size.as_str()), ("in_channels", channels.as_str())])?;
-    layers.add(own_settings(&checkpoint, matches)?)?;
+    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
     let (config, _) = Settings(&["classifier"]).resolve(layers, matches)?;
     Ok(Some(GuideJob { checkpoint, config }))
 }
@@ -114,7 +115,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let device = args::device(matches)?;
     let mut layers = Layers::default();
     layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
-    layers.add(own_settings(&checkpoint, matches)?)?;
+    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     let quiet = matches.get_flag("quiet");
     if !quiet {

@@ -19,8 +19,10 @@ pub(super) struct Kind {
     alias: &'static str,
     about: &'static str,
     settings: Settings,
-    /// What the reference's script of this kind has for defaults where they are not those of all.
+    /// What the reference's script of this kind has for defaults where they are not those of all; a preset goes before.
     defaults: &'static str,
+    /// What makes it this kind, whatever a preset says.
+    always: &'static str,
 }
 
 /// `train`, and the commands that train other networks.
@@ -31,22 +33,24 @@ pub(super) const KINDS: [Kind; 3] = [
         about: "Train a diffusion model with input perturbation",
         settings: Settings(&["model", "diffusion", "perturbation", "data", "train"]),
         defaults: "",
+        always: "",
     },
     Kind {
         name: "classifier-train",
         alias: "classifier_train",
         about: "Train a classifier of noised images, for guidance",
         settings: Settings(&["model.image_size", "model.in_channels", "classifier", "diffusion", "data", "train"]),
-        defaults: "[model]\narch = 'classifier'\n[perturbation]\ngamma = 0\n\
-                   [data]\nrandom_crop = true\n\
-                   [train]\nsteps = 150000\nlr = 3e-4\nbatch_size = 4\nlog_interval = 10\nema_rate = []\ngrid_images = 0",
+        defaults: "[data]\nrandom_crop = true\n\
+                   [train]\nsteps = 150000\nlr = 3e-4\nbatch_size = 4\nlog_interval = 10",
+        always: "[model]\narch = 'classifier'\n[perturbation]\ngamma = 0\n[train]\nema_rate = []\ngrid_images = 0",
     },
     Kind {
         name: "super-res-train",
         alias: "super_res_train",
         about: "Train a super-resolution model",
         settings: Settings(&["model", "diffusion", "perturbation", "data", "train"]),
-        defaults: "[model]\narch = 'superres'\nimage_size = 256\nsmall_size = 64\n[train]\nlog_interval = 10",
+        defaults: "[model]\nimage_size = 256\nsmall_size = 64\n[train]\nlog_interval = 10",
+        always: "[model]\narch = 'superres'",
     },
 ];
 
@@ -83,14 +87,15 @@ pub(super) fn command(kind: &Kind) -> Command {
 /// Settings of a call, and remarks on them.
 fn resolve(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches) -> anyhow::Result<(Config, Vec<String>)> {
     let mut layers = Layers::default();
+    layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
     if let Some(preset) = preset {
         layers.add(preset.table())?;
     }
-    layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
+    layers.add(kind.always.parse().context("the settings of a command")?)?;
     // What a run begins from has a network, and a process for which it was trained.
     for begin in ["train.init_from", "train.resume_checkpoint"] {
         if let Some(path) = args::given(matches, begin).filter(|path| !path.is_empty()) {
-            let own = own_settings(Path::new(path), matches)?;
+            let own = own_settings(Path::new(path), matches, &layers)?;
             layers.add(
                 own.into_iter()
                     .filter(|(section, _)| ["model", "classifier", "diffusion"].contains(&section.as_str()))

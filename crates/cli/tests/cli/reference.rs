@@ -212,6 +212,19 @@ fn classifiers_guide_and_super_resolution_enlarges() {
     }
 }
 
+/// PyTorch's files do not say the size of the images: the preset does.
+#[test]
+fn a_preset_goes_on_from_the_references_files() {
+    let place = Place::new();
+    let digits = ["train", "--preset", "digits", "--grid-images", "0", "--batch-size", "4"];
+    place.run(&[&digits[..], &["--steps", "1", "--out", "run"]].concat()).exits(0);
+    place.run(&["convert", "run", "files"]).exits(0);
+    for begin in ["--resume_checkpoint", "--init-from"] {
+        let args = [&digits[..], &["--steps", "2", "--out", &begin[2..], begin, "files/model000001.pt"]].concat();
+        place.run(&args).exits(0);
+    }
+}
+
 #[test]
 fn openais_log_formats_are_written() {
     let place = Place::new();

@@ -258,3 +258,19 @@ fn the_first_signal_saves_and_the_run_goes_on_from_there() {
     let ran = place.train(&["--steps", &(step + 1).to_string()]).exits(0);
     assert!(ran.err().contains(&format!("resuming at step {step}")), "{}", ran.err());
 }
+
+#[test]
+fn presets_say_the_sizes_of_classifiers_and_super_resolution() {
+    let place = Place::new();
+    let classifier = "--classifier-width 64 --classifier-channel-mult 1,1 --classifier-attention-resolutions 4";
+    for (command, arch, sizes) in
+        [("classifier-train", "classifier", classifier), ("super-res-train", "superres", "--small-size 4")]
+    {
+        let begin = [command, "--preset", "digits", "--dry-run"].into_iter();
+        let args: Vec<&str> = begin.chain(sizes.split_whitespace()).collect();
+        let config: toml::Table = place.run(&args).exits(0).out().parse().unwrap();
+        assert_eq!(config["model"]["arch"].as_str(), Some(arch));
+        assert_eq!(config["model"]["image_size"].as_integer(), Some(8));
+        assert_eq!(config["train"]["steps"].as_integer(), Some(1000));
+    }
+}
