@@ -15,9 +15,17 @@
 //! ```
 
 pub mod error;
+pub mod features;
 pub mod frechet;
+pub mod inception_score;
+pub mod kernel_distance;
 pub mod moments;
+pub mod precision_recall;
 
 pub use error::FidelityError;
-pub use frechet::frechet_distance;
+pub use features::Features;
+pub use frechet::{extrapolated_frechet_distance, frechet_distance};
+pub use inception_score::InceptionScore;
+pub use kernel_distance::{Subsets, kernel_distance};
 pub use moments::Moments;
+pub use precision_recall::{PrecisionRecall, precision_recall};

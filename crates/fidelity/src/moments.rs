@@ -4,9 +4,10 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::FidelityError;
+use crate::features::check;
 
 /// Rows that are centred and multiplied at once; bounds the memory that a large batch takes.
-const BLOCK_ROWS: usize = 512;
+pub(crate) const BLOCK_ROWS: usize = 512;
 
 /// Running mean and covariance of feature rows `[n, d]`, kept in `f64`.
 ///
@@ -45,12 +46,7 @@ impl Moments {
         if width != self.width {
             return Err(FidelityError::WidthMismatch { expected: self.width, found: width });
         }
-        if rows.checked_mul(width) != Some(features.len()) {
-            return Err(FidelityError::ShapeMismatch { rows, width, found: features.len() });
-        }
-        if let Some(index) = features.iter().position(|&value| !value.into().is_finite()) {
-            return Err(FidelityError::NonFinite { row: index / width, column: index % width });
-        }
+        check(features, shape)?;
         if width == 0 {
             self.count += rows;
             return Ok(());

@@ -91,6 +91,8 @@ pub enum Domain {
     Validation = 11,
     /// The noise of an image whose likelihood is bounded (index: the image, step: the timestep).
     Likelihood = 12,
+    /// The rows in a subset of features (index: the subset and the side).
+    Subset = 13,
 }
 
 /// A sequence of random numbers with an address: seed, domain, index and step.
