@@ -44,7 +44,7 @@ pub fn convert(
         }
         return Ok(vec![output.to_path_buf()]);
     }
-    if output.extension().is_some() {
+    if output.extension().is_some() && !output.is_dir() {
         let message = format!(
             "{} is no kind of checkpoint that is known: end it in .safetensors, .pt or .pth, or name a folder",
             output.display()
@@ -53,6 +53,14 @@ pub fn convert(
     }
     if input.is_file() && torch::TorchFile::is_one(input) {
         return to_run(input, output, config, device, emit);
+    }
+    if input.is_file() {
+        let message = format!(
+            "{} holds parameters alone: to write model, averages and optimizer into a folder name a run or checkpoint \
+             folder, or end OUT in .pt",
+            input.display()
+        );
+        return Err(ConfigError(message).into());
     }
     let folder = match Store::new(input).newest()? {
         Some((_, newest)) => newest,

@@ -1,6 +1,7 @@
 //! Files that are either whole or not there.
 
 use crate::Error;
+use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::path::Path;
 
@@ -39,6 +40,30 @@ fn allow_reading(file: &std::fs::File) -> std::io::Result<()> {
 #[cfg(not(unix))]
 fn allow_reading(_: &std::fs::File) -> std::io::Result<()> {
     Ok(())
+}
+
+/// What tells a file or folder from others, and from itself at another time: path, length and time of change, of a folder
+/// those of all files in it and below.
+pub(crate) fn stamp(path: &Path) -> Result<serde_json::Value, Error> {
+    let of = |path: &Path| -> Result<_, Error> {
+        let meta = std::fs::metadata(path).map_err(Error::io("read", path))?;
+        let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        Ok((meta.len(), modified.map(|d| d.as_nanos())))
+    };
+    if !path.is_dir() {
+        let (bytes, modified) = of(path)?;
+        return Ok(serde_json::json!([spelled(path), bytes, modified.map(|d| d.to_string())]));
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    for file in crate::data::folder::list_where(path, |_| true)? {
+        (spelled(&file), of(&file)?).hash(&mut hasher);
+    }
+    Ok(serde_json::json!([spelled(path), hasher.finish()]))
+}
+
+/// A path as text in which no two are the same.
+pub(crate) fn spelled(path: &Path) -> String {
+    path.as_os_str().as_encoded_bytes().escape_ascii().to_string()
 }
 
 /// Makes a rename in a folder durable where the system offers that; there is nothing to do where it does not.

@@ -3,7 +3,7 @@
 use crate::config::{Arch, Config, ConfigError, NetworkConfig};
 use crate::diffusion::Diffusion;
 use crate::event::{Emit, Event, Outcome};
-use crate::file::write_atomic;
+use crate::file::{stamp, write_atomic};
 use crate::model::{Condition, Parameters, Unet, host_values};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
@@ -259,6 +259,7 @@ fn write(partial: &mut Partial, total: usize, steps: usize, out: &Path) -> Resul
 fn identity(job: &Job, file: &Path) -> Result<String, Error> {
     let mut config = job.config.clone();
     (config.sample.batch_size, config.sample.num_samples) = (1, 1);
-    let stamp = checkpoint::stamp(file)?;
-    Ok(serde_json::json!({ "bound": stamp, "config": config }).to_string())
+    let images = Path::new(&config.data.data_dir);
+    let images = images.exists().then(|| stamp(images)).transpose()?;
+    Ok(serde_json::json!({ "bound": stamp(file)?, "images": images, "config": config }).to_string())
 }

@@ -47,6 +47,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         }
     })?;
     print(&if matches.get_flag("json") {
+        let written: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         serde_json::json!({ "written": written }).to_string()
     } else {
         written.iter().map(|path| format!("wrote {}", path.display())).collect::<Vec<_>>().join("\n")

@@ -55,5 +55,10 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
 
 /// The program as the user called it.
 fn program() -> String {
-    std::env::args().next().unwrap_or_else(|| "ddpm-ip".into())
+    words().next().unwrap_or_else(|| "ddpm-ip".into())
+}
+
+/// The command line, for people.
+fn words() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
 }

@@ -5,7 +5,7 @@ use crate::args::{self, Settings};
 use crate::output::{complain_all, print};
 use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
-use ddpm_ip::config::Layers;
+use ddpm_ip::config::{ConfigError, Layers};
 use std::path::PathBuf;
 
 const SETTINGS: Settings = Settings(&["model", "diffusion", "classifier"]);
@@ -29,13 +29,16 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().unwrap_or_default();
     let (checkpoint, input, output) = (path("checkpoint"), path("input"), path("output"));
+    if input == output {
+        return Err(ConfigError(format!("--output {} is the input: name another file", output.display())).into());
+    }
     let mut layers = Layers::default();
     layers.add(own_settings(&checkpoint, matches, &layers)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     complain_all(&notices);
     let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, &args::device(matches)?)?;
     print(&if matches.get_flag("json") {
-        serde_json::json!({ "output": output, "shape": shape }).to_string()
+        serde_json::json!({ "output": output.display().to_string(), "shape": shape }).to_string()
     } else {
         format!("wrote `out` {shape:?} to {}", output.display())
     })?;

@@ -127,7 +127,10 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let finished = outcome == Outcome::Finished;
     if matches.get_flag("json") {
         let outcome = if finished { "finished" } else { "interrupted" };
-        print(&serde_json::json!({ "outcome": outcome, "images": images, "out": job.out }).to_string())?;
+        print(
+            &serde_json::json!({ "outcome": outcome, "images": images, "out": job.out.display().to_string() })
+                .to_string(),
+        )?;
     } else if finished {
         print(&format!("{images} images are in {}", job.out.display()))?;
     } else {

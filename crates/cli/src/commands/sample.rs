@@ -5,7 +5,7 @@ use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use ddpm_ip::config::{Config, Layers};
+use ddpm_ip::config::{Config, ConfigError, Layers};
 use ddpm_ip::sample::GuideJob;
 use ddpm_ip::{Error, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
@@ -66,7 +66,10 @@ pub(super) fn command(kind: &Kind) -> Command {
                 .value_parser(value_parser!(u32))
                 .help("classes to draw, in turn, as in 0,1,2; at random if not given"),
         )
-        .arg(args::path("classifier-path", "PATH", "classifier that leads the images to their classes"))
+        .arg(
+            args::path("classifier-path", "PATH", "classifier that leads the images to their classes")
+                .required(kind.name == "classifier-sample"),
+        )
         .arg(args::path(
             "base-samples",
             "PATH",
@@ -104,7 +107,14 @@ fn guide(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJo
     // The network's, where the classifier does not say otherwise.
     let (size, channels) = (config.model.image_size.to_string(), config.model.in_channels.to_string());
     layers.set([("image_size", size.as_str()), ("in_channels", channels.as_str())])?;
-    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
+    let own = own_settings(&checkpoint, matches, &layers)?;
+    let arch = own.get("model").and_then(|model| model.get("arch")?.as_str());
+    if let Some(arch) = arch.filter(|arch| *arch != "classifier") {
+        let message =
+            format!("--classifier-path {} is no classifier but a network of --arch {arch}", checkpoint.display());
+        return Err(ConfigError(message).into());
+    }
+    layers.add(own)?;
     let (config, _) = Settings(&["classifier"]).resolve(layers, matches)?;
     Ok(Some(GuideJob { checkpoint, config }))
 }
@@ -116,7 +126,10 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let mut layers = Layers::default();
     layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
     layers.add(own_settings(&checkpoint, matches, &layers)?)?;
-    let (config, notices) = SETTINGS.resolve(layers, matches)?;
+    let (config, mut notices) = SETTINGS.resolve(layers, matches)?;
+    if path("classifier-path").is_none() && args::given(matches, "sample.classifier_scale").is_some() {
+        notices.push("--classifier-scale does nothing without --classifier-path".into());
+    }
     let quiet = matches.get_flag("quiet");
     if !quiet {
         complain_all(&notices);
@@ -139,7 +152,8 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     if matches.get_flag("json") {
         let report = serde_json::json!({
             "outcome": if finished { "finished" } else { "interrupted" },
-            "images": job.config.sample.num_samples, "out": out, "grid": job.grid,
+            "images": job.config.sample.num_samples, "out": out.display().to_string(),
+            "grid": job.grid.as_ref().map(|path| path.display().to_string()),
         });
         print(&report.to_string())?;
     } else if finished {

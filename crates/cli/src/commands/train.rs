@@ -1,7 +1,7 @@
 //! `ddpm-ip train`: a run, from the beginning or from where it stopped.
 
-use super::program;
 use super::sample::own_settings;
+use super::{program, words};
 use crate::args::{self, Settings};
 use crate::output::{complain, print};
 use crate::sink::{RunFiles, Seen, Sinks};
@@ -128,7 +128,10 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         let config = ddpm_ip::train::resolve(&config)?;
         let parameters = ddpm_ip::train::parameter_count(&config)?;
         if matches.get_flag("json") {
-            print(&serde_json::json!({ "run": out, "parameters": parameters, "config": config }).to_string())?;
+            print(
+                &serde_json::json!({ "run": out.display().to_string(), "parameters": parameters, "config": config })
+                    .to_string(),
+            )?;
             return Ok(Outcome::Finished);
         }
         print(&format!(
@@ -185,14 +188,14 @@ fn report(outcome: Outcome, out: &Path, seen: &Seen) -> anyhow::Result<serde_jso
     let (checkpoint, progress) = newest(out)?;
     Ok(serde_json::json!({
         "outcome": if outcome == Outcome::Finished { "finished" } else { "interrupted" },
-        "run": out,
+        "run": out.display().to_string(),
         "step": progress.step,
         "images": progress.images,
         "elapsed_secs": progress.elapsed_secs,
         "loss": seen.loss,
         "images_per_sec": seen.images_per_sec,
-        "grid": seen.grid,
-        "checkpoint": checkpoint,
+        "grid": seen.grid.as_ref().map(|path| path.display().to_string()),
+        "checkpoint": checkpoint.display().to_string(),
     }))
 }
 
@@ -225,7 +228,7 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
         }
     }
     if outcome == Outcome::Finished && by_steps {
-        lines.push(format!("  {program} {} --steps {}", without_steps(std::env::args().skip(1)).join(" "), 2 * step));
+        lines.push(format!("  {program} {} --steps {}", without_steps(words().skip(1)).join(" "), 2 * step));
     }
     lines.push(format!("  {program} info {run}"));
     Ok(lines.join("\n"))

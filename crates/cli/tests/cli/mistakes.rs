@@ -43,6 +43,72 @@ fn usage_and_configuration_end_with_2_and_leave_nothing() {
 }
 
 #[test]
+fn what_would_be_lost_or_ignored_is_refused() {
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    let sample = ["sample", "--checkpoint", "run", "--num-samples", "1", "--out", "a.npz"];
+    place.run(&[&sample[..], &["--grid", "a.npz"]].concat()).complains(2, &["--grid a.npz", ".png"]);
+    std::fs::create_dir(place.path("b.npz")).unwrap();
+    place.run(&[&sample[..6], &["b.npz"]].concat()).complains(2, &["--out b.npz is a folder"]);
+    let guided = ["classifier-sample", "--checkpoint", "run", "--num-samples", "1"];
+    place.run(&guided).complains(2, &["--classifier-path"]);
+    place.run(&[&guided[..], &["--classifier-path", "run"]].concat()).complains(2, &["run is no classifier", "adm"]);
+    let ran = place.run(&[&sample[..], &["--classifier-scale", "3"]].concat()).exits(0);
+    assert!(ran.err().contains("does nothing without --classifier-path"), "{}", ran.err());
+    let predict = ["predict", "--checkpoint", "run", "--input", "a.npz", "--output", "a.npz"];
+    place.run(&predict).complains(2, &["--output a.npz is the input"]);
+    place.run(&["convert", "run", "trio"]).exits(0);
+    place.run(&["convert", "run", "trio"]).complains(2, &["model000001.pt exists"]);
+    place
+        .run(&["convert", "run/checkpoints/step_000001/model.safetensors", "other"])
+        .complains(2, &["parameters alone"]);
+    let on = ["--steps", "1", "--resume_checkpoint", "trio/model000001.pt", "--out", "on"];
+    place.train(&on).complains(2, &["at step 1 already", "--steps"]);
+    assert!(!place.path("on/checkpoints").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_not_utf_8_are_names() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let odd = OsStr::from_bytes(b"r\xffn");
+    let run = |words: &[&OsStr]| {
+        let output = std::process::Command::new(assert_cmd::cargo::cargo_bin("ddpm-ip"))
+            .args(words)
+            .current_dir(place.path(""))
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{words:?}: {message}");
+    };
+    let words = |text: &'static str| text.split_whitespace().map(OsStr::new);
+    let tiny = super::support::TINY.iter().map(OsStr::new);
+    for more in ["--steps 1 --out", "--steps 2 --json --out"] {
+        run(&[OsStr::new("train")].into_iter().chain(tiny.clone()).chain(words(more)).chain([odd]).collect::<Vec<_>>());
+    }
+    for line in
+        ["sample --num-samples 1 --json --out s.npz --checkpoint", "nll --data-dir digits --num-samples 1 --checkpoint"]
+    {
+        run(&words(line).chain([odd]).collect::<Vec<_>>());
+    }
+    run(&[OsStr::new("convert"), odd, OsStr::from_bytes(b"o\xffut"), OsStr::new("--json")]);
+    run(&words("info digits --contact-sheet sheet.png --images 1").collect::<Vec<_>>());
+    let images = OsStr::from_bytes(b"im\xffages");
+    std::fs::create_dir(place.path("").join(images)).unwrap();
+    std::fs::rename(place.path("sheet.png"), place.path("").join(images).join("a.png")).unwrap();
+    run(&[
+        OsStr::new("prepare"),
+        OsStr::new("images"),
+        images,
+        OsStr::new("--out"),
+        OsStr::from_bytes(b"p\xff.npz"),
+        OsStr::new("--json"),
+    ]);
+}
+
+#[test]
 fn a_bad_image_is_named_and_can_be_skipped() {
     let place = Place::new();
     std::fs::create_dir(place.path("images")).unwrap();

@@ -294,10 +294,3 @@ pub fn with_classes(config: &Config, file: &Path) -> Result<Config, Error> {
     }
     Ok(config)
 }
-
-/// What tells a file from others, and from itself at another time: path, length and time of change.
-pub(crate) fn stamp(path: &Path) -> Result<serde_json::Value, Error> {
-    let meta = fs::metadata(path).map_err(Error::io("read", path))?;
-    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-    Ok(serde_json::json!([path, meta.len(), modified.map(|d| d.as_nanos().to_string())]))
-}

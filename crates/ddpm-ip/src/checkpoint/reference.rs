@@ -2,7 +2,7 @@
 
 use super::{Progress, State, TensorInfo, tensors};
 use crate::Error;
-use crate::config::TrainConfig;
+use crate::config::{ConfigError, TrainConfig};
 use crate::file::write_atomic;
 use crate::model::{Parameters, Spec};
 use crate::torch::{self, Moment, Optimizer, OptimizerEntries, Tensor, TorchFile};
@@ -100,7 +100,7 @@ impl Trio {
         }
         // model000100.pt is written after update 101, or at a run's end after update 100. A resumed run repeats a step, and
         // one in half precision leaves some out.
-        let step = if updates == self.step { self.step } else { self.step + 1 };
+        let step = if updates == self.step { self.step } else { self.step.saturating_add(1) };
         let progress = Progress {
             step,
             images: step * batch_size as u64,
@@ -173,11 +173,14 @@ pub fn write_model(path: &Path, specs: &[Spec], parameters: &Parameters) -> Resu
 /// Writes a state into a folder as the reference does: model, averages and optimizer. Returns the files.
 ///
 /// # Errors
-/// What writing says.
+/// A model that is there already; what writing says.
 pub fn write_trio(folder: &Path, specs: &[Spec], state: &State, settings: &TrainConfig) -> Result<Vec<PathBuf>, Error> {
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let step = state.progress.step;
     let mut written = vec![folder.join(format!("model{step:06}.pt"))];
+    if written[0].exists() {
+        return Err(ConfigError(format!("{} exists: choose another folder or remove it", written[0].display())).into());
+    }
     write_model(&written[0], specs, &state.parameters)?;
     for (rate, ema) in &state.ema {
         let path = folder.join(format!("ema_{rate}_{step:06}.pt"));

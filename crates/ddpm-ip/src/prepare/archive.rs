@@ -251,9 +251,12 @@ impl Archive {
                 Some(long) => plain(Path::new(String::from_utf8_lossy(&long).trim_end_matches('\0'))),
                 None => plain(&entry.path().map_err(damaged)?),
             };
-            // Links, pipes and devices have no contents.
-            if !entry.header().entry_type().is_file() || !(self.wanted)(&name) {
+            if kind.is_dir() || !(self.wanted)(&name) {
                 continue;
+            }
+            if !kind.is_file() {
+                let message = format!("{} is a link or no plain file: unpack it and name the folder", name.display());
+                return Err(Error::file(&self.path, message));
             }
             let most = entry.size().min(most).min(MOST_FILE_BYTES);
             let mut load = || {

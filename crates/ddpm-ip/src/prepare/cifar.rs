@@ -48,6 +48,10 @@ impl Source for Cifar {
         Some(if self.split == Split::Train { TRAIN_COUNT } else { TEST_COUNT })
     }
 
+    fn files(&self) -> Vec<&Path> {
+        self.batches.iter().map(|&file| self.archive.files()[file].as_path()).collect()
+    }
+
     fn labelled(&self) -> bool {
         true
     }

@@ -61,13 +61,17 @@ impl Source for ImageNet {
         Some(if self.split == Split::Train { TRAIN_COUNT } else { VAL_COUNT })
     }
 
+    fn files(&self) -> Vec<&Path> {
+        self.batches.iter().map(|&file| self.archive.files()[file].as_path()).collect()
+    }
+
     fn labelled(&self) -> bool {
         true
     }
 
-    /// In the order of the batches, numbered from 1; labels begin with 0.
+    /// In the order of the batches, numbered from 1 over both splits; labels begin with 0.
     fn feed(&self, maker: &mut Maker) -> Result<(), Error> {
-        let mut number = 0;
+        let mut number = if self.split == Split::Train { 0 } else { TRAIN_COUNT };
         for &file in &self.batches {
             for (pixels, label) in self.read(file)?.images() {
                 number += 1;

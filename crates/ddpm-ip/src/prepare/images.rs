@@ -86,6 +86,10 @@ impl Source for Images {
         Some(self.names.len())
     }
 
+    fn files(&self) -> Vec<&Path> {
+        self.archive.files().iter().map(PathBuf::as_path).collect()
+    }
+
     fn labelled(&self) -> bool {
         self.labels.is_some()
     }

@@ -21,10 +21,12 @@ use crate::Error;
 use crate::config::ConfigError;
 use crate::data::Labels;
 use crate::event::{Emit, Outcome};
+use crate::file::{spelled, stamp};
 use fit::{Form, Shaping};
 use maker::Maker;
 use output::{Output, Shape};
-use std::path::PathBuf;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// A data set that can be prepared.
@@ -108,6 +110,11 @@ trait Source {
         None
     }
 
+    /// The files that hold the images, in their order. One that is mended is still the same; another one is not.
+    fn files(&self) -> Vec<&Path> {
+        Vec::new()
+    }
+
     /// Whether every image has a label.
     fn labelled(&self) -> bool {
         false
@@ -133,7 +140,7 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
         job.check_count(count, source.as_ref())?;
     }
     let shape = Shape { image: [form.height, form.width, form.channels], labelled: source.labelled() };
-    let output = Output::open(&job.out, &job.identity(&form, source.count())?, &job.record(), shape)?;
+    let output = Output::open(&job.out, &job.identity(&form, source.as_ref())?, &job.record(), shape)?;
     let expected = source.expected().filter(|_| !job.allow_count);
     let mut maker = Maker::new(&job.source, form, output, source.count().or(expected), stop, emit);
     let fed = source.feed(&mut maker);
@@ -143,6 +150,11 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
     job.check_count(count, source.as_ref())?;
     output.finish(count)?;
     Ok(Outcome::Finished)
+}
+
+fn is_inside(path: &Path, folder: &Path) -> bool {
+    let absolute = |path| std::path::absolute(path).ok();
+    absolute(path).zip(absolute(folder)).is_some_and(|(path, folder)| path.starts_with(folder))
 }
 
 impl Job {
@@ -167,6 +179,13 @@ impl Job {
                      it, as the reference's script resizes it): models trained on one do not fit the other"
                         .into(),
                 ));
+            }
+            _ if self.source.is_dir() && is_inside(&self.out, &self.source) => {
+                return Err(ConfigError(format!(
+                    "--out {} lies in {}, among the images: choose another place",
+                    self.out.display(),
+                    self.source.display()
+                )));
             }
             (Images, Some(_)) if self.image_size.is_none() => {
                 return Err(ConfigError("--fit needs --image-size".into()));
@@ -234,6 +253,7 @@ impl Job {
 
     fn check_count(&self, count: usize, source: &dyn Source) -> Result<(), Error> {
         match source.expected() {
+            _ if count == 0 => Err(Error::file(&self.source, "has no images")),
             Some(expected) if expected != count && !self.allow_count => {
                 let name = self.kind.name();
                 let message = format!(
@@ -242,21 +262,20 @@ impl Job {
                 );
                 Err(Error::file(&self.source, message))
             }
-            None if count == 0 => Err(Error::file(&self.source, "has no images")),
             _ => Ok(()),
         }
     }
 
     /// Text that differs between two calls whenever their images could.
-    fn identity(&self, form: &Form, count: Option<usize>) -> Result<String, Error> {
+    fn identity(&self, form: &Form, source: &dyn Source) -> Result<String, Error> {
         let data = if self.kind == Kind::Lsun { lmdb::data_file(&self.source) } else { self.source.clone() };
         let path = data.canonicalize().map_err(Error::io("read", &data))?;
-        let meta = std::fs::metadata(&path).map_err(Error::io("read", &path))?;
-        let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-        // A folder's own size and time say nothing of its images.
-        let stamp = meta.is_file().then(|| (meta.len(), modified.map(|d| d.as_nanos().to_string())));
+        // A folder's files may be mended between two calls, but not be others.
+        let stamp = if path.is_file() { stamp(&path)? } else { spelled(&path).into() };
+        let mut files = DefaultHasher::new();
+        source.files().hash(&mut files);
         let line = serde_json::json!({
-            "prepare": self.kind.name(), "source": path, "stamp": stamp, "images": count,
+            "prepare": self.kind.name(), "source": stamp, "images": source.count(), "files": files.finish(),
             "split": format!("{:?}", self.split.unwrap_or_default()), "labels": self.labels(),
             "form": format!("{form:?}"),
         });
@@ -271,6 +290,6 @@ impl Job {
             (None, Split::Test) => "-test".into(),
             (None, Split::Train) => String::new(),
         };
-        format!(".prepared-{}{part}", self.kind.name())
+        format!("{}{}{part}", output::RECORD, self.kind.name())
     }
 }

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// Bytes of a label in the records of an unfinished npz.
 const LABEL_BYTES: usize = size_of::<i64>();
 
+/// How the names of the records of calls begin.
+pub(super) const RECORD: &str = ".prepared-";
+
 /// A prepared image.
 pub(super) struct Made {
     /// File name of its PNG, without the ending.
@@ -91,6 +94,10 @@ impl Output {
                 return Err(Error::file(&record, message));
             }
             Ok(_) => {}
+            Err(_) if has_foreign_images(&out)? => {
+                let message = "holds PNGs that `prepare` has not written: name another folder";
+                return Err(ConfigError(format!("--out {} {message}", out.display())).into());
+            }
             Err(_) => write_atomic(&record, |w| std::io::Write::write_all(w, identity.as_bytes()))?,
         }
         Ok(Self::Folder { folder: out, shape })
@@ -154,6 +161,19 @@ impl Output {
         })?;
         partial.remove()
     }
+}
+
+/// Whether there are PNGs and no record of a call that wrote them.
+fn has_foreign_images(folder: &Path) -> Result<bool, Error> {
+    let mut images = false;
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))?.filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(RECORD) {
+            return Ok(false);
+        }
+        images |= entry.path().extension().is_some_and(|ending| ending == "png");
+    }
+    Ok(images)
 }
 
 fn png(name: &str) -> String {

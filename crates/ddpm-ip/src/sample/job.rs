@@ -5,7 +5,7 @@ use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig,
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::write_atomic;
+use crate::file::{stamp, write_atomic};
 use crate::model::{Classifier, Unet};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
@@ -162,8 +162,15 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let small = small_images(job, config, total, emit)?;
     let classes = classes(network.config().num_classes, guide.as_ref())?;
     job.labels(&[], classes, None)?;
-    if let Some(grid) = job.grid.as_ref().filter(|grid| grid.is_dir()) {
-        return Err(ConfigError(format!("--grid {} is a folder: name a PNG file", grid.display())).into());
+    if let Some(grid) = job
+        .grid
+        .as_ref()
+        .filter(|grid| grid.is_dir() || !grid.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png")))
+    {
+        return Err(ConfigError(format!("--grid {} is no name of a picture: end it in .png", grid.display())).into());
+    }
+    if out.is_dir() {
+        return Err(ConfigError(format!("--out {} is a folder: name a file", out.display())).into());
     }
     for folder in [Some(&out), job.grid.as_ref()].into_iter().flatten().filter_map(|path| path.parent()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -276,14 +283,14 @@ fn small_images(job: &Job, config: &Config, total: usize, emit: &mut Emit) -> Re
 fn identity(job: &Job, file: &Path) -> Result<String, Error> {
     let sample = SampleConfig { batch_size: 1, num_samples: 1, ..job.config.sample.clone() };
     let config = Config { sample, ..job.config.clone() };
-    let noise = job.initial_noise.as_deref().map(checkpoint::stamp).transpose()?;
-    let small = job.base_samples.as_deref().map(checkpoint::stamp).transpose()?;
+    let noise = job.initial_noise.as_deref().map(stamp).transpose()?;
+    let small = job.base_samples.as_deref().map(stamp).transpose()?;
     let classifier = match &job.classifier {
-        Some(guide) => Some((checkpoint::stamp(&checkpoint::resolve(&guide.checkpoint)?)?, &guide.config)),
+        Some(guide) => Some((stamp(&checkpoint::resolve(&guide.checkpoint)?)?, &guide.config)),
         None => None,
     };
     let line = serde_json::json!({
-        "checkpoint": checkpoint::stamp(file)?, "classes": job.classes, "initial_noise": noise, "config": config,
+        "checkpoint": stamp(file)?, "classes": job.classes, "initial_noise": noise, "config": config,
         "classifier": classifier, "base_samples": small,
     });
     Ok(line.to_string())

@@ -27,8 +27,15 @@ impl<R: BufRead> Machine<'_, R> {
         let node = match (name.as_str(), list.as_slice()) {
             (
                 "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
-                &[storage, offset, shape, strides, ..],
-            ) => self.tensor(storage, offset, shape, strides, None)?,
+                &[storage, offset, shape, strides, ref more @ ..],
+            ) => {
+                if more.get(2).is_some_and(|id| matches!(self.heap.get(*id), Node::Dict(marks) if !marks.is_empty())) {
+                    return Err(
+                        "a tensor is a negated or conjugated view: save it after .resolve_neg().resolve_conj()".into(),
+                    );
+                }
+                self.tensor(storage, offset, shape, strides, None)?
+            }
             ("torch._utils._rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ..]) => {
                 self.tensor(storage, offset, shape, strides, Some(dtype))?
             }

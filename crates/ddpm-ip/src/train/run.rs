@@ -89,6 +89,10 @@ pub fn train(
             );
             return Err(ConfigError(message).into());
         }
+        if store.newest()?.is_none() {
+            let message = format!("--resume-checkpoint is at step {first_step} already: raise --steps to go on");
+            return Err(ConfigError(message).into());
+        }
         if trainer.task.unet().is_some() && !grid.path(first_step).exists() {
             grid.draw(&trainer, emit)?;
         }

@@ -140,3 +140,40 @@ fn imagenets_mistakes_are_named() {
     let all = Job { allow_count: false, split: Some(Split::Test), ..scene.job(Kind::ImageNet32, "in", "out.npz") };
     assert_refused(&all, &["val_data is not in it"]);
 }
+
+#[test]
+fn batches_that_come_later_are_not_mixed_with_those_taken() {
+    let scene = Scene::new();
+    let all = planes(4, 1);
+    scene.write("cif/data_batch_2.bin", &binary(&all[..2 * 3072], &[1, 2]));
+    scene.write("cif/data_batch_5.bin", &binary(&all, &[1, 2, 3, 4])[..5000]);
+    let job = scene.job(Kind::Cifar10, "cif", "out.npz");
+    assert_refused(&job, &["data_batch_5.bin", "cut off"]);
+    // The mended batch is the same one; the first is another.
+    scene.write("cif/data_batch_5.bin", &binary(&all[2 * 3072..], &[3, 4]));
+    let other = Job { out: scene.path("mended.npz"), ..job.clone() };
+    std::fs::copy(scene.path("out.npz.partial"), scene.path("mended.npz.partial")).unwrap();
+    assert_eq!(prepared(&other).1, pixels(&all));
+    scene.write("cif/data_batch_1.bin", &binary(&all[..3072], &[7]));
+    assert_refused(&job, &["out.npz.partial", "another --out"]);
+}
+
+#[test]
+fn both_splits_of_imagenet_fit_into_one_folder() {
+    let scene = Scene::new();
+    scene.write("in/train_data_batch_1.npz", &imagenet_npz(&planes(3, 2), &[1, 2, 3]));
+    scene.write("in/val_data.npz", &imagenet_npz(&planes(3, 5), &[1, 2, 3]));
+    for split in [Split::Train, Split::Test] {
+        prepare(&Job { split: Some(split), ..scene.job(Kind::ImageNet32, "in", "png") }).unwrap();
+    }
+    let expected = ["0000_0000001.png", "0000_1281168.png", "0001_0000002.png", "0001_1281169.png"];
+    assert_eq!(names(&scene.path("png"))[..4], expected);
+    assert_eq!(names(&scene.path("png")).len(), 6);
+}
+
+#[test]
+fn a_set_without_images_is_none() {
+    let scene = Scene::new();
+    scene.write("cif/data_batch_1.bin", b"");
+    assert_refused(&scene.job(Kind::Cifar10, "cif", "out.npz"), &["has no images"]);
+}

@@ -75,3 +75,24 @@ fn an_output_of_other_settings_is_not_gone_on_with() {
         prepare(&begun).unwrap();
     }
 }
+
+#[test]
+fn foreign_images_are_not_taken_for_prepared_ones() {
+    let scene = Scene::new();
+    let job = job(&scene, "out");
+    scene.write("out/0_0000001.png", b"mine");
+    let message = prepare(&job).unwrap_err().to_string();
+    assert!(message.contains("out holds PNGs that"), "{message}");
+    assert_eq!(names(&job.out), ["0_0000001.png"]);
+}
+
+#[test]
+fn results_do_not_lie_among_the_sources() {
+    let scene = Scene::new();
+    scene.write("in/a.png", &colour(4, 4, [1, 2, 3]));
+    for out in ["in", "in/out", "in/out.npz"] {
+        let message = prepare(&scene.job(Kind::Images, "in", out)).unwrap_err().to_string();
+        assert!(message.contains("among the images"), "{message}");
+    }
+    assert_eq!(names(&scene.path("in")), ["a.png"]);
+}

@@ -339,6 +339,35 @@ fn an_interrupted_bound_goes_on() {
 }
 
 #[test]
+fn a_bound_over_other_images_does_not_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&with(&[]), &folder.path().join("run"));
+    let mut config = settings_of(&checkpoint);
+    (config.sample.num_samples, config.sample.batch_size) = (3, 1);
+    let images = folder.path().join("images.npz");
+    config.data.data_dir = images.display().to_string();
+    let write = |value: u8| {
+        ddpm_ip::file::write_atomic(&images, |w| {
+            let mut npz = ddpm_ip::npz::NpzWriter::new(w);
+            npz.array::<u8>("arr_0", &[4, 8, 8, 1], |push| push(&[value; 256]))?;
+            npz.finish()
+        })
+        .unwrap();
+    };
+    write(10);
+    let job = nll::Job { checkpoint, config, out: folder.path().join("out") };
+    let stop = AtomicBool::new(false);
+    let (outcome, _) = nll::run(&job, &cpu(), &stop, &mut |event| {
+        stop.store(matches!(event, Event::Bounded { done: 2, .. }), Ordering::Relaxed);
+    })
+    .unwrap();
+    assert_eq!(outcome, Outcome::Interrupted);
+    write(200);
+    let error = nll::run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("nll.partial") && error.contains("another source"), "{error}");
+}
+
+#[test]
 fn the_ddim_recipe_trains_and_resumes() {
     let folder = tempfile::tempdir().unwrap();
     let config = |steps: &str| {
