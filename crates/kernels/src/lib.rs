@@ -1,6 +1,6 @@
 //! Tensor operations of the diffusion networks that Burn does not have, or not fast enough.
 //!
-//! Activations are channels-last, `[N, H, W, C]`, in f32 or bf16; weights keep PyTorch's `[O, C, k, k]` and are f32, and so
+//! Activations are channels-last, `[N, H, W, C]`, in f32 or bf16; weights keep PyTorch's `[O, C, k, l]` and are f32, and so
 //! are all sums and statistics. Every differentiable operation is a function on Burn tensors with a hand-written backward
 //! pass. On the CPU a result depends neither on the number of threads nor, image by image, on the batch size; from one
 //! [`Isa`] to another it differs by rounding.
@@ -18,18 +18,66 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
-/// A convolution with a square odd kernel, padding `k / 2` and the given stride.
+/// What a sliding window sees beyond the border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// `k / 2` pixels on each side: with an odd window and stride 1 the size stays.
+    Same,
+    /// Nothing: the window stays inside.
+    Valid,
+}
+
+impl Padding {
+    /// Pixels on each side of an axis for a window of `k`.
+    fn pixels(self, k: usize) -> usize {
+        if self == Self::Same { k / 2 } else { 0 }
+    }
+
+    /// Places of a window of `k` along an axis.
+    fn places(self, size: usize, k: usize, stride: usize) -> usize {
+        (size + 2 * self.pixels(k) + stride).saturating_sub(k) / stride
+    }
+}
+
+/// A convolution with odd kernel sides.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv2d {
     /// Step between output pixels, in input pixels.
     pub stride: usize,
+    /// Zeros around the input.
+    pub padding: Padding,
 }
 
 impl Conv2d {
-    /// Height and width of the output for an input's.
-    pub fn output_size(&self, input: [usize; 2]) -> [usize; 2] {
-        input.map(|size| size.div_ceil(self.stride))
+    /// A convolution whose output has the input's size divided by the stride, rounded up.
+    pub const fn same(stride: usize) -> Self {
+        Self { stride, padding: Padding::Same }
     }
+
+    /// Height and width of the output for an input's and a kernel's.
+    pub fn output_size(&self, input: [usize; 2], kernel: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|axis| self.padding.places(input[axis], kernel[axis], self.stride))
+    }
+}
+
+/// What is made of the pixels of a pooling window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolKind {
+    /// The largest; NaN if one is.
+    Max,
+    /// The mean of those inside the image.
+    Average,
+}
+
+/// Pooling over 3x3 windows.
+#[derive(Clone, Copy, Debug)]
+pub struct Pool2d {
+    /// What is made of a window.
+    pub kind: PoolKind,
+    /// Step between windows.
+    pub stride: usize,
+    /// Whether windows hang over the border; what lies outside counts for nothing.
+    pub padding: Padding,
 }
 
 /// Dropout (Srivastava et al. 2014) whose masks follow from a seed: those of the batch's image i from
@@ -161,7 +209,8 @@ pub trait Kernels: Backend {
     fn self_attention(qkv: FloatTensor<Self>, heads: usize, order: HeadOrder) -> FloatTensor<Self>;
 }
 
-/// The operations without a derivative, per backend: the parts of the backward passes and the optimizer's updates.
+/// The operations without a derivative, per backend: the parts of the backward passes, the optimizer's updates, and what
+/// only networks that measure do.
 #[backend_extension(Flex)]
 pub trait GradKernels: Backend {
     /// Gradient of a convolution's input `[N, H, W, C]`, from that of its output `[N, H', W', O]`.
@@ -225,13 +274,24 @@ pub trait GradKernels: Backend {
 
     /// See [`sum_squares`].
     fn sum_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`conv2d_relu`].
+    fn conv2d_relu(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        conv: Conv2d,
+    ) -> FloatTensor<Self>;
+
+    /// See [`pool`].
+    fn pool(x: FloatTensor<Self>, pool: Pool2d) -> FloatTensor<Self>;
 }
 
-/// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, k]` and `bias` `[O]`, plus `residual` if there is one:
+/// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, l]` and `bias` `[O]`, plus `residual` if there is one:
 /// `[N, H', W', O]`.
 ///
 /// # Panics
-/// Panics if the shapes do not fit, or if k is even.
+/// Panics if the shapes do not fit, or if k or l is even.
 pub fn conv2d(
     x: Tensor<4>,
     weight: Tensor<4>,
@@ -239,18 +299,39 @@ pub fn conv2d(
     residual: Option<Tensor<4>>,
     conv: Conv2d,
 ) -> Tensor<4> {
-    let ([n, h, w, c], [o, i, k, l]) = (x.dims(), weight.dims());
-    assert!(i == c && k == l && k % 2 == 1, "a kernel {:?} for an input {:?}", weight.dims(), x.dims());
-    assert_eq!(bias.dims(), [o], "shape of the bias");
+    let output = check_conv(&x, &weight, &bias, conv);
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(match residual {
         None => <Dispatch as Kernels>::conv2d_nhwc(x, weight, bias, conv),
         Some(residual) => {
-            let [height, width] = conv.output_size([h, w]);
-            assert_eq!(residual.dims(), [n, height, width, o], "shape of the residual");
+            assert_eq!(residual.dims(), output, "shape of the residual");
             <Dispatch as Kernels>::conv2d_add_nhwc(x, weight, bias, residual.into_dispatch(), conv)
         }
     })
+}
+
+/// The shape of a convolution's output.
+fn check_conv(x: &Tensor<4>, weight: &Tensor<4>, bias: &Tensor<1>, conv: Conv2d) -> [usize; 4] {
+    let ([n, h, w, c], [o, i, k, l]) = (x.dims(), weight.dims());
+    assert!(i == c && k % 2 == 1 && l % 2 == 1, "a kernel {:?} for an input {:?}", weight.dims(), x.dims());
+    assert_eq!(bias.dims(), [o], "shape of the bias");
+    let [height, width] = conv.output_size([h, w], [k, l]);
+    [n, height, width, o]
+}
+
+/// ReLU of a [`conv2d`], without a derivative.
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_relu(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, conv: Conv2d) -> Tensor<4> {
+    check_conv(&x, &weight, &bias, conv);
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as GradKernels>::conv2d_relu(x, weight, bias, conv))
+}
+
+/// Pooling of `x` `[N, H, W, C]` over 3x3 windows, without a derivative: `[N, H', W', C]`.
+pub fn pool(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as GradKernels>::pool(x.into_dispatch(), pool))
 }
 
 /// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then

@@ -1,7 +1,7 @@
 //! Channels-last convolution: 3x3 with stride 1 by Winograd's algorithm, all others as products of gathered patches.
 //!
 //! Columns are ordered (ky, kx, c): the taps of one kernel row are neighbours in memory, so building a column is a few
-//! long copies. Weights are kept in PyTorch's `[O, C, k, k]` and repacked per call.
+//! long copies. Weights are kept in PyTorch's `[O, C, k, l]` and repacked per call.
 
 #![allow(unsafe_code, reason = "vectors, and tasks that share an output")]
 
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 pub(crate) use super::winograd::Epilogue;
 
-/// The geometry of one convolution with a square odd kernel and padding `k / 2`.
+/// The geometry of one convolution. Pairs are rows and columns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
     pub(crate) n: usize,
@@ -22,7 +22,9 @@ pub(crate) struct Geometry {
     pub(crate) w: usize,
     pub(crate) c: usize,
     pub(crate) o: usize,
-    pub(crate) k: usize,
+    pub(crate) kernel: [usize; 2],
+    /// Zeros on each side.
+    pub(crate) padding: [usize; 2],
     pub(crate) stride: usize,
 }
 
@@ -30,12 +32,16 @@ pub(crate) struct Geometry {
 const BLOCK_ROWS: usize = 96;
 
 impl Geometry {
-    fn out_h(&self) -> usize {
-        self.h.div_ceil(self.stride)
+    pub(crate) fn out_h(&self) -> usize {
+        (self.h + 2 * self.padding[0] + self.stride).saturating_sub(self.kernel[0]) / self.stride
     }
 
-    fn out_w(&self) -> usize {
-        self.w.div_ceil(self.stride)
+    pub(crate) fn out_w(&self) -> usize {
+        (self.w + 2 * self.padding[1] + self.stride).saturating_sub(self.kernel[1]) / self.stride
+    }
+
+    fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
     }
 
     /// Output pixels over the whole batch.
@@ -61,31 +67,31 @@ impl Geometry {
 
     /// Values in one column: all taps of one output pixel.
     fn columns(&self) -> usize {
-        self.k * self.k * self.c
+        self.taps() * self.c
     }
 
     /// Whether a column is the pixel itself.
     fn is_pointwise(&self) -> bool {
-        self.k == 1 && self.stride == 1
+        self.kernel == [1, 1] && self.stride == 1 && self.padding == [0, 0]
     }
 
     /// Whether Winograd's algorithm applies.
     fn is_winograd(&self) -> bool {
-        self.k == 3 && self.stride == 1
+        self.kernel == [3, 3] && self.stride == 1 && self.padding[0] == self.padding[1]
     }
 
     /// Writes the columns of output pixels `first .. first + count` into `col`, `width` values apart, zeros where the
     /// kernel hangs over the border.
     fn gather<E: Element>(&self, x: &[E], first: usize, count: usize, col: &mut [E], width: usize) {
-        let (c, k, pad, zero) = (self.c, self.k, self.k / 2, E::default());
+        let (c, [_, k], [top, side], zero) = (self.c, self.kernel, self.padding, E::default());
         let (oh, ow) = (self.out_h(), self.out_w());
         for (row, dst) in (first..first + count).zip(col.chunks_exact_mut(width)) {
             let (image, oy, ox) = (row / (oh * ow), row / ow % oh, row % ow);
-            let left = (ox * self.stride) as isize - pad as isize;
-            let skip = (-left).max(0) as usize;
-            let end = k.min((self.w as isize - left) as usize);
+            let left = (ox * self.stride) as isize - side as isize;
+            let skip = k.min((-left).max(0) as usize);
+            let end = k.min((self.w as isize - left).max(0) as usize).max(skip);
             for (ky, dst) in dst[..self.columns()].chunks_exact_mut(k * c).enumerate() {
-                let y = (oy * self.stride + ky) as isize - pad as isize;
+                let y = (oy * self.stride + ky) as isize - top as isize;
                 if y < 0 || y >= self.h as isize {
                     dst.fill(zero);
                     continue;
@@ -101,12 +107,12 @@ impl Geometry {
 
     /// The transpose of [`gather`](Self::gather) for one image: adds columns, `width` apart, back onto its pixels.
     fn scatter(&self, col: &[f32], width: usize, image: &mut [f32]) {
-        let (c, k, pad, ow) = (self.c, self.k, self.k / 2, self.out_w());
+        let (c, [_, k], [top, side], ow) = (self.c, self.kernel, self.padding, self.out_w());
         for (row, src) in col.chunks_exact(width).enumerate() {
             let (oy, ox) = (row / ow, row % ow);
             for (tap, src) in src[..self.columns()].chunks_exact(c).enumerate() {
-                let y = (oy * self.stride + tap / k) as isize - pad as isize;
-                let x = (ox * self.stride + tap % k) as isize - pad as isize;
+                let y = (oy * self.stride + tap / k) as isize - top as isize;
+                let x = (ox * self.stride + tap % k) as isize - side as isize;
                 if y >= 0 && y < self.h as isize && x >= 0 && x < self.w as isize {
                     let at = (y as usize * self.w + x as usize) * c;
                     image[at..at + c].iter_mut().zip(src).for_each(|(a, b)| *a += b);
@@ -116,7 +122,7 @@ impl Geometry {
     }
 }
 
-/// `[O, C, k, k]` to `[O, (ky, kx, C)]`.
+/// `[O, C, k, l]` to `[O, (ky, kx, C)]`.
 fn reorder(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
     let mut packed = vec![0.0; weight.len()];
     packed.par_chunks_mut(taps * c).zip(weight.par_chunks(taps * c)).for_each(|(dst, src)| {
@@ -203,7 +209,7 @@ fn multiply<E: Element>(
                     product(&mut sums, columns, lhs, packed, false);
                     let channels = p * columns..outputs.min((p + 1) * columns);
                     let bias = &bias[channels.clone()];
-                    finish(&sums, columns, first..first + count, outputs, channels, bias, epilogue.residual, &out);
+                    finish(&sums, columns, first..first + count, outputs, channels, bias, epilogue, &out);
                 }
             },
         );
@@ -221,9 +227,10 @@ multiversion! {
         outputs: usize,
         channels: std::ops::Range<usize>,
         bias: &[f32],
-        residual: Option<&[E]>,
+        epilogue: Epilogue<E>,
         out: &Shared<E>,
     ) {
+        let Epilogue { residual, relu, .. } = epilogue;
         out.assert_inside(rows.end * outputs);
         let count = channels.len();
         assert!(channels.end <= outputs && count <= bias.len() && count <= stride && rows.len() * stride <= sums.len());
@@ -236,11 +243,11 @@ multiversion! {
                 let residual = residual.map(|r| r.as_ptr().add(at));
                 let to = out.pointer().add(at);
                 while j + S::LANES <= count {
-                    finish_vector::<S, E>(to, sums, bias, residual, j);
+                    finish_vector::<S, E>(to, sums, bias, residual, relu, j);
                     j += S::LANES;
                 }
                 while j < count {
-                    finish_vector::<Lanes<1>, E>(to, sums, bias, residual, j);
+                    finish_vector::<Lanes<1>, E>(to, sums, bias, residual, relu, j);
                     j += 1;
                 }
             }
@@ -257,6 +264,7 @@ unsafe fn finish_vector<S: Simd, E: Element>(
     sums: &[f32],
     bias: &[f32],
     residual: Option<*const E>,
+    relu: bool,
     j: usize,
 ) {
     // SAFETY: the caller's promise.
@@ -265,21 +273,21 @@ unsafe fn finish_vector<S: Simd, E: Element>(
         if let Some(residual) = residual {
             v = S::add(v, E::load::<S>(residual.add(j)));
         }
-        E::store::<S>(to.add(j), v);
+        E::store::<S>(to.add(j), if relu { S::positive(v) } else { v });
     }
 }
 
-/// Convolution: `x` `[N, H, W, C]`, `weight` `[O, C, k, k]`, `bias` `[O]` and perhaps a residual to `[N, H', W', O]`.
+/// Convolution: `x` `[N, H, W, C]`, `weight` `[O, C, k, l]`, `bias` `[O]` and perhaps a residual to `[N, H', W', O]`.
 pub(crate) fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue: Epilogue<E>) -> Vec<E> {
     if g.is_winograd() {
         return winograd::convolve(g, x, &winograd::pack(g, weight, Direction::Forward), epilogue);
     }
     let (depth, width) = (g.columns(), g.columns().next_multiple_of(E::STEP));
     let reordered;
-    let weight = if g.k == 1 {
+    let weight = if g.taps() == 1 {
         weight
     } else {
-        reordered = reorder(weight, g.c, g.k * g.k);
+        reordered = reorder(weight, g.c, g.taps());
         &reordered
     };
     let packed = pack(weight, [depth, g.o], [1, depth]);
@@ -291,9 +299,11 @@ pub(crate) fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue
 
 /// Gradient of the convolution's input: `grad` `[N, H', W', O]` to `[N, H, W, C]`.
 pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) -> Vec<E> {
-    let plain = Epilogue { bias: None, residual: None };
-    let turned = Geometry { c: g.o, o: g.c, ..g };
+    let plain = Epilogue { bias: None, residual: None, relu: false };
+    let turned = Geometry { h: g.out_h(), w: g.out_w(), c: g.o, o: g.c, ..g };
     if g.is_winograd() {
+        // Every input sees the outputs whose windows reach it: what the window lacked on a side is there twice.
+        let turned = Geometry { padding: g.padding.map(|p| 2 - p), ..turned };
         return winograd::convolve(turned, grad, &winograd::pack(turned, weight, Direction::Backward), plain);
     }
     let width = g.o.next_multiple_of(E::STEP);
@@ -305,7 +315,7 @@ pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) ->
         });
     }
     let (pixels, depth) = (g.out_h() * g.out_w(), g.columns());
-    let packed: Vec<f32> = pack(&reorder(weight, g.c, g.k * g.k), [g.o, depth], [depth, 1]);
+    let packed: Vec<f32> = pack(&reorder(weight, g.c, g.taps()), [g.o, depth], [depth, 1]);
     let columns = panel_columns();
     let col_width = depth.next_multiple_of(columns);
     let mut out = vec![E::default(); g.n * g.h * g.w * g.c];
@@ -367,7 +377,7 @@ multiversion! {
 /// Output channels of one task of the weight gradient.
 const SUMMED_OUTPUTS: usize = 64;
 
-/// Gradients of the weights `[O, C, k, k]` and the bias `[O]`.
+/// Gradients of the weights `[O, C, k, l]` and the bias `[O]`.
 pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<f32>, Vec<f32>) {
     let bias = column_sums(grad, g.o);
     if g.is_winograd() {
@@ -402,7 +412,7 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<
             weight.copy_from_slice(&sums[..depth]);
         }
     });
-    (if g.k == 1 { weight } else { restore(&weight, g.c, g.k * g.k) }, bias)
+    (if g.taps() == 1 { weight } else { restore(&weight, g.c, g.taps()) }, bias)
 }
 
 /// Rows whose sum is one task's.

@@ -9,13 +9,14 @@ mod half;
 mod math;
 mod norm;
 mod optim;
+mod pool;
 mod product;
 mod resample;
 pub(crate) mod simd;
 mod winograd;
 
 use crate::profile::timed;
-use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Resample};
+use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Pool2d, Resample};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, bf16};
 use burn_flex::{FlexTensor, Layout};
@@ -63,12 +64,15 @@ fn named(kernel: &str, x: &FlexTensor) -> String {
 
 /// Name and operations of one of a convolution's three products.
 fn conv_work(pass: &str, g: conv::Geometry, x: &FlexTensor) -> (String, f64) {
-    (named(&format!("convolution {0}x{0} {pass} ({1})", g.k, g.method()), x), g.flop())
+    let [k, l] = g.kernel;
+    (named(&format!("convolution {k}x{l} {pass} ({})", g.method()), x), g.flop())
 }
 
 fn geometry(conv: Conv2d, x: &[usize], weight: &FlexTensor) -> conv::Geometry {
     let w = weight.shape();
-    conv::Geometry { n: x[0], h: x[1], w: x[2], c: x[3], o: w[0], k: w[2], stride: conv.stride }
+    let kernel = [w[2], w[3]];
+    let padding = kernel.map(|k| conv.padding.pixels(k));
+    conv::Geometry { n: x[0], h: x[1], w: x[2], c: x[3], o: w[0], kernel, padding, stride: conv.stride }
 }
 
 /// Sizes of a normalisation over `[N, …, C]`.
@@ -88,17 +92,18 @@ fn convolve(
     weight: FlexTensor,
     bias: FlexTensor,
     residual: Option<FlexTensor>,
+    relu: bool,
     conv: Conv2d,
 ) -> FlexTensor {
     let dtype = x.dtype();
     let (x, weight, bias) = (widen(x), weight.to_contiguous(), bias.to_contiguous());
     let residual = residual.map(widen);
     let g = geometry(conv, &x.shape().to_vec(), &weight);
-    let [h, w] = conv.output_size([g.h, g.w]);
     let run = || {
         by_type!(x, E => {
-            let epilogue = conv::Epilogue { bias: Some(values(&bias)), residual: residual.as_ref().map(values) };
-            tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), [g.n, h, w, g.o])
+            let epilogue = conv::Epilogue { bias: Some(values(&bias)), residual: residual.as_ref().map(values), relu };
+            let output = [g.n, g.out_h(), g.out_w(), g.o];
+            tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), output)
         })
     };
     narrow(timed(|| conv_work("forward", g, &x), run), dtype)
@@ -106,7 +111,7 @@ fn convolve(
 
 impl Kernels for Flex {
     fn conv2d_nhwc(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, conv: Conv2d) -> FlexTensor {
-        convolve(x, weight, bias, None, conv)
+        convolve(x, weight, bias, None, false, conv)
     }
 
     fn conv2d_add_nhwc(
@@ -116,7 +121,7 @@ impl Kernels for Flex {
         residual: FlexTensor,
         conv: Conv2d,
     ) -> FlexTensor {
-        convolve(x, weight, bias, Some(residual), conv)
+        convolve(x, weight, bias, Some(residual), false, conv)
     }
 
     fn group_norm(
@@ -179,7 +184,7 @@ impl GradKernels for Flex {
         let g = geometry(conv, &x.shape().to_vec(), &weight);
         let run = || by_type!(x, E => conv::weight_grad::<E>(g, values(&x), values(&grad)));
         let (weight, bias) = timed(|| conv_work("weight gradient", g, &x), run);
-        (tensor(weight, [g.o, g.c, g.k, g.k]), tensor(bias, [g.o]))
+        (tensor(weight, [g.o, g.c, g.kernel[0], g.kernel[1]]), tensor(bias, [g.o]))
     }
 
     fn group_norm_forward(
@@ -272,5 +277,19 @@ impl GradKernels for Flex {
         let x = x.to_contiguous();
         let sum = timed(|| ("gradient norm".into(), 0.0), || optim::sum_squares(values(&x)));
         tensor(vec![sum as f32], [1])
+    }
+
+    fn conv2d_relu(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, conv: Conv2d) -> FlexTensor {
+        convolve(x, weight, bias, None, true, conv)
+    }
+
+    fn pool(x: FlexTensor, pool: Pool2d) -> FlexTensor {
+        let dtype = x.dtype();
+        let x = widen(x);
+        let [n, h, w, c] = x.shape().dims();
+        let [oh, ow] = [h, w].map(|size| pool.padding.places(size, pool::SIDE, pool.stride));
+        let run =
+            || by_type!(x, E => tensor(pool::forward::<E>(pool, values(&x), [n, h, w, c], [oh, ow]), [n, oh, ow, c]));
+        narrow(timed(|| (named("pooling", &x), 0.0), run), dtype)
     }
 }

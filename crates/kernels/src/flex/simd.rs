@@ -29,6 +29,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// a·b + c.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger of a and 0; NaN stays NaN.
+    unsafe fn positive(a: Self::V) -> Self::V;
     /// Per lane, c + the product of two pairs of bf16, the even one in the low half.
     unsafe fn dot_bf16(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Writes pairs of bf16, `even` in the low halves, as `2·LANES` values.
@@ -127,6 +129,10 @@ impl<const N: usize> Simd for Lanes<N> {
     #[inline(always)]
     unsafe fn mul_add(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
         lanes!(i => mul_add(a[i], b[i], c[i]))
+    }
+    #[inline(always)]
+    unsafe fn positive(a: [f32; N]) -> [f32; N] {
+        lanes!(i => if a[i] < 0.0 { 0.0 } else { a[i] })
     }
     #[inline(always)]
     unsafe fn dot_bf16(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
@@ -229,6 +235,11 @@ mod x86 {
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
+        unsafe fn positive(a: __m256) -> __m256 {
+            // SAFETY: as `splat`. Of a NaN and another operand the instruction takes the second.
+            unsafe { _mm256_max_ps(_mm256_setzero_ps(), a) }
+        }
+        #[inline(always)]
         unsafe fn dot_bf16(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: as `splat`.
             unsafe {
@@ -313,6 +324,11 @@ mod x86 {
             unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
                 // SAFETY: as `splat`.
                 unsafe { _mm512_fmadd_ps(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn positive(a: __m512) -> __m512 {
+                // SAFETY: as `splat`. Of a NaN and another operand the instruction takes the second.
+                unsafe { _mm512_max_ps(_mm512_setzero_ps(), a) }
             }
         };
     }

@@ -54,7 +54,7 @@ struct Tiles {
 
 impl Tiles {
     fn new(g: Geometry) -> Self {
-        Self { g, rows: g.h.div_ceil(2), columns: g.w.div_ceil(2) }
+        Self { g, rows: g.out_h().div_ceil(2), columns: g.out_w().div_ceil(2) }
     }
 
     fn count(&self) -> usize {
@@ -68,16 +68,26 @@ impl Tiles {
         (image, 2 * row, 2 * column)
     }
 
+    /// The input pixels that a tile sees.
+    fn inputs(&self, tile: usize) -> Pixels<4> {
+        self.pixels(tile, self.g.padding[0], [self.g.h, self.g.w])
+    }
+
+    /// The output pixels of a tile.
+    fn outputs(&self, tile: usize) -> Pixels<2> {
+        self.pixels(tile, 0, [self.g.out_h(), self.g.out_w()])
+    }
+
     /// Indices of the pixels `(row + i − pad, column + j − pad)`, i and j below N, or none outside the image.
-    fn pixels<const N: usize>(&self, tile: usize, pad: usize) -> Pixels<N> {
+    fn pixels<const N: usize>(&self, tile: usize, pad: usize, [height, width]: [usize; 2]) -> Pixels<N> {
         let (image, row, column) = self.place(tile);
         let mut pixels = [[None; N]; N];
         for (i, pixels) in pixels.iter_mut().enumerate() {
             for (j, pixel) in pixels.iter_mut().enumerate() {
                 // Above or left of the image wraps round to numbers beyond it.
                 let (y, x) = ((row + i).wrapping_sub(pad), (column + j).wrapping_sub(pad));
-                if y < self.g.h && x < self.g.w {
-                    *pixel = Some((image * self.g.h + y) * self.g.w + x);
+                if y < height && x < width {
+                    *pixel = Some((image * height + y) * width + x);
                 }
             }
         }
@@ -323,9 +333,11 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) bias: Option<&'a [f32]>,
     /// Added to the output, shaped as it.
     pub(crate) residual: Option<&'a [E]>,
+    /// Whether ReLU follows.
+    pub(crate) relu: bool,
 }
 
-/// The convolution of `x` `[N, H, W, C]` with [`pack`]ed weights: `[N, H, W, O]`.
+/// The convolution of `x` `[N, H, W, C]` with [`pack`]ed weights: `[N, H', W', O]`.
 pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue: Epilogue<E>) -> Vec<E> {
     let tiles = Tiles::new(g);
     let (columns, width) = (panel_columns(), g.c.next_multiple_of(E::STEP));
@@ -341,11 +353,11 @@ pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue:
         (0..tiles.count().div_ceil(block)).into_par_iter().for_each(|task| {
             let first = task * block;
             let count = block.min(tiles.count() - first);
-            let places: Vec<Pixels<2>> = (first..first + count).map(|tile| tiles.pixels(tile, 0)).collect();
+            let places: Vec<Pixels<2>> = (first..first + count).map(|tile| tiles.outputs(tile)).collect();
             with_scratch(POINTS * input_plane, |inputs: &mut [E]| {
                 let mut sums = vec![0.0f32; POINTS * sum_plane];
                 for i in 0..count {
-                    let pixels = tiles.pixels(first + i, 1);
+                    let pixels = tiles.inputs(first + i);
                     transform_input(x, &zeros, g.c, &pixels, inputs, input_plane, i * width);
                 }
                 for (p, packed) in packed.chunks_exact(POINTS * packed_plane).enumerate() {
@@ -361,13 +373,13 @@ pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue:
                     }
                     let channels = p * columns..g.o.min((p + 1) * columns);
                     let bias = &bias[p * columns..];
-                    transform_output(&tiles, &places, &sums, sum_plane, channels, bias, epilogue.residual, &out);
+                    transform_output(&tiles, &places, &sums, sum_plane, channels, bias, epilogue, &out);
                 }
             });
         });
     };
     // SAFETY: the blocks cover all tiles, the panels all channels, and `transform_output` writes those of each.
-    unsafe { filled(g.n * g.h * g.w * g.o, write) }
+    unsafe { filled(g.rows() * g.o, write) }
 }
 
 /// The bias with zeros to a whole number of panels.
@@ -458,16 +470,16 @@ multiversion! {
         plane: usize,
         channels: Range<usize>,
         bias: &[f32],
-        residual: Option<&[E]>,
+        epilogue: Epilogue<E>,
         out: &Shared<E>,
     ) {
         let columns = 2 * S::LANES;
         let o = tiles.g.o;
         assert!(places.len() * columns <= plane && sums.len() >= POINTS * plane, "sums of too few tiles");
         assert!(channels.len() <= columns && channels.len() <= bias.len() && channels.end <= o, "too many channels");
-        let values = tiles.g.n * tiles.g.h * tiles.g.w * o;
+        let values = tiles.g.rows() * o;
         out.assert_inside(values);
-        assert!(residual.is_none_or(|r| r.len() == values), "a residual of another shape");
+        assert!(epilogue.residual.is_none_or(|r| r.len() == values), "a residual of another shape");
         for (i, pixels) in places.iter().enumerate() {
             let mut at = [[None; 2]; 2];
             for i in 0..2 {
@@ -483,11 +495,11 @@ multiversion! {
             unsafe {
                 let sums = sums.as_ptr().add(i * columns);
                 while c + S::LANES <= channels.len() {
-                    output_points::<S, E>(sums, plane, c, bias, residual, out.pointer(), &at);
+                    output_points::<S, E>(sums, plane, c, bias, epilogue, out.pointer(), &at);
                     c += S::LANES;
                 }
                 while c < channels.len() {
-                    output_points::<Lanes<1>, E>(sums, plane, c, bias, residual, out.pointer(), &at);
+                    output_points::<Lanes<1>, E>(sums, plane, c, bias, epilogue, out.pointer(), &at);
                     c += 1;
                 }
             }
@@ -503,7 +515,7 @@ unsafe fn output_points<S: Simd, E: Element>(
     plane: usize,
     c: usize,
     bias: &[f32],
-    residual: Option<&[E]>,
+    epilogue: Epilogue<E>,
     out: *mut E,
     at: &[[Option<usize>; 2]; 2],
 ) {
@@ -515,10 +527,10 @@ unsafe fn output_points<S: Simd, E: Element>(
             for j in 0..2 {
                 if let Some(at) = at[i][j] {
                     let mut v = S::add(y[i][j], bias);
-                    if let Some(residual) = residual {
+                    if let Some(residual) = epilogue.residual {
                         v = S::add(v, E::load::<S>(residual.as_ptr().add(at + c)));
                     }
-                    E::store::<S>(out.add(at + c), v);
+                    E::store::<S>(out.add(at + c), if epilogue.relu { S::positive(v) } else { v });
                 }
             }
         }
@@ -673,13 +685,13 @@ multiversion! {
         for first in block.clone().step_by(E::STEP) {
             let cell = (first - block.start) / E::STEP;
             // The last cell may have no second tile: it takes pixels outside the image.
-            let mut xs = [sources(x, zeros, tiles.g.c, &tiles.pixels(first, 1)); 2];
-            let mut ys = [sources(grad, zeros, o, &tiles.pixels(first, 0)); 2];
+            let mut xs = [sources(x, zeros, tiles.g.c, &tiles.inputs(first)); 2];
+            let mut ys = [sources(grad, zeros, o, &tiles.outputs(first)); 2];
             if E::STEP == 2 {
                 let second = first + 1;
                 let inside = second < block.end;
                 let (x_at, y_at) = if inside {
-                    (tiles.pixels(second, 1), tiles.pixels(second, 0))
+                    (tiles.inputs(second), tiles.outputs(second))
                 } else {
                     ([[None; 4]; 4], [[None; 2]; 2])
                 };

@@ -3,15 +3,21 @@
 use crate::plain::{Conv, dot};
 use crate::support::*;
 use burn::tensor::Tensor;
-use ddpm_kernels::{Conv2d, conv2d};
+use ddpm_kernels::{Conv2d, Padding, conv2d, conv2d_relu};
 use proptest::prelude::*;
 
 /// Odd shapes, but no larger than plain loops can bear.
 fn shapes() -> impl Strategy<Value = Conv> {
     let channels = || prop_oneof![1 => Just(1usize), 4 => 1usize..20, 1 => 30usize..40];
     let image = (1usize..=5, 1usize..10, 1usize..10);
-    (image, channels(), channels(), prop_oneof![Just(1usize), Just(3)], 1usize..=2)
-        .prop_map(|((n, h, w), c, o, k, stride)| Conv { n, h, w, c, o, k, stride })
+    let kernel =
+        prop_oneof![2 => Just([1, 1]), 4 => Just([3, 3]), 1 => Just([5, 5]), 1 => Just([1, 7]), 1 => Just([3, 1])];
+    let padding = prop_oneof![Just(Padding::Same), Just(Padding::Valid)];
+    (image, channels(), channels(), kernel, 1usize..=2, padding).prop_map(|((n, h, w), c, o, k, stride, padding)| {
+        // Without padding the kernel has to fit.
+        let [h, w] = if padding == Padding::Valid { [h + k[0] - 1, w + k[1] - 1] } else { [h, w] };
+        Conv { n, h, w, c, o, k, stride, padding }
+    })
 }
 
 struct Inputs {
@@ -29,13 +35,7 @@ fn inputs(s: Conv, seed: u64) -> Inputs {
 }
 
 fn forward(s: Conv, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let y = conv2d(
-        tensor(x, s.input()),
-        tensor(weight, s.weight()),
-        tensor(bias, [s.o]),
-        None,
-        Conv2d { stride: s.stride },
-    );
+    let y = conv2d(tensor(x, s.input()), tensor(weight, s.weight()), tensor(bias, [s.o]), None, s.settings());
     assert_eq!(y.dims(), s.output());
     read(y)
 }
@@ -43,7 +43,7 @@ fn forward(s: Conv, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
 /// Gradients of input, weight and bias.
 fn gradients(s: Conv, i: &Inputs) -> [Vec<f32>; 3] {
     let (x, weight, bias) = (tracked(&i.x, s.input()), tracked(&i.weight, s.weight()), tracked(&i.bias, [s.o]));
-    let y = conv2d(x.clone(), weight.clone(), bias.clone(), None, Conv2d { stride: s.stride });
+    let y = conv2d(x.clone(), weight.clone(), bias.clone(), None, s.settings());
     let grads = backward(y, &i.w);
     [grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads)]
 }
@@ -90,11 +90,14 @@ proptest! {
 }
 
 /// Several tiles, several partial sums of the weights' gradient, and last tiles that are not full.
-const LARGE: [Conv; 4] = [
-    Conv { n: 5, h: 17, w: 15, c: 9, o: 11, k: 3, stride: 1 },
-    Conv { n: 5, h: 31, w: 33, c: 10, o: 7, k: 3, stride: 2 },
-    Conv { n: 5, h: 17, w: 15, c: 33, o: 17, k: 1, stride: 1 },
-    Conv { n: 2, h: 5, w: 7, c: 300, o: 70, k: 3, stride: 1 },
+const LARGE: [Conv; 7] = [
+    Conv::same([5, 17, 15], [9, 11], 3, 1),
+    Conv::same([5, 31, 33], [10, 7], 3, 2),
+    Conv::same([5, 17, 15], [33, 17], 1, 1),
+    Conv::same([2, 5, 7], [300, 70], 3, 1),
+    Conv { padding: Padding::Valid, ..Conv::same([3, 19, 16], [9, 11], 3, 1) },
+    Conv { k: [1, 7], ..Conv::same([3, 17, 17], [40, 35], 1, 1) },
+    Conv { k: [7, 1], ..Conv::same([3, 17, 17], [40, 35], 1, 1) },
 ];
 
 #[test]
@@ -145,10 +148,10 @@ fn results_do_not_depend_on_the_threads() {
 
 #[test]
 fn gradients_do_not_depend_on_which_are_wanted() {
-    let s = Conv { n: 2, h: 5, w: 4, c: 3, o: 6, k: 3, stride: 2 };
+    let s = Conv::same([2, 5, 4], [3, 6], 3, 2);
     let i = inputs(s, 17);
     let all = gradients(s, &i);
-    let conv = Conv2d { stride: s.stride };
+    let conv = s.settings();
     let (x, weight, bias) = (untracked(&i.x, s.input()), untracked(&i.weight, s.weight()), untracked(&i.bias, [s.o]));
     let wanted = x.clone().require_grad();
     let grads = backward(conv2d(wanted.clone(), weight.clone(), bias.clone(), None, conv), &i.w);
@@ -163,10 +166,10 @@ fn gradients_do_not_depend_on_which_are_wanted() {
 
 #[test]
 fn a_layer_used_twice_sums_its_gradients() {
-    let s = Conv { n: 1, h: 4, w: 3, c: 2, o: 2, k: 3, stride: 1 };
+    let s = Conv::same([1, 4, 3], [2, 2], 3, 1);
     let i = inputs(s, 19);
     let (x, weight, bias) = (tracked(&i.x, s.input()), tracked(&i.weight, s.weight()), tracked(&i.bias, [s.o]));
-    let conv = Conv2d { stride: 1 };
+    let conv = Conv2d::same(1);
     let y =
         conv2d(conv2d(x.clone(), weight.clone(), bias.clone(), None, conv), weight.clone(), bias.clone(), None, conv);
     let grads = backward(y, &i.w);
@@ -177,7 +180,7 @@ fn a_layer_used_twice_sums_its_gradients() {
 
 #[test]
 fn views_give_what_their_copies_give() {
-    let s = Conv { n: 2, h: 5, w: 3, c: 4, o: 6, k: 3, stride: 2 };
+    let s = Conv::same([2, 5, 3], [4, 6], 3, 2);
     let i = inputs(s, 23);
     let expected = forward(s, &i.x, &i.weight, &i.bias);
     // The images as the middle of a larger batch, with channels and columns stored the other way round.
@@ -185,15 +188,16 @@ fn views_give_what_their_copies_give() {
     let larger = tensor(&[&padding[..], &i.x, &padding].concat(), [4, s.h, s.w, s.c]);
     let stored = tensor(&read(larger.swap_dims(2, 3)), [4, s.h, s.c, s.w]);
     let x: Tensor<4> = stored.narrow(0, 1, 2).swap_dims(2, 3);
-    let weight = tensor(&read(tensor(&i.weight, s.weight()).swap_dims(0, 3)), [s.k, s.c, s.k, s.o]).swap_dims(0, 3);
+    let weight =
+        tensor(&read(tensor(&i.weight, s.weight()).swap_dims(0, 3)), [s.k[1], s.c, s.k[0], s.o]).swap_dims(0, 3);
     let bias = tensor(&[&[9.0], &i.bias[..]].concat(), [s.o + 1]).narrow(0, 1, s.o);
-    assert_eq!(read(conv2d(x, weight, bias, None, Conv2d { stride: 2 })), expected);
+    assert_eq!(read(conv2d(x, weight, bias, None, Conv2d::same(2))), expected);
 }
 
 #[test]
 fn large_values_stay_right() {
     for stride in [1, 2] {
-        let s = Conv { n: 2, h: 5, w: 4, c: 7, o: 9, k: 3, stride };
+        let s = Conv::same([2, 5, 4], [7, 9], 3, stride);
         let mut i = inputs(s, 29);
         i.x.iter_mut().chain(&mut i.weight).chain(&mut i.w).for_each(|v| *v *= 1e4);
         let expected = expected(s, &i);
@@ -208,7 +212,7 @@ fn large_values_stay_right() {
 #[test]
 fn nan_spreads_as_far_as_the_kernel_sees() {
     for stride in [1, 2] {
-        let s = Conv { n: 3, h: 7, w: 6, c: 5, o: 4, k: 3, stride };
+        let s = Conv::same([3, 7, 6], [5, 4], 3, stride);
         let mut i = inputs(s, 31);
         let clean = forward(s, &i.x, &i.weight, &i.bias);
         i.x[((s.h + 3) * s.w + 2) * s.c + 1] = f32::NAN;
@@ -223,7 +227,7 @@ fn nan_spreads_as_far_as_the_kernel_sees() {
         assert!(dx.iter().chain(&dbias).all(|v| v.is_finite()));
         for (at, v) in dweight.iter().enumerate() {
             // The taps that meet the pixel: all of them, or those in step with the stride.
-            let (i, ky, kx) = (at / (s.k * s.k) % s.c, at / s.k % s.k, at % s.k);
+            let (i, ky, kx) = (at / 9 % s.c, at / 3 % 3, at % 3);
             let meets = i == 1 && (3 + 1 - ky) % stride == 0 && (2 + 1 - kx) % stride == 0;
             assert!(if meets { v.is_nan() } else { v.is_finite() }, "weight {at}: {v}");
         }
@@ -231,9 +235,26 @@ fn nan_spreads_as_far_as_the_kernel_sees() {
 }
 
 #[test]
+fn relu_is_what_remains_above_zero() {
+    for s in LARGE {
+        let mut i = inputs(s, 37);
+        let plain = forward(s, &i.x, &i.weight, &i.bias);
+        let relu = |i: &Inputs| {
+            let (x, weight, bias) = (tensor(&i.x, s.input()), tensor(&i.weight, s.weight()), tensor(&i.bias, [s.o]));
+            read(conv2d_relu(x, weight, bias, s.settings()))
+        };
+        let expected: Vec<f32> = plain.iter().map(|v| v.max(0.0)).collect();
+        assert!(expected.iter().filter(|&&v| v == 0.0).count() > expected.len() / 4);
+        assert_eq!(relu(&i), expected, "{s:?}");
+        i.bias[0] = f32::NAN;
+        assert!(relu(&i).iter().enumerate().all(|(at, v)| v.is_nan() == (at % s.o == 0)), "{s:?}");
+    }
+}
+
+#[test]
 fn an_empty_batch_gives_an_empty_batch() {
     for (k, stride) in [(3, 1), (3, 2), (1, 1)] {
-        let s = Conv { n: 0, h: 5, w: 4, c: 3, o: 2, k, stride };
+        let s = Conv::same([0, 5, 4], [3, 2], k, stride);
         let weight = vec![0.5; 6 * k * k];
         assert!(forward(s, &[], &weight, &[0.0; 2]).is_empty());
         let [dx, dweight, dbias] = gradients(s, &Inputs { x: vec![], weight, bias: vec![0.0; 2], w: vec![] });
@@ -249,6 +270,6 @@ fn a_kernel_for_other_channels_is_refused() {
         tensor(&[0.0; 54], [2, 3, 3, 3]),
         tensor(&[0.0; 2], [2]),
         None,
-        Conv2d { stride: 1 },
+        Conv2d::same(1),
     );
 }

@@ -59,7 +59,7 @@ impl<const D: usize> Case<D> {
 }
 
 const fn stride(stride: usize) -> Conv2d {
-    Conv2d { stride }
+    Conv2d::same(stride)
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod isa;
 mod norm;
 mod optim;
 mod plain;
+mod pool;
 mod resample;
 mod support;

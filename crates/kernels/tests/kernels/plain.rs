@@ -1,6 +1,6 @@
 //! The operations as plain loops in f64.
 
-use ddpm_kernels::HeadOrder;
+use ddpm_kernels::{Conv2d, HeadOrder, Padding};
 
 /// Sizes of a convolution.
 #[derive(Clone, Copy, Debug)]
@@ -10,27 +10,44 @@ pub(crate) struct Conv {
     pub(crate) w: usize,
     pub(crate) c: usize,
     pub(crate) o: usize,
-    pub(crate) k: usize,
+    /// Rows and columns of the kernel.
+    pub(crate) k: [usize; 2],
     pub(crate) stride: usize,
+    pub(crate) padding: Padding,
 }
 
 impl Conv {
+    /// A square kernel with padding to the same size.
+    pub(crate) const fn same([n, h, w]: [usize; 3], [c, o]: [usize; 2], k: usize, stride: usize) -> Self {
+        Self { n, h, w, c, o, k: [k, k], stride, padding: Padding::Same }
+    }
+
+    pub(crate) fn settings(&self) -> Conv2d {
+        Conv2d { stride: self.stride, padding: self.padding }
+    }
+
+    /// Zeros on each side.
+    fn pad(&self) -> [usize; 2] {
+        if self.padding == Padding::Same { self.k.map(|k| k / 2) } else { [0, 0] }
+    }
+
     pub(crate) fn input(&self) -> [usize; 4] {
         [self.n, self.h, self.w, self.c]
     }
 
     pub(crate) fn weight(&self) -> [usize; 4] {
-        [self.o, self.c, self.k, self.k]
+        [self.o, self.c, self.k[0], self.k[1]]
     }
 
     /// PyTorch's output size: `(size + 2·pad − k) / stride + 1`.
     pub(crate) fn output(&self) -> [usize; 4] {
-        let out = |size| (size + 2 * (self.k / 2) - self.k) / self.stride + 1;
-        [self.n, out(self.h), out(self.w), self.o]
+        let out = |size: usize, axis: usize| (size + 2 * self.pad()[axis] - self.k[axis]) / self.stride + 1;
+        [self.n, out(self.h, 0), out(self.w, 1), self.o]
     }
 
     pub(crate) fn forward(&self, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
-        let Conv { n, h, w, c, o, k, stride } = *self;
+        let Conv { n, h, w, c, o, k: [k, l], stride, .. } = *self;
+        let [top, side] = self.pad();
         let [_, oh, ow, _] = self.output();
         let mut y = Vec::with_capacity(n * oh * ow * o);
         for image in 0..n {
@@ -39,15 +56,14 @@ impl Conv {
                     for j in 0..o {
                         let mut sum = bias[j];
                         for ky in 0..k {
-                            for kx in 0..k {
+                            for kx in 0..l {
                                 let (iy, ix) = (oy * stride + ky, ox * stride + kx);
-                                let pad = k / 2;
-                                if iy < pad || iy >= h + pad || ix < pad || ix >= w + pad {
+                                if iy < top || iy >= h + top || ix < side || ix >= w + side {
                                     continue;
                                 }
-                                let pixel = ((image * h + iy - pad) * w + ix - pad) * c;
+                                let pixel = ((image * h + iy - top) * w + ix - side) * c;
                                 for i in 0..c {
-                                    sum += x[pixel + i] * weight[((j * c + i) * k + ky) * k + kx];
+                                    sum += x[pixel + i] * weight[((j * c + i) * k + ky) * l + kx];
                                 }
                             }
                         }
