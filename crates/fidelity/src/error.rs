@@ -1,5 +1,7 @@
 //! What can go wrong when a metric is computed.
 
+use std::path::PathBuf;
+
 /// Why a metric could not be computed, phrased for the person who asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -38,9 +40,25 @@ pub enum FidelityError {
         /// Rows seen.
         found: usize,
     },
+    /// A matrix is no covariance.
+    #[error("row {row}, column {column} of the matrix is not that of a covariance, which is symmetric")]
+    NoCovariance {
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+    },
     /// The features are finite, but so large that their statistics are not.
     #[error("the features are too large for their statistics to fit a 64-bit float")]
     Overflow,
+    /// A network that makes features cannot be read or run.
+    #[error("{}: {problem}", path.display())]
+    Network {
+        /// The network's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The eigenvalue iteration gave up.
     #[error("the eigenvalues of a covariance did not converge")]
     NoConvergence,

@@ -2,11 +2,73 @@
 
 use faer::{Mat, MatRef, Side};
 
+use crate::features::check;
 use crate::moments::BLOCK_ROWS;
 use crate::{Features, FidelityError, Moments};
 use ddpm_math::{Domain, philox::permutation};
 
-/// The squared Fréchet (2-Wasserstein) distance between Gaussians with the given moments,
+/// Mean and covariance of features: what a Fréchet distance knows of a set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gaussian {
+    /// `[d]`
+    mean: Vec<f64>,
+    /// `[d, d]`, symmetric.
+    covariance: Vec<f64>,
+}
+
+/// By how much the two halves of a covariance may differ, relative to its largest entry: files hold what was summed in f32.
+const ASYMMETRY: f64 = 1e-4;
+
+impl Gaussian {
+    /// A mean `[d]` and a covariance `[d, d]`, of which the mean of both halves is taken.
+    ///
+    /// # Errors
+    /// When the lengths do not fit, a value is not finite, or the matrix is not that of a covariance.
+    pub fn new(mean: Vec<f64>, covariance: Vec<f64>) -> Result<Self, FidelityError> {
+        let d = mean.len();
+        check(&mean, [1, d])?;
+        check(&covariance, [d, d])?;
+        let mut covariance = covariance;
+        let largest = covariance.iter().fold(0.0_f64, |a, v| a.max(v.abs()));
+        for i in 0..d {
+            for j in 0..=i {
+                let (low, high) = (covariance[i * d + j], covariance[j * d + i]);
+                if (low - high).abs() > ASYMMETRY * largest || covariance[i * d + i] < 0.0 {
+                    return Err(FidelityError::NoCovariance { row: i, column: j });
+                }
+                let mean = f64::midpoint(low, high);
+                (covariance[i * d + j], covariance[j * d + i]) = (mean, mean);
+            }
+        }
+        Ok(Self { mean, covariance })
+    }
+
+    /// Of moments, which have symmetric and finite ones.
+    pub(crate) fn of_moments(mean: Vec<f64>, covariance: Vec<f64>) -> Self {
+        Self { mean, covariance }
+    }
+
+    /// Number of columns `d`.
+    pub fn width(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// The mean, `[d]`.
+    pub fn mean(&self) -> &[f64] {
+        &self.mean
+    }
+
+    /// The covariance, `[d, d]`.
+    pub fn covariance(&self) -> &[f64] {
+        &self.covariance
+    }
+
+    fn matrix(&self) -> MatRef<'_, f64> {
+        MatRef::from_column_major_slice(&self.covariance, self.width(), self.width())
+    }
+}
+
+/// The squared Fréchet (2-Wasserstein) distance between two Gaussians,
 ///
 /// ```text
 /// ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁^½ Σ₂ Σ₁^½)^½
@@ -24,20 +86,20 @@ use ddpm_math::{Domain, philox::permutation};
 /// Takes `O(d³)` time and a few `[d, d]` matrices of `f64`.
 ///
 /// # Errors
-/// When the widths differ, when either side has seen fewer than two rows, and when the numbers are too large or the
-/// eigenvalues do not converge.
-pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64, FidelityError> {
+/// When the widths differ, and when the numbers are too large or the eigenvalues do not converge.
+pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, FidelityError> {
+    distance(a, &root(a)?, b)
+}
+
+/// The distance of a Gaussian, whose [`root`] is known, from another.
+fn distance(a: &Gaussian, root: &Mat<f64>, b: &Gaussian) -> Result<f64, FidelityError> {
     let width = a.width();
     if b.width() != width {
         return Err(FidelityError::WidthMismatch { expected: width, found: b.width() });
     }
-    let (covariance_a, covariance_b) = (a.covariance()?, b.covariance()?);
-    let covariance_a = MatRef::from_column_major_slice(&covariance_a, width, width);
-    let covariance_b = MatRef::from_column_major_slice(&covariance_b, width, width);
-
-    let between_means: f64 = a.mean()?.iter().zip(b.mean()?).map(|(a, b)| (a - b).powi(2)).sum();
-    let traces: f64 = (0..width).map(|i| covariance_a[(i, i)] + covariance_b[(i, i)]).sum();
-    let distance = between_means + traces - 2.0 * trace_of_root(covariance_a, covariance_b)?;
+    let between_means: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b).powi(2)).sum();
+    let traces: f64 = (0..width).map(|i| a.covariance[i * width + i] + b.covariance[i * width + i]).sum();
+    let distance = between_means + traces - 2.0 * trace_of_root(root, b.matrix())?;
     // Not `max` alone, which would turn NaN into 0.
     if distance.is_finite() { Ok(distance.max(0.0)) } else { Err(FidelityError::Overflow) }
 }
@@ -49,7 +111,7 @@ pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64, FidelityError> 
 /// # Errors
 /// As [`frechet_distance`]; when there are fewer than three points, or fewer than 20 rows.
 pub fn extrapolated_frechet_distance(
-    reference: &Moments,
+    reference: &Gaussian,
     sample: Features,
     points: usize,
     seed: u64,
@@ -58,6 +120,7 @@ pub fn extrapolated_frechet_distance(
     if points < 3 {
         return Err(FidelityError::TooFewRows { needed: 3, found: points });
     }
+    let root = root(reference)?;
     let all = sample.rows();
     let least = all.div_ceil(10);
     let (mut x, mut y) = (Vec::with_capacity(points), Vec::with_capacity(points));
@@ -70,7 +133,7 @@ pub fn extrapolated_frechet_distance(
             moments.push(&block, [chosen.len(), sample.width()])?;
         }
         x.push(1.0 / rows as f64);
-        y.push(frechet_distance(reference, &moments)?);
+        y.push(distance(reference, &root, &moments.gaussian()?)?);
     }
     Ok(intercept(&x, &y))
 }
@@ -88,16 +151,24 @@ fn intercept(x: &[f64], y: &[f64]) -> [f64; 2] {
     [intercept, variance.sqrt()]
 }
 
-/// `tr (A^½ B A^½)^½` of symmetric positive semidefinite matrices.
-fn trace_of_root(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Result<f64, FidelityError> {
-    if a.nrows() == 0 {
-        return Ok(0.0); // faer's decompositions want at least one row
+/// `Q Λ^½` of a covariance `Q Λ Qᵀ`.
+fn root(of: &Gaussian) -> Result<Mat<f64>, FidelityError> {
+    let matrix = of.matrix();
+    if matrix.nrows() == 0 {
+        return Ok(Mat::new()); // faer's decompositions want at least one row
     }
-    let eigen = a.self_adjoint_eigen(Side::Lower).map_err(|_| FidelityError::NoConvergence)?;
+    let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| FidelityError::NoConvergence)?;
     let (vectors, values) = (eigen.U(), eigen.S());
-    // With A = Q Λ Qᵀ, the matrix (Q Λ^½)ᵀ B (Q Λ^½) has the eigenvalues of A^½ B A^½ for one product less.
-    let root = Mat::from_fn(a.nrows(), a.ncols(), |i, j| vectors[(i, j)] * values[j].max(0.0).sqrt());
-    let inner = root.transpose() * (b * &root);
+    Ok(Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| vectors[(i, j)] * values[j].max(0.0).sqrt()))
+}
+
+/// `tr (A^½ B A^½)^½` of symmetric positive semidefinite matrices: with A = Q Λ Qᵀ, the matrix (Q Λ^½)ᵀ B (Q Λ^½) has the
+/// eigenvalues of A^½ B A^½ for one product less.
+fn trace_of_root(root: &Mat<f64>, b: MatRef<'_, f64>) -> Result<f64, FidelityError> {
+    if b.nrows() == 0 {
+        return Ok(0.0);
+    }
+    let inner = root.transpose() * (b * root);
     if !inner.is_all_finite() {
         return Err(FidelityError::Overflow);
     }

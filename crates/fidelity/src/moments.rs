@@ -3,8 +3,8 @@
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 
-use crate::FidelityError;
 use crate::features::check;
+use crate::{FidelityError, Gaussian};
 
 /// Rows that are centred and multiplied at once; bounds the memory that a large batch takes.
 pub(crate) const BLOCK_ROWS: usize = 512;
@@ -114,6 +114,14 @@ impl Moments {
             }
         }
         Ok(covariance)
+    }
+
+    /// Mean and covariance, as distances want them.
+    ///
+    /// # Errors
+    /// As [`Self::covariance`].
+    pub fn gaussian(&self) -> Result<Gaussian, FidelityError> {
+        Ok(Gaussian::of_moments(self.mean()?.to_vec(), self.covariance()?))
     }
 
     fn require_rows(&self, needed: usize) -> Result<(), FidelityError> {

@@ -2,13 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-use fidelity::{FidelityError, Moments, frechet_distance};
+use fidelity::{FidelityError, Gaussian, Moments, frechet_distance};
 use proptest::prelude::*;
 
 fn moments(features: &[f64], width: usize) -> Moments {
     let mut moments = Moments::new(width);
     moments.push(features, [features.len() / width, width]).unwrap();
     moments
+}
+
+fn distance(a: &Moments, b: &Moments) -> Result<f64, FidelityError> {
+    frechet_distance(&a.gaussian()?, &b.gaussian()?)
 }
 
 fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
@@ -69,7 +73,7 @@ proptest! {
     #[test]
     fn distance_to_itself_is_zero((width, a, _) in two_sets()) {
         let a = moments(&a, width);
-        let distance = frechet_distance(&a, &a).unwrap();
+        let distance = distance(&a, &a).unwrap();
         prop_assert!((0.0..rounding(&a, &a)).contains(&distance), "{}", distance);
     }
 
@@ -79,14 +83,14 @@ proptest! {
         let moved: Vec<f64> = a.iter().zip(shift.iter().cycle()).map(|(x, v)| x + v).collect();
         let square: f64 = shift.iter().map(|v| v * v).sum();
         let (a, moved) = (moments(&a, width), moments(&moved, width));
-        let distance = frechet_distance(&a, &moved).unwrap();
+        let distance = distance(&a, &moved).unwrap();
         prop_assert!((distance - square).abs() < rounding(&a, &moved), "{} instead of {}", distance, square);
     }
 
     #[test]
     fn distance_is_symmetric((width, a, b) in two_sets()) {
         let (a, b) = (moments(&a, width), moments(&b, width));
-        let (forth, back) = (frechet_distance(&a, &b).unwrap(), frechet_distance(&b, &a).unwrap());
+        let (forth, back) = (distance(&a, &b).unwrap(), distance(&b, &a).unwrap());
         prop_assert!((forth - back).abs() < rounding(&a, &b), "{} and {}", forth, back);
     }
 }
@@ -109,7 +113,7 @@ fn scaled_singular_features_have_a_known_distance() {
     let (mean, covariance) = two_pass(&x, 20);
     let trace: f64 = covariance.iter().step_by(21).sum();
     let expected = 0.25 * (trace + mean.iter().map(|m| m * m).sum::<f64>());
-    let distance = frechet_distance(&moments(&x, 20), &moments(&scaled, 20)).unwrap();
+    let distance = distance(&moments(&x, 20), &moments(&scaled, 20)).unwrap();
     assert!((distance / expected - 1.0).abs() < 1e-6, "{distance} instead of {expected}");
 }
 
@@ -122,7 +126,6 @@ fn bad_batches_are_refused_and_leave_no_trace() {
     let wrong_width = FidelityError::WidthMismatch { expected: 2, found: 3 };
     assert_eq!(found.push(&[0.0_f32; 6], [2, 3]), Err(wrong_width.clone()));
     assert_eq!(found.merge(&Moments::new(3)), Err(wrong_width.clone()));
-    assert_eq!(frechet_distance(&found, &Moments::new(3)), Err(wrong_width));
     let short = FidelityError::ShapeMismatch { rows: 2, width: 2, found: 3 };
     assert_eq!(found.push(&[0.0_f64; 3], [2, 2]), Err(short));
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -140,10 +143,25 @@ fn too_few_rows_and_huge_features_are_errors() {
     assert_eq!(found.mean(), Ok(&[1e200][..]));
     let too_few = FidelityError::TooFewRows { needed: 2, found: 1 };
     assert_eq!(found.covariance(), Err(too_few.clone()));
-    assert_eq!(frechet_distance(&found, &found), Err(too_few));
+    assert_eq!(distance(&found, &found), Err(too_few));
     found.push(&[-1e200], [1, 1]).unwrap();
     assert_eq!(found.covariance(), Err(FidelityError::Overflow));
-    assert_eq!(frechet_distance(&moments(&[0.0, 1e120], 1), &moments(&[0.0, 1e120], 1)), Err(FidelityError::Overflow));
+    assert_eq!(distance(&moments(&[0.0, 1e120], 1), &moments(&[0.0, 1e120], 1)), Err(FidelityError::Overflow));
+}
+
+#[test]
+fn what_is_no_covariance_is_refused() {
+    let two = |covariance: [f64; 4]| Gaussian::new(vec![0.0, 1.0], covariance.to_vec());
+    let good = two([2.0, 0.5, 0.5 + 1e-6, 1.0]).unwrap();
+    assert!((good.covariance()[1] - good.covariance()[2]).abs() == 0.0 && good.width() == 2);
+    let refused = |row, column| Err(FidelityError::NoCovariance { row, column });
+    assert_eq!(two([2.0, 0.5, 0.4, 1.0]), refused(1, 0));
+    assert_eq!(two([2.0, 0.0, 0.0, -1.0]), refused(1, 0));
+    assert_eq!(two([f64::NAN, 0.0, 0.0, 1.0]), Err(FidelityError::NonFinite { row: 0, column: 0 }));
+    let short = FidelityError::ShapeMismatch { rows: 2, width: 2, found: 3 };
+    assert_eq!(Gaussian::new(vec![0.0; 2], vec![1.0; 3]), Err(short));
+    let one = Gaussian::new(vec![0.0], vec![1.0]).unwrap();
+    assert_eq!(frechet_distance(&good, &one), Err(FidelityError::WidthMismatch { expected: 2, found: 1 }));
 }
 
 #[test]
@@ -152,5 +170,5 @@ fn nothing_wide_is_nothing_apart() {
     found.push::<f64>(&[], [3, 0]).unwrap();
     found.merge(&found.clone()).unwrap();
     assert_eq!(found.count(), 6);
-    assert_eq!(frechet_distance(&found, &found), Ok(0.0));
+    assert_eq!(distance(&found, &found), Ok(0.0));
 }

@@ -1,0 +1,332 @@
+//! The Inception network of the Fréchet inception distance.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use ddpm_kernels::{Conv2d, Padding, Pool2d, PoolKind, conv2d, conv2d_relu, pool};
+
+use crate::resize::resize_tf1;
+
+/// Side of the images that the network sees.
+const SIZE: usize = 299;
+
+/// Added to the variances of the batch normalisations.
+const EPS: f64 = 1e-3;
+
+/// Channels of the layer that sFID looks at which it takes.
+const SPATIAL_CHANNELS: usize = 7;
+
+/// Gives a parameter by its name and shape.
+pub type Get<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E> + 'a;
+
+/// What one batch of images gives. Row by row it does not depend on the batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InceptionFeatures {
+    /// `[N, 2048]`: the means over the last block's 8x8 positions (`pool_3`).
+    pub pool: Vec<f32>,
+    /// `[N, 2023]`: of the first 1x1 convolution of block Mixed_6d (`mixed_6/conv` in the graph), after ReLU, the first
+    /// seven channels of all 17x17 positions, channels last; for sFID (Nash et al. 2021, arXiv 2103.03841).
+    pub spatial: Vec<f32>,
+}
+
+/// The classifier of the graph of 2015-12-05 (Szegedy et al. 2016, arXiv 1512.00567, with TensorFlow's deviations) that all
+/// published FIDs are measured with.
+///
+/// Average pools leave padding out, and the last block has a maximum pool instead. Batch normalisations are part of the
+/// convolutions before them: their factors are multiplied into the weights in f64 and rounded once.
+pub struct Inception {
+    stem: Vec<Step>,
+    blocks: Vec<Vec<Vec<Step>>>,
+    /// `[1008, 2048, 1, 1]`
+    classes: Tensor<4>,
+    device: Device,
+}
+
+/// A part of a branch.
+enum Step {
+    Conv(Box<Layer>),
+    Pool(Pool2d),
+    /// Layers side by side, their channels joined.
+    Split(Box<[Layer; 2]>),
+}
+
+/// A convolution with ReLU.
+struct Layer {
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    conv: Conv2d,
+}
+
+impl Layer {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        conv2d_relu(x, self.weight.clone(), self.bias.clone(), self.conv)
+    }
+}
+
+impl Step {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Conv(layer) => layer.forward(x),
+            Self::Pool(settings) => pool(x, *settings),
+            Self::Split(layers) => {
+                let [a, b] = &**layers;
+                Tensor::cat(vec![a.forward(x.clone()), b.forward(x)], 3)
+            }
+        }
+    }
+}
+
+const AVERAGE: Pool2d = Pool2d { kind: PoolKind::Average, stride: 1, padding: Padding::Same };
+const LARGEST: Pool2d = Pool2d { kind: PoolKind::Max, stride: 1, padding: Padding::Same };
+const HALVED: Pool2d = Pool2d { kind: PoolKind::Max, stride: 2, padding: Padding::Valid };
+
+/// The block whose first branch sFID looks at: Mixed_6d among those below.
+const SPATIAL_BLOCK: usize = 6;
+
+impl Inception {
+    /// Columns of [`InceptionFeatures::pool`].
+    pub const WIDTH: usize = 2048;
+    /// Columns of [`InceptionFeatures::spatial`].
+    pub const SPATIAL_WIDTH: usize = SPATIAL_CHANNELS * 17 * 17;
+    /// Classes of the logits.
+    pub const CLASSES: usize = 1008;
+
+    /// Builds the network from parameters with the names and shapes of the usual PyTorch conversion
+    /// (`Mixed_5b.branch1x1.conv.weight`, …): `get` is called with each name and shape.
+    ///
+    /// # Errors
+    /// What `get` says.
+    pub fn load<E>(get: &mut Get<'_, E>, device: &Device) -> Result<Self, E> {
+        let mut b = Builder { get, device };
+        let stem = vec![
+            b.conv("Conv2d_1a_3x3", 3, 32, [3, 3], Conv2d { stride: 2, padding: Padding::Valid })?,
+            b.conv("Conv2d_2a_3x3", 32, 32, [3, 3], Conv2d { stride: 1, padding: Padding::Valid })?,
+            b.conv("Conv2d_2b_3x3", 32, 64, [3, 3], Conv2d::same(1))?,
+            Step::Pool(HALVED),
+            b.conv("Conv2d_3b_1x1", 64, 80, [1, 1], Conv2d::same(1))?,
+            b.conv("Conv2d_4a_3x3", 80, 192, [3, 3], Conv2d { stride: 1, padding: Padding::Valid })?,
+            Step::Pool(HALVED),
+        ];
+        let blocks = vec![
+            b.block_a("Mixed_5b", 192, 32)?,
+            b.block_a("Mixed_5c", 256, 64)?,
+            b.block_a("Mixed_5d", 288, 64)?,
+            b.block_b("Mixed_6a", 288)?,
+            b.block_c("Mixed_6b", 128)?,
+            b.block_c("Mixed_6c", 160)?,
+            b.block_c("Mixed_6d", 160)?,
+            b.block_c("Mixed_6e", 192)?,
+            b.block_d("Mixed_7a")?,
+            b.block_e("Mixed_7b", 1280, AVERAGE)?,
+            b.block_e("Mixed_7c", 2048, LARGEST)?,
+        ];
+        let shape = [Self::CLASSES, Self::WIDTH];
+        let classes = Tensor::<2>::from_data(TensorData::new((b.get)("fc.weight", &shape)?, shape), device).reshape([
+            Self::CLASSES,
+            Self::WIDTH,
+            1,
+            1,
+        ]);
+        Ok(Self { stem, blocks, classes, device: device.clone() })
+    }
+
+    /// Features of images `[N, H, W, C]` with 3 channels, or with 1 that counts three times.
+    ///
+    /// # Panics
+    /// When the number of values is not that of the shape, or of other channels.
+    pub fn features(&self, images: &[u8], [n, h, w, c]: [usize; 4]) -> InceptionFeatures {
+        assert!(c == 1 || c == 3, "images with {c} channels");
+        if n == 0 {
+            return InceptionFeatures { pool: Vec::new(), spatial: Vec::new() };
+        }
+        let mut values = resize_tf1(images, [n, h, w, c], SIZE);
+        if c == 1 {
+            values = values.iter().flat_map(|&v| [v; 3]).collect();
+        }
+        for v in &mut values {
+            *v = (*v - 128.0) / 128.0;
+        }
+        let mut x = Tensor::<4>::from_data(TensorData::new(values, [n, SIZE, SIZE, 3]), &self.device);
+        for step in &self.stem {
+            x = step.forward(x);
+        }
+        let mut spatial = Vec::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            let branch = |steps: &Vec<Step>| steps.iter().fold(x.clone(), |x, step| step.forward(x));
+            let branches: Vec<Tensor<4>> = block.iter().map(branch).collect();
+            if i == SPATIAL_BLOCK {
+                spatial = host(branches[0].clone().narrow(3, 0, SPATIAL_CHANNELS));
+            }
+            x = Tensor::cat(branches, 3);
+        }
+        let [_, height, width, channels] = x.dims();
+        let positions = height * width;
+        let mut means = Vec::with_capacity(n * channels);
+        for image in host(x).chunks_exact(positions * channels) {
+            let mut sums = vec![0.0f64; channels];
+            for pixel in image.chunks_exact(channels) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += f64::from(v));
+            }
+            means.extend(sums.iter().map(|sum| (sum / positions as f64) as f32));
+        }
+        InceptionFeatures { pool: means, spatial }
+    }
+
+    /// Logits `[N, 1008]` of [`InceptionFeatures::pool`], without the bias, which the Inception Score of the reference
+    /// evaluator leaves out.
+    pub fn logits(&self, pool: &[f32]) -> Vec<f32> {
+        let n = pool.len() / Self::WIDTH;
+        if n == 0 {
+            return Vec::new();
+        }
+        let x = Tensor::<4>::from_data(TensorData::new(pool.to_vec(), [1, 1, n, Self::WIDTH]), &self.device);
+        host(conv2d(x, self.classes.clone(), Tensor::zeros([Self::CLASSES], &self.device), None, Conv2d::same(1)))
+    }
+}
+
+fn host(x: Tensor<4>) -> Vec<f32> {
+    x.into_data().try_into_vec().expect("features are f32")
+}
+
+/// Takes parameters and makes layers of them.
+struct Builder<'a, E> {
+    get: &'a mut Get<'a, E>,
+    device: &'a Device,
+}
+
+type Branches = Vec<Vec<Step>>;
+
+impl<E> Builder<'_, E> {
+    /// A convolution without bias and its batch normalisation, as one layer.
+    fn layer(&mut self, name: &str, from: usize, to: usize, [k, l]: [usize; 2], conv: Conv2d) -> Result<Layer, E> {
+        let mut weight = (self.get)(&format!("{name}.conv.weight"), &[to, from, k, l])?;
+        let mut of_norm = |part: &str| (self.get)(&format!("{name}.bn.{part}"), &[to]);
+        let (gain, shift) = (of_norm("weight")?, of_norm("bias")?);
+        let (mean, variance) = (of_norm("running_mean")?, of_norm("running_var")?);
+        let mut bias = Vec::with_capacity(to);
+        for (i, weight) in weight.chunks_exact_mut(from * k * l).enumerate() {
+            let factor = f64::from(gain[i]) / (f64::from(variance[i]) + EPS).sqrt();
+            for v in weight {
+                *v = (f64::from(*v) * factor) as f32;
+            }
+            bias.push((f64::from(shift[i]) - f64::from(mean[i]) * factor) as f32);
+        }
+        Ok(Layer {
+            weight: Tensor::from_data(TensorData::new(weight, [to, from, k, l]), self.device),
+            bias: Tensor::from_data(TensorData::new(bias, [to]), self.device),
+            conv,
+        })
+    }
+
+    fn conv(&mut self, name: &str, from: usize, to: usize, kernel: [usize; 2], conv: Conv2d) -> Result<Step, E> {
+        Ok(Step::Conv(Box::new(self.layer(name, from, to, kernel, conv)?)))
+    }
+
+    /// Convolutions one after another: name, output channels and kernel of each. All keep the size.
+    fn chain(&mut self, block: &str, from: usize, layers: &[(&str, usize, [usize; 2])]) -> Result<Vec<Step>, E> {
+        let mut from = from;
+        let mut steps = Vec::with_capacity(layers.len());
+        for &(name, to, kernel) in layers {
+            steps.push(self.conv(&format!("{block}.{name}"), from, to, kernel, Conv2d::same(1))?);
+            from = to;
+        }
+        Ok(steps)
+    }
+
+    /// A chain that a convolution halves at its end.
+    fn halved(
+        &mut self,
+        block: &str,
+        from: usize,
+        layers: &[(&str, usize, [usize; 2])],
+        (name, to): (&str, usize),
+    ) -> Result<Vec<Step>, E> {
+        let mut steps = self.chain(block, from, layers)?;
+        let from = layers.last().map_or(from, |&(_, to, _)| to);
+        let conv = Conv2d { stride: 2, padding: Padding::Valid };
+        steps.push(self.conv(&format!("{block}.{name}"), from, to, [3, 3], conv)?);
+        Ok(steps)
+    }
+
+    /// A pool and a 1x1 convolution.
+    fn pooled(&mut self, block: &str, from: usize, to: usize, pool: Pool2d) -> Result<Vec<Step>, E> {
+        let mut steps = vec![Step::Pool(pool)];
+        steps.extend(self.chain(block, from, &[("branch_pool", to, [1, 1])])?);
+        Ok(steps)
+    }
+
+    fn block_a(&mut self, name: &str, from: usize, pooled: usize) -> Result<Branches, E> {
+        Ok(vec![
+            self.chain(name, from, &[("branch1x1", 64, [1, 1])])?,
+            self.chain(name, from, &[("branch5x5_1", 48, [1, 1]), ("branch5x5_2", 64, [5, 5])])?,
+            self.chain(
+                name,
+                from,
+                &[("branch3x3dbl_1", 64, [1, 1]), ("branch3x3dbl_2", 96, [3, 3]), ("branch3x3dbl_3", 96, [3, 3])],
+            )?,
+            self.pooled(name, from, pooled, AVERAGE)?,
+        ])
+    }
+
+    fn block_b(&mut self, name: &str, from: usize) -> Result<Branches, E> {
+        Ok(vec![
+            self.halved(name, from, &[], ("branch3x3", 384))?,
+            self.halved(
+                name,
+                from,
+                &[("branch3x3dbl_1", 64, [1, 1]), ("branch3x3dbl_2", 96, [3, 3])],
+                ("branch3x3dbl_3", 96),
+            )?,
+            vec![Step::Pool(HALVED)],
+        ])
+    }
+
+    fn block_c(&mut self, name: &str, mid: usize) -> Result<Branches, E> {
+        let from = 768;
+        Ok(vec![
+            self.chain(name, from, &[("branch1x1", 192, [1, 1])])?,
+            self.chain(
+                name,
+                from,
+                &[("branch7x7_1", mid, [1, 1]), ("branch7x7_2", mid, [1, 7]), ("branch7x7_3", 192, [7, 1])],
+            )?,
+            self.chain(
+                name,
+                from,
+                &[
+                    ("branch7x7dbl_1", mid, [1, 1]),
+                    ("branch7x7dbl_2", mid, [7, 1]),
+                    ("branch7x7dbl_3", mid, [1, 7]),
+                    ("branch7x7dbl_4", mid, [7, 1]),
+                    ("branch7x7dbl_5", 192, [1, 7]),
+                ],
+            )?,
+            self.pooled(name, from, 192, AVERAGE)?,
+        ])
+    }
+
+    fn block_d(&mut self, name: &str) -> Result<Branches, E> {
+        let from = 768;
+        let long = [("branch7x7x3_1", 192, [1, 1]), ("branch7x7x3_2", 192, [1, 7]), ("branch7x7x3_3", 192, [7, 1])];
+        Ok(vec![
+            self.halved(name, from, &[("branch3x3_1", 192, [1, 1])], ("branch3x3_2", 320))?,
+            self.halved(name, from, &long, ("branch7x7x3_4", 192))?,
+            vec![Step::Pool(HALVED)],
+        ])
+    }
+
+    fn block_e(&mut self, name: &str, from: usize, pool: Pool2d) -> Result<Branches, E> {
+        let mut one = self.chain(name, from, &[("branch3x3_1", 384, [1, 1])])?;
+        one.push(self.split(name, ["branch3x3_2a", "branch3x3_2b"])?);
+        let mut two = self.chain(name, from, &[("branch3x3dbl_1", 448, [1, 1]), ("branch3x3dbl_2", 384, [3, 3])])?;
+        two.push(self.split(name, ["branch3x3dbl_3a", "branch3x3dbl_3b"])?);
+        Ok(vec![self.chain(name, from, &[("branch1x1", 320, [1, 1])])?, one, two, self.pooled(name, from, 192, pool)?])
+    }
+
+    /// A row and a column of 384 channels each.
+    fn split(&mut self, block: &str, [row, column]: [&str; 2]) -> Result<Step, E> {
+        let same = Conv2d::same(1);
+        Ok(Step::Split(Box::new([
+            self.layer(&format!("{block}.{row}"), 384, 384, [1, 3], same)?,
+            self.layer(&format!("{block}.{column}"), 384, 384, [3, 1], same)?,
+        ])))
+    }
+}
