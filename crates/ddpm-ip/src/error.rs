@@ -21,6 +21,14 @@ pub enum Error {
         /// What is wrong with it and what to do.
         message: String,
     },
+    /// A file on the network cannot be had.
+    #[error("cannot fetch {url}: {message}")]
+    Fetch {
+        /// Where it should be.
+        url: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// Reading or writing failed.
     #[error("cannot {action} {}: {cause}", path.display())]
     Io {

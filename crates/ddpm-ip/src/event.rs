@@ -68,6 +68,22 @@ pub enum Event {
         /// Mean over those done, in bits per dimension; nothing to tell before the first.
         bits_per_dim: Option<f64>,
     },
+    /// Features of some more images are there.
+    Measuring {
+        /// Whose.
+        what: String,
+        /// Images done.
+        done: usize,
+        /// Images in all.
+        total: usize,
+    },
+    /// Some of a file has arrived.
+    Fetching {
+        /// Bytes that are there.
+        done: u64,
+        /// Bytes in all, where the server says it.
+        total: Option<u64>,
+    },
     /// Sampling begins, or goes on from an earlier, interrupted call.
     Sampling {
         /// Images already there.

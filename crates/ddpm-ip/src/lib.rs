@@ -14,6 +14,7 @@
 //! | [`sample`] | chains and files of samples |
 //! | [`nll`] | likelihoods in bits per dimension |
 //! | [`checkpoint`] | saved runs |
+//! | [`evaluate`], [`weights`] | distances between images; weights of feature networks |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`] | how fast this machine trains and samples |
 //! | [`torch`], [`convert`] | PyTorch's files, and from one kind of checkpoint to another |
@@ -27,6 +28,7 @@ pub mod data;
 mod device;
 pub mod diffusion;
 mod error;
+pub mod evaluate;
 mod event;
 pub mod file;
 pub mod info;
@@ -39,6 +41,7 @@ pub mod prepare;
 pub mod sample;
 pub mod torch;
 pub mod train;
+pub mod weights;
 
 pub use burn::tensor::Device;
 pub use device::{device, device_names, instruction_set, instruction_sets, prepare_process};

@@ -1,11 +1,11 @@
 //! NumPy's npz archives: read as hostile until parsed, written streaming.
 
 use crate::Error;
-use npyz::{Deserialize, NpyFile, TypeChar, WriterBuilder};
+use npyz::{Deserialize, NpyFile, NpyHeader, TypeChar, WriterBuilder};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
+use zip::{CompressionMethod, ZipArchive, ZipWriter, read::ZipFile, write::SimpleFileOptions};
 
 /// Deflate makes no more than about 1032 bytes of one: a larger claim is a lie.
 const MOST_EXPANSION: u64 = 1100;
@@ -52,7 +52,7 @@ impl Npz {
     /// # Errors
     /// A missing array, another dtype, damage.
     pub fn bytes(&mut self, name: &str) -> Result<Array<u8>, Error> {
-        self.read(name, "uint8", |file, code| (code == (TypeChar::Uint, 1)).then(|| file.into_vec::<u8>()))
+        self.read(name, BYTES, |file, code| (code == (TypeChar::Uint, 1)).then(|| file.into_vec::<u8>()))
     }
 
     /// An array of floats (float32, or float64 rounded to it).
@@ -99,17 +99,62 @@ impl Npz {
         })
     }
 
-    /// Reads an array after checking that its header's claim fits what the archive really holds.
+    /// Shape of an array of bytes (uint8), whose values are not read.
+    ///
+    /// # Errors
+    /// A missing array, another dtype, a shape that the file cannot hold.
+    pub fn byte_shape(&mut self, name: &str) -> Result<Vec<usize>, Error> {
+        Ok(self.entry(name, BYTES)?.bytes()?.shape)
+    }
+
+    /// Passes an array of bytes on, up to `rows` of its first dimension at a time, until `take` says no.
+    ///
+    /// # Errors
+    /// A missing array, another dtype, damage, what `take` says.
+    pub fn byte_rows(
+        &mut self,
+        name: &str,
+        rows: usize,
+        take: &mut dyn FnMut(&[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        let mut entry = self.entry(name, BYTES)?.bytes()?;
+        let row: usize = entry.shape.iter().skip(1).product();
+        let mut left = entry.shape.iter().product();
+        let mut buffer = vec![0; (rows * row).min(left)];
+        while left > 0 {
+            let part = &mut buffer[..left.min(rows * row)];
+            entry.reader.read_exact(part).map_err(|e| entry.damaged(&format!("or cut off ({e})")))?;
+            left -= part.len();
+            if !take(part)? {
+                return Ok(());
+            }
+        }
+        entry.finish()
+    }
+
+    /// Reads an array.
     fn read<T>(
         &mut self,
         name: &str,
-        expected: &str,
+        expected: &'static str,
         parse: impl FnOnce(NpyFile<&mut dyn Read>, (TypeChar, u64)) -> Option<std::io::Result<Vec<T>>>,
     ) -> Result<Array<T>, Error> {
-        let fail = |message: String| Error::file(&self.path, message);
+        let mut entry = self.entry(name, expected)?;
+        let header = entry.header.clone();
+        let values = parse(NpyFile::with_header(header, &mut entry.reader), entry.code)
+            .ok_or_else(|| entry.other_type())?
+            .map_err(|e| entry.damaged(&format!("or cut off ({e})")))?;
+        let shape = entry.shape.clone();
+        entry.finish()?;
+        Ok(Array { shape, values })
+    }
+
+    /// An array whose header was read, and whose claim fits what the archive really holds.
+    fn entry(&mut self, name: &str, expected: &'static str) -> Result<Entry<'_>, Error> {
         let names = self.names();
-        let entry = format!("{name}.npy");
-        let mut entry = self.zip.by_name(&entry).map_err(|e| match e {
+        let path = &self.path;
+        let fail = |message: String| Error::file(path, message);
+        let entry = self.zip.by_name(&format!("{name}.npy")).map_err(|e| match e {
             zip::result::ZipError::FileNotFound => fail(format!(
                 "has no array `{name}`; it holds: {}",
                 if names.is_empty() { "none".into() } else { names.join(", ") }
@@ -118,16 +163,16 @@ impl Npz {
         })?;
         let most = entry.compressed_size().saturating_mul(MOST_EXPANSION).min(entry.size());
         // A header says its own length: no more is read than the entry can hold.
-        let mut bounded = (&mut entry).take(most);
-        let reader: &mut dyn Read = &mut bounded;
-        let file = NpyFile::new(reader).map_err(|e| fail(format!("array `{name}` is damaged ({e})")))?;
-        let npyz::DType::Plain(dtype) = file.dtype() else {
+        let mut reader = entry.take(most);
+        let header = NpyHeader::from_reader(&mut reader as &mut dyn Read)
+            .map_err(|e| fail(format!("array `{name}` is damaged ({e})")))?;
+        let npyz::DType::Plain(dtype) = header.dtype() else {
             return Err(fail(format!("array `{name}` is a record array, expected {expected}")));
         };
-        if file.order() != npyz::Order::C && file.shape().len() > 1 {
+        if header.order() != npyz::Order::C && header.shape().len() > 1 {
             return Err(fail(format!("array `{name}` is in Fortran order: save it with numpy.ascontiguousarray")));
         }
-        let shape: Vec<usize> = file.shape().iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
+        let shape: Vec<usize> = header.shape().iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
         let count = shape.iter().try_fold(1u64, |a, &b| a.checked_mul(b as u64));
         let bytes = count.and_then(|n| n.checked_mul(dtype.size_field()));
         if bytes.is_none_or(|bytes| bytes > most) {
@@ -136,18 +181,49 @@ impl Npz {
             )));
         }
         let code = (dtype.type_char(), dtype.size_field());
-        let values = parse(file, code)
-            .ok_or_else(|| fail(format!("array `{name}` has dtype {dtype}, expected {expected}")))?
-            .map_err(|e| fail(format!("array `{name}` is damaged or cut off ({e})")))?;
-        // The checksum is compared at the end of the entry.
-        match entry.read(&mut [0]) {
-            Ok(0) => {}
+        Ok(Entry { path, name: name.into(), expected, shape, code, dtype: dtype.to_string(), header, reader })
+    }
+}
+
+/// What is asked for when bytes are.
+const BYTES: &str = "uint8";
+
+/// An array of an archive, about to be read.
+struct Entry<'a> {
+    path: &'a Path,
+    name: String,
+    expected: &'static str,
+    shape: Vec<usize>,
+    code: (TypeChar, u64),
+    dtype: String,
+    header: NpyHeader,
+    reader: std::io::Take<ZipFile<'a, BufReader<File>>>,
+}
+
+impl Entry<'_> {
+    fn bytes(self) -> Result<Self, Error> {
+        if self.code == (TypeChar::Uint, 1) { Ok(self) } else { Err(self.other_type()) }
+    }
+
+    fn other_type(&self) -> Error {
+        Error::file(self.path, format!("array `{}` has dtype {}, expected {}", self.name, self.dtype, self.expected))
+    }
+
+    fn damaged(&self, how: &str) -> Error {
+        Error::file(self.path, format!("array `{}` is damaged {how}", self.name))
+    }
+
+    /// That nothing is left. The checksum is compared at the end of the entry.
+    fn finish(mut self) -> Result<(), Error> {
+        match self.reader.get_mut().read(&mut [0]) {
+            Ok(0) => Ok(()),
             Ok(_) => {
-                return Err(fail(format!("array `{name}` holds more than its shape {shape:?} says: it is damaged")));
+                let (name, shape) = (&self.name, &self.shape);
+                let message = format!("array `{name}` holds more than its shape {shape:?} says: it is damaged");
+                Err(Error::file(self.path, message))
             }
-            Err(e) => return Err(fail(format!("array `{name}` is damaged ({e})"))),
+            Err(e) => Err(self.damaged(&format!("({e})"))),
         }
-        Ok(Array { shape, values })
     }
 }
 

@@ -6,15 +6,18 @@ mod settings;
 pub(crate) use settings::{Settings, given};
 
 use crate::sink::LogFormats;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ddpm_ip::config::ConfigError;
+use ddpm_ip::data::Labels;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
     Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; OPENAI_LOG_FORMAT says how \
     training logs (some of stdout, log, csv, json, tensorboard); RAYON_NUM_THREADS sets the number of threads; \
-    DDPM_IP_ISA forces an instruction set (portable, avx2, avx512, avx512-bf16).";
+    DDPM_IP_ISA forces an instruction set (portable, avx2, avx512, avx512-bf16); DDPM_IP_CACHE is the folder for features and \
+    weights.";
 
 /// The whole command line.
 pub(crate) fn command() -> Command {
@@ -51,6 +54,44 @@ pub(crate) fn switch(name: &'static str, help: &'static str) -> Arg {
 /// A flag with a path.
 pub(crate) fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).value_parser(clap::value_parser!(PathBuf)).help(help)
+}
+
+/// Where the classes of a folder's images come from.
+pub(crate) const LABELS: [(&str, Labels); 3] =
+    [("none", Labels::None), ("prefix", Labels::Prefix), ("folder", Labels::Folder)];
+
+/// A value that is chosen by its name.
+pub(crate) fn choice<T: Copy + Send + Sync + 'static, const N: usize>(
+    choices: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    let value = move |name: String| choices.iter().find(|(choice, _)| *choice == name).map(|(_, value)| *value);
+    PossibleValuesParser::new(choices.map(|(name, _)| name))
+        .map(move |name| value(name).expect("clap lets only the choices through"))
+}
+
+/// A flag whose value is chosen by its name.
+pub(crate) fn choice_arg<T: Copy + Send + Sync + 'static, const N: usize>(
+    name: &'static str,
+    choices: [(&'static str, T); N],
+    help: &'static str,
+) -> Arg {
+    Arg::new(name).long(name).value_name("CHOICE").value_parser(choice(choices)).help(help)
+}
+
+/// A flag with a number.
+pub(crate) fn number<T>(name: &'static str, help: &'static str) -> Arg
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
+{
+    Arg::new(name).long(name).value_name("N").value_parser(|text: &str| text.parse::<T>()).help(help)
+}
+
+/// Where features and weights are kept: `DDPM_IP_CACHE`, or ddpm-ip in the user's folder for such.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    folder("DDPM_IP_CACHE")
+        .or_else(|| folder("XDG_CACHE_HOME").map(|dir| dir.join("ddpm-ip")))
+        .or_else(|| folder("HOME").map(|dir| dir.join(".cache/ddpm-ip")))
 }
 
 /// The folder that the reference's scripts write to, `OPENAI_LOGDIR`.

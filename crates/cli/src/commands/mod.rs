@@ -3,6 +3,7 @@
 mod bench;
 mod completions;
 mod convert;
+mod evaluate;
 mod info;
 mod nll;
 mod predict;
@@ -10,6 +11,7 @@ mod prepare;
 mod presets;
 mod sample;
 mod train;
+mod weights;
 
 use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
@@ -20,6 +22,9 @@ pub(crate) fn all() -> Vec<Command> {
     let sample = sample::KINDS.iter().map(sample::command);
     let others = [
         nll::command(),
+        evaluate::evaluate_command(),
+        evaluate::statistics_command(),
+        weights::command(),
         predict::command(),
         prepare::command(),
         convert::command(),
@@ -42,6 +47,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     }
     match name {
         "nll" => nll::run(m),
+        "evaluate" => evaluate::evaluate(m),
+        "statistics" => evaluate::statistics(m),
+        "weights" => weights::run(m),
         "predict" => predict::run(m),
         "prepare" => prepare::run(m),
         "convert" => convert::run(m),

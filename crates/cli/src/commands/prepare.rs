@@ -1,37 +1,16 @@
 //! `ddpm-ip prepare`: published data sets into npz files and folders of PNGs.
 
-use crate::args;
+use crate::args::{self, LABELS, choice, choice_arg};
 use crate::output::print;
 use crate::sink::Sinks;
 use anyhow::Context;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Command, value_parser};
-use ddpm_ip::data::Labels;
 use ddpm_ip::prepare::{self, Fit, Job, Kind, Split};
 use ddpm_ip::{Event, Outcome};
 use std::path::PathBuf;
 
 const SPLITS: [(&str, Split); 3] = [("train", Split::Train), ("test", Split::Test), ("val", Split::Test)];
 const FITS: [(&str, Fit); 3] = [("crop", Fit::Crop), ("pad", Fit::Pad), ("squash", Fit::Squash)];
-const LABELS: [(&str, Labels); 3] = [("none", Labels::None), ("prefix", Labels::Prefix), ("folder", Labels::Folder)];
-
-/// A value that is chosen by its name.
-fn choice<T: Copy + Send + Sync + 'static, const N: usize>(
-    choices: [(&'static str, T); N],
-) -> impl TypedValueParser<Value = T> {
-    let value = move |name: String| choices.iter().find(|(choice, _)| *choice == name).map(|(_, value)| *value);
-    PossibleValuesParser::new(choices.map(|(name, _)| name))
-        .map(move |name| value(name).expect("clap lets only the choices through"))
-}
-
-/// A flag whose value is chosen by its name.
-fn choice_arg<T: Copy + Send + Sync + 'static, const N: usize>(
-    name: &'static str,
-    choices: [(&'static str, T); N],
-    help: &'static str,
-) -> Arg {
-    Arg::new(name).long(name).value_name("CHOICE").value_parser(choice(choices)).help(help)
-}
 
 pub(super) fn command() -> Command {
     Command::new("prepare")

@@ -20,6 +20,8 @@ pub(crate) struct Bar {
     /// Reverse steps per image and images in all.
     reverse_steps: usize,
     total: usize,
+    /// Whose features are being made.
+    measured: String,
 }
 
 impl Bar {
@@ -34,6 +36,7 @@ impl Bar {
             batch_size: 0,
             reverse_steps: 1,
             total: 0,
+            measured: String::new(),
         }
     }
 
@@ -98,6 +101,24 @@ impl Bar {
             Event::Prepared { done, total: None } => {
                 let rate = self.rate(*done as f64);
                 self.show(0.0, None, &format!("{done} images"), rate);
+            }
+            Event::Measuring { what, done, total } => {
+                if self.measured != *what {
+                    self.measured.clone_from(what);
+                    self.total = *total;
+                    self.recent.clear();
+                    self.begin(*done as f64);
+                }
+                self.sampled(*done as f64, &format!("{done}/{total} images of {what}"));
+            }
+            Event::Fetching { done, total } => {
+                if self.recent.is_empty() {
+                    self.begin(*done as f64);
+                }
+                let megabytes = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
+                let of = total.map_or(String::new(), |total| format!(" of {}", megabytes(total)));
+                self.drawn.set_position((1000.0 * *done as f64 / total.unwrap_or(u64::MAX) as f64) as u64);
+                self.drawn.set_message(format!("{}{of} MB", megabytes(*done)));
             }
             Event::Sampled { done } => self.sampled(*done as f64, &format!("{done}/{} images", self.total)),
             _ => {}

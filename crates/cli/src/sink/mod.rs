@@ -45,7 +45,12 @@ impl Sinks {
         match event {
             Event::Notice(text) if !self.quiet => self.bar.above(text),
             Event::Warning(text) => self.bar.above(text),
-            Event::Step { .. } | Event::Sampling { .. } | Event::Bounded { .. } | Event::Prepared { .. } => {
+            Event::Step { .. }
+            | Event::Sampling { .. }
+            | Event::Bounded { .. }
+            | Event::Prepared { .. }
+            | Event::Measuring { .. }
+            | Event::Fetching { .. } => {
                 crate::interrupt::work_begins();
             }
             _ => {}

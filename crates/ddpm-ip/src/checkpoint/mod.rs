@@ -16,6 +16,7 @@ mod tensors;
 
 pub use reference::{Trio, write_model, write_trio};
 pub use tensors::TensorInfo;
+pub(crate) use tensors::{Tensors, load_bytes};
 
 use crate::torch::TorchFile;
 use tensors::load_for;

@@ -5,11 +5,12 @@ use crate::Error;
 use crate::config::Config;
 use crate::file::write_atomic;
 use crate::model::{Parameters, Spec};
+use crate::torch::{self, TorchFile};
 use burn::tensor::Device;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Keys of the file's text entries.
 const CONFIG: &str = "ddpm_ip.config";
@@ -147,7 +148,19 @@ pub(super) fn load_for(path: &Path, specs: &[Spec], prefix: &str, device: &Devic
     let held = list(path)?.into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
     check(path, specs, prefix, &held)?;
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, e))?;
+    values_of(&bytes, path, specs, prefix, device)
+}
+
+/// Parameters from the content of a file that is called `path` in messages.
+///
+/// # Errors
+/// Damage, missing tensors.
+pub(crate) fn load_bytes(bytes: &[u8], path: &Path, specs: &[Spec], device: &Device) -> Result<Parameters, Error> {
+    values_of(bytes, path, specs, "", device)
+}
+
+fn values_of(bytes: &[u8], path: &Path, specs: &[Spec], prefix: &str, device: &Device) -> Result<Parameters, Error> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(path, e))?;
     let mut values = Vec::with_capacity(specs.len());
     for spec in specs {
         let name = format!("{prefix}{}", spec.name);
@@ -190,4 +203,62 @@ pub(super) fn finite(path: &Path, name: &str, values: Vec<f32>) -> Result<Vec<f3
         return Ok(values);
     }
     Err(Error::file(path, format!("`{name}` holds values that are not finite: take another checkpoint")))
+}
+
+/// Tensors of a file that are asked for by name, whatever else it holds.
+pub(crate) struct Tensors {
+    path: PathBuf,
+    held: Held,
+}
+
+enum Held {
+    Safetensors(Vec<u8>),
+    Torch(TorchFile, HashMap<String, torch::Tensor>),
+}
+
+impl Tensors {
+    /// Opens a safetensors file or one of PyTorch's.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of another kind.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let held = if TorchFile::is_one(path) {
+            let file = TorchFile::open(path)?;
+            let tensors = file.parameters()?.into_iter().collect();
+            Held::Torch(file, tensors)
+        } else {
+            list(path)?;
+            Held::Safetensors(std::fs::read(path).map_err(Error::io("read", path))?)
+        };
+        Ok(Self { path: path.to_path_buf(), held })
+    }
+
+    /// The numbers of a tensor of this name and shape.
+    ///
+    /// # Errors
+    /// A file that has none, or damage.
+    pub(crate) fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let path = &self.path;
+        let other = |found: Option<&[usize]>| {
+            let has = found.map_or("has no such tensor".into(), |found| format!("has shape {found:?}"));
+            let message = format!("is of another network: `{name}` of shape {shape:?} is needed, the file {has}");
+            Error::file(path, message)
+        };
+        let values = match &mut self.held {
+            Held::Torch(file, tensors) => match tensors.get(name) {
+                Some(tensor) if tensor.shape() == shape => file.floats(tensor)?,
+                found => return Err(other(found.map(torch::Tensor::shape))),
+            },
+            Held::Safetensors(bytes) => {
+                let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(path, e))?;
+                match file.tensor(name).ok() {
+                    Some(view) if view.shape() == shape => floats(&view).ok_or_else(|| {
+                        Error::file(path, format!("`{name}` is {:?}; only F32, F16 and BF16 are read", view.dtype()))
+                    })?,
+                    found => return Err(other(found.as_ref().map(TensorView::shape))),
+                }
+            }
+        };
+        finite(path, name, values)
+    }
 }

@@ -49,29 +49,9 @@ impl Memory {
     pub(super) fn npz(path: &Path) -> Result<Labelled, Error> {
         let mut npz = Npz::open(path)?;
         let images = npz.bytes("arr_0")?;
-        let &[n, h, w, c] = images.shape.as_slice() else {
-            return Err(Error::file(path, format!("`arr_0` has shape {:?}, expected [N, H, W, C]", images.shape)));
-        };
-        if images.values.is_empty() {
-            return Err(Error::file(path, format!("`arr_0` has shape {:?}: there is no image in it", images.shape)));
-        }
-        let labels = if npz.has("arr_1") {
-            let labels = npz.integers("arr_1")?;
-            if labels.shape != [n] {
-                return Err(Error::file(
-                    path,
-                    format!("`arr_1` has shape {:?}, expected one label for each of the {n} images", labels.shape),
-                ));
-            }
-            let label = |label: i64| u32::try_from(label).ok().filter(|&l| (l as usize) < MOST_CLASSES);
-            let labels: Option<Vec<u32>> = labels.values.into_iter().map(label).collect();
-            let wrong =
-                || Error::file(path, format!("`arr_1` holds a label that is negative or not below {MOST_CLASSES}"));
-            Some(labels.ok_or_else(wrong)?)
-        } else {
-            None
-        };
-        Ok((Self { shape: [n, h, w, c], data: images.values }, labels))
+        let shape = image_shape(path, &images.shape)?;
+        let labels = labels(path, &mut npz, shape[0])?;
+        Ok((Self { shape, data: images.values }, labels))
     }
 
     /// An IDX file of images.
@@ -82,4 +62,31 @@ impl Memory {
         }
         Ok((Self { shape: [n, h, w, 1], data }, labels))
     }
+}
+
+/// The sizes `[N, H, W, C]` of an npz's images.
+pub(super) fn image_shape(path: &Path, shape: &[usize]) -> Result<[usize; 4], Error> {
+    let &[n, h, w, c] = shape else {
+        return Err(Error::file(path, format!("`arr_0` has shape {shape:?}, expected [N, H, W, C]")));
+    };
+    if n * h * w * c == 0 {
+        return Err(Error::file(path, format!("`arr_0` has shape {shape:?}: there is no image in it")));
+    }
+    Ok([n, h, w, c])
+}
+
+/// The labels `arr_1` of an npz's `n` images, if it has any.
+pub(super) fn labels(path: &Path, npz: &mut Npz, n: usize) -> Result<Option<Vec<u32>>, Error> {
+    if !npz.has("arr_1") {
+        return Ok(None);
+    }
+    let labels = npz.integers("arr_1")?;
+    if labels.shape != [n] {
+        let message = format!("`arr_1` has shape {:?}, expected one label for each of the {n} images", labels.shape);
+        return Err(Error::file(path, message));
+    }
+    let label = |label: i64| u32::try_from(label).ok().filter(|&l| (l as usize) < MOST_CLASSES);
+    let labels: Option<Vec<u32>> = labels.values.into_iter().map(label).collect();
+    let wrong = || Error::file(path, format!("`arr_1` holds a label that is negative or not below {MOST_CLASSES}"));
+    labels.map(Some).ok_or_else(wrong)
 }

@@ -6,6 +6,7 @@
 mod dataset;
 pub(crate) mod folder;
 mod idx;
+mod image_set;
 mod loader;
 mod memory;
 mod pillow;
@@ -13,9 +14,10 @@ mod pixels;
 mod sheet;
 
 pub use dataset::{Dataset, Options};
+pub use image_set::{ImageSet, Shape};
 pub use loader::{Batch, Loader};
-pub(crate) use pillow::box_crop;
 pub use pillow::center_crop;
+pub(crate) use pillow::{bicubic_crop, box_crop};
 pub use pixels::Pixels;
 pub use sheet::{Sheet, contact_sheet};
 

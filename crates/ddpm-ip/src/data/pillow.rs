@@ -136,6 +136,12 @@ pub(crate) fn box_crop(image: Pixels, size: usize) -> Pixels {
     image.cut((image.width - size) / 2, (image.height - size) / 2, size)
 }
 
+/// The crop of CLIP's and DINOv2's preparation: the shorter side to `size` by BICUBIC alone, the middle cut out.
+pub(crate) fn bicubic_crop(image: Pixels, size: usize) -> Pixels {
+    let image = shorter_side_to(image, size, Filter::Bicubic);
+    image.cut((image.width - size) / 2, (image.height - size) / 2, size)
+}
+
 /// The reference's `random_crop_arr`: the square covers 0.8 to 1.0 of the shorter side.
 pub(super) fn random_crop(image: &Pixels, size: usize, stream: &mut Stream) -> Pixels {
     let largest = (size as f64 / 0.8).ceil() as usize;

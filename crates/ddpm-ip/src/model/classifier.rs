@@ -96,11 +96,14 @@ impl Classifier {
         self.config.network.out_channels
     }
 
-    /// Logits `[N, classes]` for `x` `[N, C, H, W]` at times `t` `[N]` as the network sees them.
-    ///
-    /// # Panics
-    /// If the images are of another size than an attention head was made for.
-    pub fn forward(&self, p: &Parameters, x: Tensor<4>, t: &[f32], position: Option<RunPosition>) -> Tensor<2> {
+    /// The last features `[N, H, W, channels]`, and for a spatial head the means of every block's.
+    fn encode(
+        &self,
+        p: &Parameters,
+        x: Tensor<4>,
+        t: &[f32],
+        position: Option<RunPosition>,
+    ) -> (Tensor<4>, Vec<Tensor<2>>) {
         let config = &self.config.network;
         let context = Context { embedding: self.trunk.embed(p, config, t, None, &x.device()), position };
         let spatial = matches!(self.head, Head::Spatial(_) | Head::SpatialV2 { .. });
@@ -110,7 +113,27 @@ impl Classifier {
             h = block.forward(p, h, &context);
             means.extend(spatial.then(|| mean_of_positions(h.clone())));
         }
-        let h = self.trunk.middle.forward(p, h, &context).cast(DType::F32);
+        (self.trunk.middle.forward(p, h, &context).cast(DType::F32), means)
+    }
+
+    /// What the linear map of an adaptive head sees, `[N, channels]`; none of another head.
+    pub(crate) fn features(&self, p: &Parameters, x: Tensor<4>, t: &[f32]) -> Option<Tensor<2>> {
+        let Head::Adaptive { norm, .. } = &self.head else { return None };
+        Some(mean_of_positions(norm.forward(p, self.encode(p, x, t, None).0)))
+    }
+
+    /// Logits of an adaptive head's [`features`](Self::features).
+    pub(crate) fn logits(&self, p: &Parameters, features: Tensor<2>) -> Option<Tensor<2>> {
+        let Head::Adaptive { conv, .. } = &self.head else { return None };
+        Some(conv.forward_rows(p, features))
+    }
+
+    /// Logits `[N, classes]` for `x` `[N, C, H, W]` at times `t` `[N]` as the network sees them.
+    ///
+    /// # Panics
+    /// If the images are of another size than an attention head was made for.
+    pub fn forward(&self, p: &Parameters, x: Tensor<4>, t: &[f32], position: Option<RunPosition>) -> Tensor<2> {
+        let (h, mut means) = self.encode(p, x, t, position);
         match &self.head {
             Head::Adaptive { norm, conv } => conv.forward_rows(p, mean_of_positions(norm.forward(p, h))),
             Head::Attention { norm, positions, qkv, proj, heads } => {

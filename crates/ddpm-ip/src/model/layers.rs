@@ -71,7 +71,7 @@ impl Conv {
     fn forward_joined(layers: &[Self], p: &Parameters, x: Tensor<4>) -> Tensor<4> {
         let weights = layers.iter().map(|l| p.get(l.place, l.shape)).collect();
         let biases = layers.iter().map(|l| p.get(l.place + 1, [l.shape[0]])).collect();
-        let conv = ddpm_kernels::Conv2d { stride: 1 };
+        let conv = ddpm_kernels::Conv2d::same(1);
         ddpm_kernels::conv2d(x, Tensor::cat(weights, 0), Tensor::cat(biases, 0), None, conv)
     }
 
@@ -79,7 +79,7 @@ impl Conv {
     fn forward_onto(&self, p: &Parameters, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
         let weight = p.get(self.place, self.shape);
         let bias = p.get(self.place + 1, [self.shape[0]]);
-        ddpm_kernels::conv2d(x, weight, bias, residual, ddpm_kernels::Conv2d { stride: self.stride })
+        ddpm_kernels::conv2d(x, weight, bias, residual, ddpm_kernels::Conv2d::same(self.stride))
     }
 
     /// On `[N, C]`: through the same kernel, whose rows do not depend on their number.

@@ -1,0 +1,294 @@
+//! `ddpm-ip evaluate` and `ddpm-ip statistics`: how near samples are to real images.
+
+use crate::args::{self, LABELS, choice_arg, number};
+use crate::output::print;
+use crate::sink::Sinks;
+use anyhow::Context;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use ddpm_ip::Outcome;
+use ddpm_ip::config::ConfigError;
+use ddpm_ip::data::{Fit, Labels, Shape};
+use ddpm_ip::evaluate::{self, Choice, FID_INCEPTION, Job, Metric, Report, Settings};
+use fidelity::{InceptionScore, Subsets};
+use std::path::PathBuf;
+
+const FITS: [(&str, Fit); 2] = [("crop", Fit::Crop), ("pad", Fit::Pad)];
+const METRICS: [(&str, Option<Metric>); 4] = [
+    ("fid", None),
+    ("is", Some(Metric::InceptionScore)),
+    ("pr", Some(Metric::PrecisionRecall)),
+    ("kid", Some(Metric::KernelDistance)),
+];
+
+/// Images that go through the network together if nobody says.
+const BATCH_SIZE: usize = 32;
+
+/// What both commands can be told.
+fn settings_args() -> Vec<Arg> {
+    vec![
+        Arg::new("features").long("features").value_name("NETWORK").help(
+            "inception, inception:WEIGHTS.pth, grey (embedded) or a file.onnx [default: grey for grey images, else inception]",
+        ),
+        number::<usize>("feature-size", "side of the images that an .onnx takes, where it leaves that open"),
+        Arg::new("feature-output").long("feature-output").value_name("NAME").help("output of an .onnx [default: the first with features]"),
+        three("feature-mean", "taken off the channels (0 to 1) for an .onnx [default: ImageNet's 0.485,0.456,0.406]"),
+        three("feature-std", "what they are divided by [default: ImageNet's 0.229,0.224,0.225]"),
+        number::<usize>(
+            "batch-size",
+            "images that go through the network together; does not change the results [default: 32]",
+        ),
+        number::<usize>("image-size", "bring all images to squares of this side first"),
+        choice_arg("fit", FITS, "how: the middle, or all on black [default: crop]"),
+        choice_arg("labels", LABELS, "classes of a folder's images: file name up to its first `_`, or folder"),
+        args::path("cache", "DIR", "folder for features and weights [default: DDPM_IP_CACHE, or ~/.cache/ddpm-ip]"),
+        args::switch("no-cache", "compute features anew and keep none"),
+        args::switch("quiet", "no progress"),
+        args::switch("json", "report as JSON"),
+        args::device_arg(),
+    ]
+}
+
+/// A flag with a number for each of three channels.
+fn three(name: &'static str, help: &'static str) -> Arg {
+    let parse = |text: &str| -> Result<[f32; 3], String> {
+        let numbers: Result<Vec<f32>, _> = text.split(',').map(|n| n.trim().parse()).collect();
+        match numbers.map_err(|e| e.to_string())?[..] {
+            [all] => Ok([all; 3]),
+            [r, g, b] => Ok([r, g, b]),
+            _ => Err("one number, or three with commas between them".into()),
+        }
+    };
+    Arg::new(name).long(name).value_name("R,G,B").allow_hyphen_values(true).value_parser(parse).help(help)
+}
+
+/// The network asked for.
+fn features(matches: &ArgMatches) -> anyhow::Result<Option<Choice>> {
+    let text = matches.get_one::<String>("features");
+    let mut choice: Option<Choice> = text.map(|text| text.parse()).transpose()?;
+    let given =
+        ["feature-size", "feature-output", "feature-mean", "feature-std"].into_iter().find(|f| matches.contains_id(f));
+    if let Some(Choice::Onnx(onnx)) = &mut choice {
+        onnx.size = matches.get_one::<usize>("feature-size").copied();
+        onnx.output = matches.get_one::<String>("feature-output").cloned();
+        onnx.mean = matches.get_one("feature-mean").copied().unwrap_or(onnx.mean);
+        onnx.std = matches.get_one("feature-std").copied().unwrap_or(onnx.std);
+    } else if let Some(flag) = given {
+        return Err(
+            ConfigError(format!("--{flag} is for a network of your own: name it with --features FILE.onnx")).into()
+        );
+    }
+    Ok(choice)
+}
+
+fn images(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name.to_lowercase()).value_name(name).required(true).help(help)
+}
+
+pub(super) fn evaluate_command() -> Command {
+    let defaults = Subsets::default();
+    Command::new("evaluate")
+        .about("Compare samples with real images: FID, sFID, Inception Score, precision, recall, KID")
+        .long_about(
+            "Compare samples with real images: FID, sFID, Inception Score, precision, recall and KID, as the reference's \
+             evaluator computes them.\n\n\
+             REFERENCE and SAMPLES are each an .npz with images (`arr_0`), a folder of PNG or JPEG images, a folder or file of \
+             the MNIST family, `digits` (embedded), a run directory (its newest samples_*.npz), or an .npz with statistics \
+             (`mu`, `sigma`, `mu_s`, `sigma_s`).\n\n\
+             Features are kept by the images' content, and an interrupted call goes on when it is repeated. The report of a \
+             run's samples is added to its evaluations.jsonl.",
+        )
+        .arg(images("REFERENCE", "real images, or their statistics"))
+        .arg(images("SAMPLES", "generated images, or a run directory"))
+        .arg(
+            Arg::new("metrics")
+                .long("metrics")
+                .value_name("LIST")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .value_parser(args::choice(METRICS))
+                .help("some of fid (with sfid), is, pr (precision and recall), kid [default: all]"),
+        )
+        .arg(number::<usize>("num-images", "use the first N samples alone"))
+        .arg(number::<usize>("split", "samples per split of the Inception Score [default: 5000]"))
+        .arg(number::<usize>("k", "neighbours in precision and recall [default: 3]"))
+        .arg(number::<usize>("kid-subsets", "subsets of KID [default: 100]"))
+        .arg(number::<usize>("kid-subset-size", "images of each, of either side [default: 1000]"))
+        .arg(
+            Arg::new("seed")
+                .long("seed")
+                .value_name("N")
+                .value_parser(value_parser!(u64))
+                .help(format!("seed of subsets [default: {}]", defaults.seed)),
+        )
+        .arg(args::switch("extrapolate", "also estimate FID for infinitely many samples"))
+        .arg(args::switch("per-class", "also compare classes one by one"))
+        .arg(args::path("neighbours", "FILE.png", "draw samples beside the reference images nearest to them"))
+        .args(settings_args())
+        .args_override_self(true)
+}
+
+pub(super) fn statistics_command() -> Command {
+    Command::new("statistics")
+        .about("Write the statistics of images that FID and sFID compare")
+        .long_about(
+            "Write the statistics of images to an .npz as the reference's downloads have them: `mu`, `sigma` and, for sFID, \
+             `mu_s`, `sigma_s`; also `features`, the network's name, and `images`, their number. `evaluate` takes the file in \
+             place of the images.",
+        )
+        .arg(images("IMAGES", "what `evaluate` takes for images"))
+        .arg(Arg::new("out").value_name("OUT.npz").required(true).value_parser(value_parser!(PathBuf)).help("the file to write"))
+        .args(settings_args())
+        .args_override_self(true)
+}
+
+fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
+    let count = |name: &str, default: usize| -> anyhow::Result<usize> {
+        match matches.try_get_one::<usize>(name).ok().flatten().copied() {
+            Some(0) => Err(ConfigError(format!("--{name} 0: give at least 1")).into()),
+            given => Ok(given.unwrap_or(default)),
+        }
+    };
+    let flag = |name: &str| matches.try_get_one::<bool>(name).ok().flatten().copied().unwrap_or(false);
+    let seed = matches.try_get_one::<u64>("seed").ok().flatten().copied().unwrap_or(0);
+    let image_size = matches.contains_id("image-size").then(|| count("image-size", 1)).transpose()?;
+    let fit = matches.get_one::<Fit>("fit").copied();
+    if fit.is_some() && image_size.is_none() {
+        return Err(ConfigError("--fit says how images become those of --image-size: give that, too".into()).into());
+    }
+    let metrics = match matches.try_get_many::<Option<Metric>>("metrics") {
+        Ok(Some(chosen)) => chosen.copied().flatten().collect(),
+        _ => METRICS.iter().filter_map(|(_, metric)| *metric).collect(),
+    };
+    let subsets = Subsets::default();
+    let folder = matches.get_one::<PathBuf>("cache").cloned().or_else(args::cache_dir);
+    Ok(Settings {
+        features: features(matches)?,
+        metrics,
+        batch_size: count("batch-size", BATCH_SIZE)?,
+        shape: image_size.map(|image_size| Shape { image_size, fit: fit.unwrap_or_default() }),
+        labels: matches.get_one::<Labels>("labels").copied().unwrap_or_default(),
+        num_images: match matches.try_get_one::<usize>("num-images") {
+            Ok(Some(_)) => Some(count("num-images", 1)?),
+            _ => None,
+        },
+        split: count("split", InceptionScore::SPLIT)?,
+        k: count("k", 3)?,
+        subsets: Subsets {
+            count: count("kid-subsets", subsets.count)?,
+            size: count("kid-subset-size", subsets.size)?,
+            seed,
+        },
+        extrapolate: flag("extrapolate"),
+        per_class: flag("per-class"),
+        seed,
+        weights: folder.clone().unwrap_or_default().join("weights"),
+        cache: folder.filter(|_| !flag("no-cache")),
+    })
+}
+
+pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned().with_context(|| format!("{name} is missing"));
+    let job = Job {
+        reference: text("reference")?,
+        samples: text("samples")?,
+        settings: settings(matches)?,
+        neighbours: matches.get_one::<PathBuf>("neighbours").cloned(),
+    };
+    let device = args::device(matches)?;
+    let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
+    let result = evaluate::evaluate(&job, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    sinks.finish();
+    let (outcome, report) = result?;
+    print(&match report {
+        None => stopped(job.settings.cache.is_some()).into(),
+        Some(report) if matches.get_flag("json") => serde_json::to_string(&report)?,
+        Some(report) => table(&report),
+    })?;
+    Ok(outcome)
+}
+
+fn stopped(kept: bool) -> &'static str {
+    if kept {
+        "stopped; what is finished is kept, and the same command goes on from there"
+    } else {
+        "stopped; nothing was kept"
+    }
+}
+
+pub(super) fn statistics(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let settings = settings(matches)?;
+    let images = matches.get_one::<String>("images").context("IMAGES is missing")?;
+    let out = matches.get_one::<PathBuf>("out").context("OUT.npz is missing")?;
+    if out.extension().is_none_or(|e| e != "npz") {
+        return Err(ConfigError(format!("{} is no name of an npz: end it in .npz", out.display())).into());
+    }
+    let device = args::device(matches)?;
+    let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
+    let result =
+        evaluate::statistics(images, out, &settings, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    sinks.finish();
+    let (outcome, statistics) = result?;
+    print(&match statistics {
+        None => stopped(settings.cache.is_some()).into(),
+        Some(s) if matches.get_flag("json") => serde_json::json!({
+            "out": out.display().to_string(), "features": s.network, "images": s.images,
+            "columns": s.features.width(), "spatial_columns": s.spatial.as_ref().map(fidelity::Gaussian::width),
+        })
+        .to_string(),
+        Some(s) => format!(
+            "wrote the statistics of {} images by {} to {}",
+            s.images.unwrap_or_default(),
+            s.network,
+            out.display()
+        ),
+    })?;
+    Ok(outcome)
+}
+
+/// The report for people.
+fn table(report: &Report) -> String {
+    let mut lines = Vec::new();
+    let mut line = |name: &str, value: String| lines.push(format!("{name:18}{value}"));
+    for (name, side) in [("reference", &report.reference), ("samples", &report.samples)] {
+        let images = side.images.map_or("of unknown number".into(), |n| format!("{n} images"));
+        line(name, format!("{}, {images}", side.source));
+    }
+    line("features", format!("{}, images resized {}", report.features, report.resize));
+    line("", String::new());
+    let pair = |[value, error]: [f64; 2]| format!("{} ± {}", number_text(value), number_text(error));
+    // What other networks than Inception give is not called by its names.
+    let inception = report.features == FID_INCEPTION || report.features.starts_with("inception-");
+    let named = |short: &'static str, long: &'static str| if inception { short } else { long };
+    let rows = [
+        (named("FID", "Fréchet distance"), Some(number_text(report.fid))),
+        (named("FID∞", "extrapolated"), report.fid_infinity.map(pair)),
+        ("sFID", report.sfid.map(number_text)),
+        (named("Inception Score", "class score"), report.inception_score.map(pair)),
+        ("precision", report.precision.map(|v| format!("{v:.4}"))),
+        ("recall", report.recall.map(|v| format!("{v:.4}"))),
+        (named("KID", "kernel distance"), report.kid.map(pair)),
+    ];
+    for (name, value) in rows {
+        if let Some(value) = value {
+            line(name, value);
+        }
+    }
+    for class in &report.classes {
+        let [of_reference, of_samples] = class.images;
+        let value = class.frechet_distance.map_or("too few images".into(), number_text);
+        line(&format!("class {}", class.class), format!("{value}  ({of_reference} and {of_samples} images)"));
+    }
+    if let Some(neighbours) = &report.neighbours {
+        line("neighbours", neighbours.sheet.display().to_string());
+    }
+    if let Some(remark) = &report.remark {
+        line("", String::new());
+        line("note", remark.clone());
+    }
+    lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}
+
+/// Four decimals, or four digits of what is smaller.
+fn number_text(value: f64) -> String {
+    if value == 0.0 || value.abs() >= 0.01 { format!("{value:.4}") } else { format!("{value:.3e}") }
+}

@@ -1,0 +1,212 @@
+//! Images as they are stored, to be measured.
+
+use super::memory::Memory;
+use super::{DataError, Fit, Labels, Pixels, folder, idx, memory, pillow};
+use crate::Error;
+use crate::npz::Npz;
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+
+/// What images are brought to before they are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Side of the square, in pixels.
+    pub image_size: usize,
+    /// How other sizes are treated.
+    pub fit: Fit,
+}
+
+/// A set of images of one size, gone through in order. An npz and a folder are read as they are needed.
+pub struct ImageSet {
+    name: String,
+    source: Source,
+    labels: Option<Vec<u32>>,
+    shape: Option<Shape>,
+    /// Height, width and channels as stored; of a folder those of the first image.
+    stored: [usize; 3],
+    /// Images in all, and those that are used.
+    stored_len: usize,
+    len: usize,
+}
+
+enum Source {
+    Npz(PathBuf),
+    Memory(Memory),
+    Files(Vec<PathBuf>),
+}
+
+impl ImageSet {
+    /// Opens `digits` (embedded), a folder of images, a folder of the MNIST family, an npz with `arr_0` or an IDX file.
+    ///
+    /// # Errors
+    /// What does not exist, is empty, damaged or of an unknown kind, or does not fit the shape asked for.
+    pub fn open(name: &str, shape: Option<Shape>, labels: Labels) -> Result<Self, Error> {
+        let path = Path::new(name);
+        let idx_file = if path.is_dir() { idx::in_folder(path) } else { idx::is_named(path).then(|| path.into()) };
+        let of_memory =
+            |(memory, labels): memory::Labelled| (memory.image_shape(), memory.len(), labels, Source::Memory(memory));
+        let (stored, stored_len, labels, source) = if name == "digits" {
+            of_memory(Memory::digits())
+        } else if !path.exists() {
+            return Err(DataError::Missing(path.into()).into());
+        } else if let Some(file) = idx_file {
+            of_memory(Memory::idx(&file)?)
+        } else if path.is_dir() {
+            let files = folder::list(path)?;
+            let Some(first) = files.first() else { return Err(DataError::Empty(path.into()).into()) };
+            let image = folder::decode(first)?;
+            let labels = folder::classes(path, &files, labels).map(|(labels, _)| labels);
+            ([image.height, image.width, image.channels], files.len(), labels, Source::Files(files))
+        } else if path.extension().is_some_and(|e| e == "npz") {
+            let mut npz = Npz::open(path)?;
+            let [n, stored @ ..] = memory::image_shape(path, &npz.byte_shape("arr_0")?)?;
+            (stored, n, memory::labels(path, &mut npz, n)?, Source::Npz(path.into()))
+        } else {
+            return Err(DataError::Unknown(path.into()).into());
+        };
+        let set = Self { name: name.into(), source, labels, shape, stored, stored_len, len: stored_len };
+        if !matches!(set.source, Source::Files(_)) {
+            // All images are alike: one tells whether any fits.
+            let [height, width, channels] = stored;
+            let any = Pixels { width, height, channels, data: vec![0; height * width * channels] };
+            set.shaped(any, 0)?;
+        }
+        Ok(set)
+    }
+
+    /// The first `most` images alone, if there are more.
+    #[must_use]
+    pub fn take(mut self, most: usize) -> Self {
+        self.len = self.stored_len.min(most.max(1));
+        self
+    }
+
+    /// What it was opened by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of images: at least 1.
+    #[expect(clippy::len_without_is_empty, reason = "an image set is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Height, width and channels of every image.
+    pub fn image_shape(&self) -> [usize; 3] {
+        let [height, width, channels] = self.stored;
+        self.shape.map_or([height, width, channels], |s| [s.image_size, s.image_size, channels])
+    }
+
+    /// Class of each image.
+    pub fn labels(&self) -> Option<&[u32]> {
+        self.labels.as_ref().map(|labels| &labels[..self.len])
+    }
+
+    /// Passes the images from number `first` on to `take`, up to `batch` at a time, as `[n, H, W, C]`, until it says no.
+    ///
+    /// # Errors
+    /// Images that cannot be read, or are of other sizes than the first; what `take` says.
+    pub fn batches(
+        &self,
+        first: usize,
+        batch: usize,
+        take: &mut dyn FnMut(&[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        let size: usize = self.image_shape().iter().product();
+        if let Source::Npz(path) = &self.source {
+            let [height, width, channels] = self.stored;
+            let bytes = height * width * channels;
+            let mut at = 0;
+            return Npz::open(path)?.byte_rows("arr_0", batch, &mut |rows| {
+                let (begin, end) = (at, at + rows.len() / bytes);
+                at = end;
+                // Rows before the first are read over.
+                let wanted = first.clamp(begin, end)..self.len.clamp(begin, end);
+                if wanted.is_empty() {
+                    return Ok(end < self.len);
+                }
+                let rows = &rows[(wanted.start - begin) * bytes..(wanted.end - begin) * bytes];
+                if self.shape.is_none() {
+                    return Ok(take(rows)? && end < self.len);
+                }
+                let image = |(i, row): (usize, &[u8])| {
+                    self.shaped(Pixels { width, height, channels, data: row.to_vec() }, wanted.start + i)
+                };
+                let images = rows.par_chunks(bytes).enumerate().map(image).collect::<Result<Vec<_>, _>>()?;
+                Ok(take(&images.concat())? && end < self.len)
+            });
+        }
+        for from in (first..self.len).step_by(batch) {
+            let images = (from..self.len.min(from + batch)).into_par_iter().map(|i| {
+                let image = match &self.source {
+                    Source::Files(files) => folder::decode(&files[i])?,
+                    Source::Memory(memory) => memory.image(i),
+                    Source::Npz(_) => unreachable!("read above"),
+                };
+                self.shaped(image, i)
+            });
+            let images = images.collect::<Result<Vec<_>, DataError>>()?.concat();
+            debug_assert_eq!(images.len() % size, 0);
+            if !take(&images)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Some images, in the order of their numbers.
+    ///
+    /// # Errors
+    /// As [`Self::batches`].
+    pub fn images(&self, wanted: &std::collections::BTreeSet<usize>) -> Result<Vec<Vec<u8>>, Error> {
+        let size: usize = self.image_shape().iter().product();
+        let (mut at, mut found) = (0, Vec::new());
+        self.batches(0, 256, &mut |images| {
+            for image in images.chunks_exact(size) {
+                if wanted.contains(&at) {
+                    found.push(image.to_vec());
+                }
+                at += 1;
+            }
+            Ok(found.len() < wanted.len())
+        })?;
+        Ok(found)
+    }
+
+    /// Image `i` in the shape of all.
+    fn shaped(&self, image: Pixels, i: usize) -> Result<Vec<u8>, DataError> {
+        let name = match &self.source {
+            Source::Files(files) => files[i].display().to_string(),
+            _ => format!("the images of {}", self.name),
+        };
+        let bad = |reason: String| Err(DataError::Misfit { image: name.clone(), reason });
+        let (w, h) = (image.width, image.height);
+        let [height, width, channels] = self.stored;
+        let Some(image) = image.with_channels(channels) else {
+            return bad(format!("they have not the {channels} channels of the first image"));
+        };
+        let Some(Shape { image_size, fit }) = self.shape else {
+            if [h, w] != [height, width] {
+                return bad(format!(
+                    "{w}x{h} pixels, the first image of the folder has {width}x{height}: bring them to one size with \
+                     --image-size"
+                ));
+            }
+            return Ok(image.data);
+        };
+        Ok(match fit {
+            Fit::Pad if w > image_size || h > image_size => {
+                return bad(format!("{w}x{h} pixels are larger than {image_size}x{image_size}: use --fit crop"));
+            }
+            Fit::Pad => image.pad(image_size).data,
+            Fit::Crop if w.min(h) < image_size => {
+                return bad(format!(
+                    "{w}x{h} pixels are smaller than {image_size}x{image_size}: use --fit pad or a smaller --image-size"
+                ));
+            }
+            Fit::Crop if (w, h) == (image_size, image_size) => image.data,
+            Fit::Crop => pillow::center_crop(&image, image_size).data,
+        })
+    }
+}

@@ -1,0 +1,267 @@
+//! Features of image sets: computed once, and kept by the images' content.
+
+use super::network::FeatureNetwork;
+use super::statistics::Statistics;
+use crate::data::ImageSet;
+use crate::event::{Emit, Event};
+use crate::file::{sync_folder, write_atomic};
+use crate::partial::Partial;
+use crate::{Error, Outcome};
+use fidelity::{FidelityError, Gaussian, Moments};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Rows that are read at a time; moments do not depend on how features were computed.
+const ROWS: usize = 512;
+
+/// Images that are hashed at a time.
+const HASHED: usize = 256;
+
+/// Features in a file: a line that says what they are, then the rows as float32.
+#[derive(Debug)]
+pub(super) struct FeatureFile {
+    path: PathBuf,
+    start: u64,
+    rows: usize,
+    width: usize,
+    /// Where the file is if nothing is to be kept.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl FeatureFile {
+    /// Passes the rows on, some at a time.
+    pub(super) fn rows(&self, mut take: impl FnMut(&[f32]) -> Result<(), Error>) -> Result<(), Error> {
+        let mut file = BufReader::new(File::open(&self.path).map_err(Error::io("read", &self.path))?);
+        file.seek(SeekFrom::Start(self.start)).map_err(Error::io("read", &self.path))?;
+        let mut left = self.rows;
+        let mut bytes = vec![0; ROWS.min(self.rows) * self.width * 4];
+        while left > 0 {
+            let part = &mut bytes[..ROWS.min(left) * self.width * 4];
+            file.read_exact(part).map_err(Error::io("read", &self.path))?;
+            take(&floats(part))?;
+            left -= ROWS.min(left);
+        }
+        Ok(())
+    }
+
+    /// All rows `[n, width]`.
+    pub(super) fn all(&self) -> Result<Vec<f32>, Error> {
+        let mut all = Vec::with_capacity(self.rows * self.width);
+        self.rows(|rows| {
+            all.extend_from_slice(rows);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// What a set of images gives.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) statistics: Statistics,
+    pub(super) features: FeatureFile,
+}
+
+/// SHA-256 of the images of a set and their sizes.
+///
+/// # Errors
+/// Images that cannot be read; a set of one image, or of one image again and again, which has no distribution.
+fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<String>, Error> {
+    let [h, w, c] = set.image_shape();
+    if set.len() < 2 {
+        return Err(Error::file(Path::new(set.name()), "holds one image: a distribution needs at least two"));
+    }
+    let mut hasher = Sha256::new();
+    hasher.update(format!("images {h} {w} {c}\n"));
+    let (mut first, mut differ) = (Vec::new(), false);
+    set.batches(0, HASHED, &mut |images| {
+        hasher.update(images);
+        if first.is_empty() {
+            first = images[..h * w * c].to_vec();
+        }
+        differ = differ || images.chunks_exact(h * w * c).any(|image| image != first);
+        Ok(!stop.load(Ordering::Relaxed))
+    })?;
+    if stop.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    if !differ {
+        let message = format!("all its {} images are the same: there is no distribution to compare", set.len());
+        return Err(Error::file(Path::new(set.name()), message));
+    }
+    Ok(Some(hex(&hasher.finalize())))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
+}
+
+/// Statistics and features of a set, from the folder `cache` if they are there, and kept there if one is given. An
+/// interrupted call gives nothing; the same call goes on from where it stopped if there is a cache.
+///
+/// # Errors
+/// Images that cannot be read or that the network does not take, features that are not finite, failing writes. Nothing
+/// wrong is kept.
+pub(super) fn measure(
+    set: &ImageSet,
+    network: &FeatureNetwork,
+    batch: usize,
+    cache: Option<&Path>,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<(Outcome, Option<Measured>), Error> {
+    let shape = set.image_shape();
+    if let Some(reason) = network.refuses(shape[2]) {
+        return Err(Error::file(Path::new(set.name()), reason));
+    }
+    let Some(hash) = content(set, stop)? else { return Ok((Outcome::Interrupted, None)) };
+    let temporary = if cache.is_some() {
+        None
+    } else {
+        Some(tempfile::tempdir().map_err(Error::io("write into", &std::env::temp_dir()))?)
+    };
+    let folder = match (cache, &temporary) {
+        (Some(cache), _) => cache.join("features").join(network.name()),
+        (None, Some(temporary)) => temporary.path().to_path_buf(),
+        (None, None) => unreachable!("one of them is there"),
+    };
+    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let (features_path, statistics_path) =
+        (folder.join(format!("{hash}.features")), folder.join(format!("{hash}.npz")));
+    let identity = format!("ddpm-ip features of {} by {}, {} x {}", hash, network.name(), set.len(), network.width());
+    let file = |temporary| FeatureFile {
+        path: features_path.clone(),
+        start: identity.len() as u64 + 1,
+        rows: set.len(),
+        width: network.width(),
+        _temporary: temporary,
+    };
+    if let Some(statistics) = kept(&features_path, &statistics_path, &identity, set.len() * network.width()) {
+        emit(Event::Measuring { what: set.name().into(), done: set.len(), total: set.len() });
+        return Ok((Outcome::Finished, Some(Measured { statistics, features: file(temporary) })));
+    }
+
+    let row = network.width() + network.spatial_width();
+    let (mut partial, mut done) = Partial::open(&folder.join(&hash), &identity, 4 * row)?;
+    done = done.min(set.len());
+    let progress = |done: usize| Event::Measuring { what: set.name().into(), done, total: set.len() };
+    emit(progress(done));
+    let mut bad = None;
+    set.batches(done, batch, &mut |images| {
+        let n = images.len() / shape.iter().product::<usize>();
+        let rows = network.features(images, [n, shape[0], shape[1], shape[2]])?;
+        if let Some(i) =
+            first_bad(&rows.features, network.width()).or(first_bad(&rows.spatial, network.spatial_width()))
+        {
+            bad = Some(done + i);
+            return Ok(false);
+        }
+        let mut bytes = Vec::with_capacity(n * row * 4);
+        for i in 0..n {
+            for (values, width) in [(&rows.features, network.width()), (&rows.spatial, network.spatial_width())] {
+                bytes.extend(values[i * width..(i + 1) * width].iter().flat_map(|v| v.to_le_bytes()));
+            }
+        }
+        partial.append(&bytes)?;
+        done += n;
+        emit(progress(done));
+        Ok(!stop.load(Ordering::Relaxed))
+    })?;
+    if let Some(image) = bad {
+        partial.remove()?;
+        let message =
+            format!("image {image} has features that are not finite: check the weights of {}", network.name());
+        return Err(Error::file(Path::new(set.name()), message));
+    }
+    if done < set.len() {
+        return Ok((Outcome::Interrupted, None));
+    }
+    let statistics = finish(&mut partial, set.len(), network, &features_path, &identity)?;
+    statistics.write(&statistics_path)?;
+    partial.remove()?;
+    sync_folder(&folder);
+    Ok((Outcome::Finished, Some(Measured { statistics, features: file(temporary) })))
+}
+
+/// The first row with a value that is not finite.
+fn first_bad(values: &[f32], width: usize) -> Option<usize> {
+    values.iter().position(|v| !v.is_finite()).map(|at| at / width)
+}
+
+/// What is kept of an earlier call, if it is whole.
+fn kept(features: &Path, statistics: &Path, identity: &str, values: usize) -> Option<Statistics> {
+    let mut file = File::open(features).ok()?;
+    let mut line = vec![0; identity.len() + 1];
+    file.read_exact(&mut line).ok()?;
+    let whole = line.strip_suffix(b"\n") == Some(identity.as_bytes())
+        && file.metadata().ok()?.len() == (line.len() + 4 * values) as u64;
+    if whole { Statistics::read(statistics).ok().flatten() } else { None }
+}
+
+/// Writes the features of finished rows, and sums up both kinds.
+fn finish(
+    partial: &mut Partial,
+    count: usize,
+    network: &FeatureNetwork,
+    path: &Path,
+    identity: &str,
+) -> Result<Statistics, Error> {
+    let (width, spatial_width) = (network.width(), network.spatial_width());
+    let [mut features, mut spatial] = [width, spatial_width].map(Sum::new);
+    write_atomic(path, |w| {
+        w.write_all(identity.as_bytes())?;
+        w.write_all(b"\n")?;
+        partial.read(count, |bytes| {
+            for row in bytes.chunks_exact(4 * (width + spatial_width)) {
+                let (of_features, of_space) = row.split_at(4 * width);
+                w.write_all(of_features)?;
+                features.add(of_features).and_then(|()| spatial.add(of_space)).map_err(std::io::Error::other)?;
+            }
+            Ok(())
+        })
+    })?;
+    let of = |e: FidelityError| Error::file(path, e.to_string());
+    Ok(Statistics {
+        network: network.name().into(),
+        images: Some(count),
+        features: features.finish().map_err(of)?,
+        spatial: if spatial_width > 0 { Some(spatial.finish().map_err(of)?) } else { None },
+    })
+}
+
+/// Moments of rows that come one by one: as many are added at a time, so that sums are always rounded the same way.
+struct Sum {
+    moments: Moments,
+    waiting: Vec<f32>,
+}
+
+impl Sum {
+    fn new(width: usize) -> Self {
+        Self { moments: Moments::new(width), waiting: Vec::new() }
+    }
+
+    fn add(&mut self, row: &[u8]) -> Result<(), FidelityError> {
+        self.waiting.extend(floats(row));
+        if self.waiting.len() == ROWS * self.moments.width() { self.push() } else { Ok(()) }
+    }
+
+    fn push(&mut self) -> Result<(), FidelityError> {
+        let width = self.moments.width();
+        let rows = self.waiting.len().checked_div(width).unwrap_or(0);
+        self.moments.push(&self.waiting, [rows, width])?;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Gaussian, FidelityError> {
+        self.push()?;
+        self.moments.gaussian()
+    }
+}

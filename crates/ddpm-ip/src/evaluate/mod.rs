@@ -1,0 +1,521 @@
+//! How near samples are to real images: Fréchet distances, Inception Score, precision, recall and kernel distance.
+
+mod features;
+mod foreign;
+mod grey;
+mod neighbours;
+mod network;
+mod statistics;
+
+pub use network::{Choice, FID_INCEPTION, FeatureNetwork, OnnxChoice, Rows};
+pub use statistics::Statistics;
+
+use crate::Error;
+use crate::config::ConfigError;
+use crate::data::{ImageSet, Labels, Shape};
+use crate::event::{Emit, Event, Outcome};
+use crate::npz::Npz;
+use burn::tensor::Device;
+use features::{FeatureFile, Measured, measure};
+use fidelity::{
+    Features, FidelityError, Gaussian, InceptionScore, Moments, Subsets, extrapolated_frechet_distance,
+    frechet_distance, kernel_distance, precision_recall,
+};
+use neighbours::Neighbours;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Samples below which a Fréchet distance is too large by more than a little.
+const FEW_IMAGES: usize = 10_000;
+
+/// Distances through which the extrapolated one is fitted.
+const EXTRAPOLATION_POINTS: usize = 15;
+
+/// How sets are compared.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The network; none for [`Choice::Grey`] where all images are grey, else FID-Inception.
+    pub features: Option<Choice>,
+    /// What is computed beside Fréchet distances.
+    pub metrics: Vec<Metric>,
+    /// Images that go through the network together; does not change the results.
+    pub batch_size: usize,
+    /// What images are brought to first; as they are if there is none.
+    pub shape: Option<Shape>,
+    /// Where a folder's classes come from.
+    pub labels: Labels,
+    /// Samples that are used, the first ones.
+    pub num_images: Option<usize>,
+    /// Rows per split of the Inception Score.
+    pub split: usize,
+    /// Neighbours in precision and recall.
+    pub k: usize,
+    /// Subsets of the kernel distance.
+    pub subsets: Subsets,
+    /// Whether the distance is extrapolated to infinitely many samples.
+    pub extrapolate: bool,
+    /// Whether classes are compared one by one.
+    pub per_class: bool,
+    /// Seed of subsets.
+    pub seed: u64,
+    /// Where features are kept; nowhere if there is none.
+    pub cache: Option<PathBuf>,
+    /// Where weights are looked for.
+    pub weights: PathBuf,
+}
+
+/// A metric that needs more than means and covariances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// The Inception Score.
+    InceptionScore,
+    /// Improved precision and recall.
+    PrecisionRecall,
+    /// The kernel distance.
+    KernelDistance,
+}
+
+/// What to compare.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Real images: anything that [`ImageSet`] opens, or a file of statistics.
+    pub reference: String,
+    /// Generated images: the same, or a run directory, whose newest samples are taken.
+    pub samples: String,
+    /// How.
+    pub settings: Settings,
+    /// A PNG of samples beside the reference images nearest to them.
+    pub neighbours: Option<PathBuf>,
+}
+
+/// One side of a comparison, in a report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SideReport {
+    /// What was compared.
+    pub source: String,
+    /// Images behind the means and covariances, where that is known.
+    pub images: Option<usize>,
+}
+
+/// A class's distance.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassReport {
+    /// The class.
+    pub class: u32,
+    /// Reference images and samples of it.
+    pub images: [usize; 2],
+    /// The Fréchet distance, where both have two images at least.
+    pub frechet_distance: Option<f64>,
+}
+
+/// Results. A pair is a value and its error; what was not asked for or cannot be computed is none.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// The real images.
+    pub reference: SideReport,
+    /// The generated ones.
+    pub samples: SideReport,
+    /// The feature network.
+    pub features: String,
+    /// What was done to images before.
+    pub resize: String,
+    /// What must be known of the numbers.
+    pub remark: Option<String>,
+    /// Fréchet distance of the features.
+    pub fid: f64,
+    /// Fréchet distance of the spatial features.
+    pub sfid: Option<f64>,
+    /// Fréchet distance extrapolated to infinitely many samples, and its standard error.
+    pub fid_infinity: Option<[f64; 2]>,
+    /// Inception Score: mean over splits and their standard deviation.
+    pub inception_score: Option<[f64; 2]>,
+    /// Share of the samples within the reference's reach.
+    pub precision: Option<f64>,
+    /// Share of the reference within the samples' reach.
+    pub recall: Option<f64>,
+    /// Kernel distance: mean over subsets and their standard deviation.
+    pub kid: Option<[f64; 2]>,
+    /// Distances class by class.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassReport>,
+    /// Samples and the reference images nearest to them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neighbours: Option<Neighbours>,
+}
+
+/// A side that is open: statistics, images, or both.
+struct Side {
+    name: String,
+    statistics: Option<Statistics>,
+    images: Option<ImageSet>,
+}
+
+impl Side {
+    /// Opens a file of statistics, a run's samples or images.
+    fn open(name: &str, settings: &Settings) -> Result<Self, Error> {
+        let path = run_samples(Path::new(name))?;
+        let name = path.as_ref().map_or(name.into(), |path| path.to_string_lossy().into_owned());
+        let path = Path::new(&name);
+        let mut statistics = None;
+        if path.extension().is_some_and(|e| e == "npz") && path.is_file() {
+            statistics = Statistics::read(path)?;
+            if statistics.is_some() && !Npz::open(path)?.has("arr_0") {
+                return Ok(Self { name, statistics, images: None });
+            }
+        }
+        let images = Some(ImageSet::open(&name, settings.shape, settings.labels)?);
+        Ok(Self { name, statistics, images })
+    }
+}
+
+/// A side with everything that can be known of it.
+struct Known {
+    name: String,
+    statistics: Statistics,
+    features: Option<FeatureFile>,
+    images: Option<ImageSet>,
+}
+
+impl Known {
+    /// Features in memory.
+    fn rows(&self) -> Result<Option<Vec<f32>>, Error> {
+        self.features.as_ref().map(FeatureFile::all).transpose()
+    }
+
+    fn report(&self) -> SideReport {
+        SideReport { source: self.name.clone(), images: self.statistics.images }
+    }
+}
+
+/// The newest `samples_*.npz` of a run directory; none if `path` is none.
+fn run_samples(path: &Path) -> Result<Option<PathBuf>, Error> {
+    if !is_run(path) {
+        return Ok(None);
+    }
+    let entries = std::fs::read_dir(path).map_err(Error::io("list", path))?;
+    let samples = entries.filter_map(Result::ok).filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("samples_") && name.ends_with(".npz")
+    });
+    let newest = samples.max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok());
+    let none = || {
+        let message = format!(
+            "this run has no samples_*.npz yet: draw some with `ddpm-ip sample --checkpoint {0} --out {0}`",
+            path.display()
+        );
+        Error::file(path, message)
+    };
+    newest.map(|entry| Some(entry.path())).ok_or_else(none)
+}
+
+fn is_run(path: &Path) -> bool {
+    path.join("config.toml").is_file() && path.join("checkpoints").is_dir()
+}
+
+/// The run directory that samples lie in, if they do.
+fn run_of(samples: &Path) -> Option<&Path> {
+    [Some(samples), samples.parent()].into_iter().flatten().find(|path| is_run(path))
+}
+
+/// Compares two sets, and adds a line to the `evaluations.jsonl` of the samples' run if they lie in one.
+///
+/// # Errors
+/// Sets that cannot be read or compared, missing weights, failing writes.
+pub fn evaluate(
+    job: &Job,
+    device: &Device,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<(Outcome, Option<Report>), Error> {
+    let settings = &job.settings;
+    let reference = Side::open(&job.reference, settings)?;
+    let mut samples = Side::open(&job.samples, settings)?;
+    if let Some(most) = settings.num_images {
+        samples.images = samples.images.map(|set| set.take(most));
+        samples.statistics = samples.statistics.filter(|_| samples.images.is_none());
+    }
+    check_shapes(&reference, &samples)?;
+    let network = network(&[&reference, &samples], settings, device)?;
+    let Some(reference) = know(reference, &network, settings, stop, emit)? else {
+        return Ok((Outcome::Interrupted, None));
+    };
+    let Some(samples) = know(samples, &network, settings, stop, emit)? else {
+        return Ok((Outcome::Interrupted, None));
+    };
+    let report = compare(&reference, &samples, &network, job, emit)?;
+    if let Some(run) = run_of(Path::new(&samples.name)) {
+        append(&run.join("evaluations.jsonl"), &report)?;
+    }
+    Ok((Outcome::Finished, Some(report)))
+}
+
+/// Computes the statistics of a set of images and writes them to `out`.
+///
+/// # Errors
+/// Images that cannot be read, missing weights, failing writes.
+pub fn statistics(
+    images: &str,
+    out: &Path,
+    settings: &Settings,
+    device: &Device,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<(Outcome, Option<Statistics>), Error> {
+    let mut side = Side::open(images, settings)?;
+    // They are computed anew, whatever stands beside the images.
+    side.statistics = None;
+    if side.images.is_none() {
+        return Err(Error::file(
+            Path::new(images),
+            "holds statistics and no images (`arr_0`): there is nothing to compute",
+        ));
+    }
+    let network = network(&[&side], settings, device)?;
+    let Some(known) = know(side, &network, settings, stop, emit)? else { return Ok((Outcome::Interrupted, None)) };
+    known.statistics.write(out)?;
+    Ok((Outcome::Finished, Some(known.statistics)))
+}
+
+/// That both sides, where they have images, have them of one shape.
+fn check_shapes(reference: &Side, samples: &Side) -> Result<(), ConfigError> {
+    let (Some(a), Some(b)) = (&reference.images, &samples.images) else { return Ok(()) };
+    let [[h, w, c], [h2, w2, c2]] = [a.image_shape(), b.image_shape()];
+    if [h, w] != [h2, w2] {
+        return Err(ConfigError(format!(
+            "the images of {} have {w}x{h} pixels, those of {} {w2}x{h2}: compare images of one size, or bring both to one \
+             with --image-size N and --fit crop or pad",
+            a.name(),
+            b.name()
+        )));
+    }
+    if c != c2 {
+        return Err(ConfigError(format!(
+            "the images of {} have {c} channel(s), those of {} {c2}: compare images of the same kind",
+            a.name(),
+            b.name()
+        )));
+    }
+    Ok(())
+}
+
+/// The network that was asked for, or fits the images.
+fn network(sides: &[&Side], settings: &Settings, device: &Device) -> Result<FeatureNetwork, Error> {
+    let grey = sides.iter().all(|side| match (&side.images, &side.statistics) {
+        (Some(set), _) => set.image_shape()[2] == 1,
+        (None, Some(statistics)) => statistics.network == FeatureNetwork::GREY,
+        (None, None) => false,
+    });
+    let choice = settings.features.clone().unwrap_or(if grey { Choice::Grey } else { Choice::Inception(None) });
+    FeatureNetwork::open(&choice, &settings.weights, device)
+}
+
+/// Statistics of a side, from its file or its images, and their features.
+fn know(
+    side: Side,
+    network: &FeatureNetwork,
+    settings: &Settings,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<Option<Known>, Error> {
+    if let Some(statistics) = &side.statistics {
+        check_statistics(Path::new(&side.name), statistics, network)?;
+    }
+    let wanted = !settings.metrics.is_empty() || settings.extrapolate || settings.per_class;
+    let measured = match &side.images {
+        Some(set) if side.statistics.is_none() || wanted => {
+            let grey_for_colour = set.image_shape()[2] == 1 && network.is_for_colour();
+            if grey_for_colour {
+                emit(Event::Notice(format!("{}: grey images count as three equal channels", side.name)));
+            }
+            match measure(set, network, settings.batch_size, settings.cache.as_deref(), stop, emit)? {
+                (_, Some(measured)) => Some(measured),
+                (_, None) => return Ok(None),
+            }
+        }
+        _ => None,
+    };
+    let (of_images, features) = match measured {
+        Some(Measured { statistics, features }) => (Some(statistics), Some(features)),
+        None => (None, None),
+    };
+    // What a file says goes before what its images give: the reference's hold a part of the images alone.
+    let statistics = side.statistics.or(of_images).unwrap_or_else(|| unreachable!("a side has one or the other"));
+    Ok(Some(Known { name: side.name, statistics, features, images: side.images }))
+}
+
+fn check_statistics(path: &Path, statistics: &Statistics, network: &FeatureNetwork) -> Result<(), Error> {
+    if statistics.network != network.name() && !(statistics.network == FID_INCEPTION && network.is_inception()) {
+        let message = format!(
+            "these are statistics of {}, the features asked for are of {}: such distances mean nothing. Choose the \
+             network with --features",
+            statistics.network,
+            network.name()
+        );
+        return Err(Error::file(path, message));
+    }
+    let widths = [Some(network.width()), statistics.spatial.as_ref().map(|_| network.spatial_width())];
+    let found = [Some(&statistics.features), statistics.spatial.as_ref()].map(|g| g.map(Gaussian::width));
+    if found != widths {
+        let message = format!(
+            "its statistics have {} columns, the features of {} have {}: they are of another network",
+            found.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+            network.name(),
+            widths.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+        );
+        return Err(Error::file(path, message));
+    }
+    Ok(())
+}
+
+fn compare(
+    reference: &Known,
+    samples: &Known,
+    network: &FeatureNetwork,
+    job: &Job,
+    emit: &mut Emit,
+) -> Result<Report, Error> {
+    let settings = &job.settings;
+    let at = Path::new(&samples.name);
+    let failed = |e: FidelityError| Error::file(at, format!("cannot be compared with {}: {e}", reference.name));
+    let wants = |metric: Metric| settings.metrics.contains(&metric);
+
+    let (ours, theirs) = (&samples.statistics, &reference.statistics);
+    let fid = frechet_distance(&theirs.features, &ours.features).map_err(failed)?;
+    let sfid = match (&theirs.spatial, &ours.spatial) {
+        (Some(a), Some(b)) => Some(frechet_distance(a, b).map_err(failed)?),
+        _ => None,
+    };
+    let inception_score = match &samples.features {
+        Some(features) if wants(Metric::InceptionScore) && network.classes() > 0 => {
+            let mut score = InceptionScore::new(network.classes(), settings.split);
+            features.rows(|rows| {
+                let probabilities = softmax(&network.logits(rows), network.classes());
+                score.push(&probabilities, [rows.len() / network.width(), network.classes()]).map_err(failed)
+            })?;
+            Some(score.finish().map_err(failed)?)
+        }
+        _ => None,
+    };
+    let one_by_one = wants(Metric::PrecisionRecall) || wants(Metric::KernelDistance);
+    let needs_both = one_by_one || settings.per_class || job.neighbours.is_some();
+    let rows_of_samples = if needs_both || settings.extrapolate { samples.rows()? } else { None };
+    let rows_of_reference = if needs_both { reference.rows()? } else { None };
+    let width = network.width();
+    let ours_one_by_one = one_by_one_of(rows_of_samples.as_ref(), width).map_err(failed)?;
+    let theirs_one_by_one = one_by_one_of(rows_of_reference.as_ref(), width).map_err(failed)?;
+    let fid_infinity = match ours_one_by_one {
+        Some(rows) if settings.extrapolate => {
+            let found = extrapolated_frechet_distance(&theirs.features, rows, EXTRAPOLATION_POINTS, settings.seed);
+            Some(found.map_err(failed)?)
+        }
+        _ => None,
+    };
+    let both = theirs_one_by_one.zip(ours_one_by_one);
+    let kid = match both {
+        Some((a, b)) if wants(Metric::KernelDistance) => Some(kernel_distance(a, b, settings.subsets).map_err(failed)?),
+        _ => None,
+    };
+    let precision_recall = match both {
+        Some((a, b)) if wants(Metric::PrecisionRecall) => Some(precision_recall(a, b, settings.k).map_err(failed)?),
+        _ => None,
+    };
+    let classes = match both {
+        Some((a, b)) if settings.per_class => {
+            let labels = [reference, samples].map(|side| side.images.as_ref().and_then(ImageSet::labels));
+            let [Some(of_a), Some(of_b)] = labels else {
+                let message = "--per-class needs labels on both sides: `arr_1` of an npz, or --labels for a folder";
+                return Err(ConfigError(message.into()).into());
+            };
+            by_class([(a, of_a), (b, of_b)]).map_err(failed)?
+        }
+        None if settings.per_class => {
+            let message = "--per-class needs images on both sides: a file of statistics has no classes";
+            return Err(ConfigError(message.into()).into());
+        }
+        _ => Vec::new(),
+    };
+    let neighbours = match (&job.neighbours, both, &reference.images, &samples.images) {
+        (None, ..) => None,
+        (Some(path), Some((a, b)), Some(of_a), Some(of_b)) => Some(neighbours::draw(path, [(a, of_a), (b, of_b)])?),
+        (Some(_), ..) => {
+            let message = "--neighbours needs images on both sides: a file of statistics has none to show";
+            return Err(ConfigError(message.into()).into());
+        }
+    };
+    if theirs_one_by_one.is_none() && one_by_one {
+        emit(Event::Notice(format!("{}: statistics alone, so no precision, recall and KID", reference.name)));
+    }
+    for (side, what) in [(theirs, "reference images"), (ours, "samples")] {
+        if let Some(images) = side.images.filter(|&n| n < FEW_IMAGES) {
+            let offer =
+                if settings.extrapolate { "" } else { "; --extrapolate estimates it for infinitely many samples" };
+            emit(Event::Warning(format!(
+                "{images} {what}: below {FEW_IMAGES} a Fréchet distance is too large, the more so the fewer there are{offer}"
+            )));
+        }
+    }
+    Ok(Report {
+        reference: reference.report(),
+        samples: samples.report(),
+        features: network.name().into(),
+        resize: network.resize(),
+        remark: network.remark(),
+        fid,
+        sfid,
+        fid_infinity,
+        inception_score,
+        precision: precision_recall.map(|p| p.precision),
+        recall: precision_recall.map(|p| p.recall),
+        kid,
+        classes,
+        neighbours,
+    })
+}
+
+fn one_by_one_of(rows: Option<&Vec<f32>>, width: usize) -> Result<Option<Features<'_>>, FidelityError> {
+    rows.map(|rows| Features::new(rows, [rows.len() / width, width])).transpose()
+}
+
+/// Probabilities of logits `[n, classes]`.
+fn softmax(logits: &[f32], classes: usize) -> Vec<f64> {
+    let row = |row: &[f32]| -> Vec<f64> {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let powers: Vec<f64> = row.iter().map(|&v| f64::from(v - largest).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        powers.into_iter().map(|p| p / sum).collect()
+    };
+    logits.chunks_exact(classes).flat_map(row).collect()
+}
+
+/// The Fréchet distance of each class that both sides have.
+fn by_class(sides: [(Features, &[u32]); 2]) -> Result<Vec<ClassReport>, FidelityError> {
+    let of_side = |(rows, labels): (Features, &[u32])| -> Result<BTreeMap<u32, Moments>, FidelityError> {
+        let mut classes = BTreeMap::new();
+        for (i, &label) in labels.iter().enumerate() {
+            let moments = classes.entry(label).or_insert_with(|| Moments::new(rows.width()));
+            moments.push(rows.row(i), [1, rows.width()])?;
+        }
+        Ok(classes)
+    };
+    let [a, b] = sides;
+    let (a, b) = (of_side(a)?, of_side(b)?);
+    let shared = a.iter().filter_map(|(class, moments)| Some((*class, moments, b.get(class)?)));
+    let report = |(class, a, b): (u32, &Moments, &Moments)| {
+        let enough = a.count() > 1 && b.count() > 1;
+        let distance = enough.then(|| frechet_distance(&a.gaussian()?, &b.gaussian()?)).transpose()?;
+        Ok(ClassReport { class, images: [a.count(), b.count()], frechet_distance: distance })
+    };
+    shared.map(report).collect()
+}
+
+/// Adds a line to a run's list of evaluations, with the step of its newest checkpoint.
+fn append(path: &Path, report: &Report) -> Result<(), Error> {
+    use std::io::Write;
+    let line = serde_json::to_string(report).map_err(|e| Error::file(path, e.to_string()))?;
+    let mut file =
+        std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
+    writeln!(file, "{line}").map_err(Error::io("write", path))
+}

@@ -1,0 +1,246 @@
+//! The networks whose features are compared.
+
+use super::foreign::Foreign;
+use super::grey::Grey;
+use crate::checkpoint::Tensors;
+use crate::config::ConfigError;
+use crate::{Error, weights};
+use burn::tensor::Device;
+use fidelity::Inception;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Which network's features are compared.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choice {
+    /// FID-Inception, its weights from this file, or else from the folder of weights.
+    Inception(Option<PathBuf>),
+    /// The embedded network for small grey images.
+    Grey,
+    /// A network in an ONNX file.
+    Onnx(OnnxChoice),
+}
+
+/// An ONNX file and what images need before they enter it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OnnxChoice {
+    /// The file.
+    pub path: PathBuf,
+    /// Side of the images, where the model leaves it open.
+    pub size: Option<usize>,
+    /// Name of the output; the first that gives features if there is none.
+    pub output: Option<String>,
+    /// Means of the channels of images in 0 to 1, taken off them.
+    pub mean: [f32; 3],
+    /// What they are divided by then.
+    pub std: [f32; 3],
+}
+
+impl OnnxChoice {
+    /// A file with ImageNet's means and deviations, as DINOv2 wants them.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, size: None, output: None, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
+    }
+}
+
+impl std::str::FromStr for Choice {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text.split_once(':') {
+            None if text == "inception" => Ok(Self::Inception(None)),
+            None if text == "grey" => Ok(Self::Grey),
+            Some(("inception", path)) if !path.is_empty() => Ok(Self::Inception(Some(path.into()))),
+            _ if text.to_ascii_lowercase().ends_with(".onnx") => Ok(Self::Onnx(OnnxChoice::new(text.into()))),
+            _ => Err(ConfigError(format!(
+                "--features {text}: use inception, inception:WEIGHTS.pth, grey or the path of an .onnx file"
+            ))),
+        }
+    }
+}
+
+/// Features of a batch, row by row independent of the batch.
+pub struct Rows {
+    /// `[n, width]`
+    pub features: Vec<f32>,
+    /// `[n, spatial_width]`; empty where the network has none.
+    pub spatial: Vec<f32>,
+}
+
+/// A network that makes features of images.
+pub struct FeatureNetwork {
+    name: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Inception(Box<Inception>),
+    Grey(Box<Grey>),
+    Foreign(Box<Foreign>),
+}
+
+/// The name of the network that published FIDs are measured with.
+pub const FID_INCEPTION: &str = "inception-2015-12-05";
+
+/// SHA-256 of the usual conversion of its weights.
+const FID_INCEPTION_SHA256: &str = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2";
+
+impl FeatureNetwork {
+    /// The name of the embedded network for small grey images.
+    pub const GREY: &str = Grey::NAME;
+
+    /// Loads a network. Weights without a path are looked for in the folder `weights`.
+    ///
+    /// # Errors
+    /// Weights that are not there, are damaged or another network's.
+    pub fn open(choice: &Choice, weights: &Path, device: &Device) -> Result<Self, Error> {
+        match choice {
+            Choice::Grey => {
+                let grey = Grey::load(device)?;
+                Ok(Self { name: Grey::NAME.into(), kind: Kind::Grey(Box::new(grey)) })
+            }
+            Choice::Inception(path) => {
+                let path = match path {
+                    Some(path) => path.clone(),
+                    None => found_in(weights)?,
+                };
+                let hash = weights::check_hash(&path)?;
+                let mut tensors = Tensors::open(&path)?;
+                let inception = Inception::load(&mut |name, shape| tensors.floats(name, shape), device)?;
+                let name = match hash.as_str() {
+                    FID_INCEPTION_SHA256 => FID_INCEPTION.into(),
+                    other => format!("inception-{}", &other[..8]),
+                };
+                Ok(Self { name, kind: Kind::Inception(Box::new(inception)) })
+            }
+            Choice::Onnx(choice) => {
+                let network = Foreign::load(choice)?;
+                Ok(Self { name: network.name().into(), kind: Kind::Foreign(Box::new(network)) })
+            }
+        }
+    }
+
+    /// Its name, which statistics carry: distances of features with different names cannot be compared.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether its images have three channels.
+    pub(super) fn is_for_colour(&self) -> bool {
+        match &self.kind {
+            Kind::Inception(_) => true,
+            Kind::Grey(_) => false,
+            Kind::Foreign(network) => network.channels() == 3,
+        }
+    }
+
+    /// Whether it is an Inception network, whatever its weights.
+    pub(super) fn is_inception(&self) -> bool {
+        matches!(self.kind, Kind::Inception(_))
+    }
+
+    /// What is done to images before they enter it.
+    pub fn resize(&self) -> String {
+        match &self.kind {
+            Kind::Inception(_) => "bilinear to 299x299 as TensorFlow 1 does".into(),
+            Kind::Grey(_) => "bicubic to 32x32 as Pillow does, colour to grey".into(),
+            Kind::Foreign(network) => format!("bicubic to {0}x{0} as Pillow does", network.size()),
+        }
+    }
+
+    /// What must be known of its distances.
+    pub fn remark(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Inception(_) if self.name == FID_INCEPTION => None,
+            Kind::Inception(_) => Some(format!(
+                "these weights are not {FID_INCEPTION}'s usual file: compare their distances with published ones only if \
+                 you know them to be the same"
+            )),
+            Kind::Foreign(_) => {
+                Some("distances of a network of your own compare only with each other, not with FIDs".into())
+            }
+            Kind::Grey(_) => {
+                Some("distances of the embedded grey network compare only with each other, not with FIDs".into())
+            }
+        }
+    }
+
+    /// Columns of its features.
+    pub fn width(&self) -> usize {
+        match &self.kind {
+            Kind::Inception(_) => Inception::WIDTH,
+            Kind::Grey(_) => Grey::WIDTH,
+            Kind::Foreign(network) => network.width(),
+        }
+    }
+
+    /// Columns of its spatial features, for sFID; 0 if it has none.
+    pub fn spatial_width(&self) -> usize {
+        match &self.kind {
+            Kind::Inception(_) => Inception::SPATIAL_WIDTH,
+            Kind::Grey(_) | Kind::Foreign(_) => 0,
+        }
+    }
+
+    /// Classes of [`Self::logits`]; 0 if it has none.
+    pub fn classes(&self) -> usize {
+        match &self.kind {
+            Kind::Inception(_) => Inception::CLASSES,
+            Kind::Grey(_) => Grey::CLASSES,
+            Kind::Foreign(_) => 0,
+        }
+    }
+
+    /// Why images of some channels cannot enter it, if they cannot.
+    pub fn refuses(&self, channels: usize) -> Option<String> {
+        let taken = channels == 1 || channels == 3;
+        (!taken).then(|| format!("images with {channels} channels: {} takes grey and colour", self.name))
+    }
+
+    /// Features of images `[n, H, W, C]`.
+    ///
+    /// # Errors
+    /// A network of an ONNX file that fails.
+    ///
+    /// # Panics
+    /// When the number of values is not that of the shape, or the network [`refuses`](Self::refuses) the channels.
+    pub fn features(&self, images: &[u8], shape: [usize; 4]) -> Result<Rows, Error> {
+        Ok(match &self.kind {
+            Kind::Inception(network) => {
+                let found = network.features(images, shape);
+                Rows { features: found.pool, spatial: found.spatial }
+            }
+            Kind::Grey(network) => Rows { features: network.features(images, shape), spatial: Vec::new() },
+            Kind::Foreign(network) => Rows { features: network.features(images, shape)?, spatial: Vec::new() },
+        })
+    }
+
+    /// Logits `[n, classes]` of features `[n, width]`, from which the Inception Score is made.
+    pub fn logits(&self, features: &[f32]) -> Vec<f32> {
+        match &self.kind {
+            Kind::Inception(network) => network.logits(features),
+            Kind::Grey(network) => network.logits(features),
+            Kind::Foreign(_) => Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for FeatureNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// The weights of FID-Inception in a folder, under either name of the usual conversion.
+fn found_in(folder: &Path) -> Result<PathBuf, Error> {
+    let names = [weights::INCEPTION.name, "pt_inception-2015-12-05-6726825d.pth"];
+    let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
+    found.ok_or_else(|| {
+        let message = format!(
+            "the weights of FID-Inception are not here: `ddpm-ip weights fetch inception` downloads them ({} MB), or give \
+             them with --features inception:PATH. Small grey images can be compared with --features grey, which needs nothing",
+            weights::INCEPTION.bytes / 1_000_000
+        );
+        Error::file(&folder.join(names[0]), message)
+    })
+}
