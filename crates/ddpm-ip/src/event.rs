@@ -59,6 +59,13 @@ pub enum Event {
         /// Its directory.
         path: PathBuf,
     },
+    /// An evaluation gave the lowest distance so far, and its checkpoint was kept.
+    Best {
+        /// Steps done.
+        step: u64,
+        /// The Fréchet distance.
+        fid: f64,
+    },
     /// The likelihood of some more images was bounded.
     Bounded {
         /// Images done.

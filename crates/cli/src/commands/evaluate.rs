@@ -165,7 +165,7 @@ fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
         features: features(matches)?,
         metrics,
         batch_size: count("batch-size", BATCH_SIZE)?,
-        shape: image_size.map(|image_size| Shape { image_size, fit: fit.unwrap_or_default() }),
+        shape: image_size.map(|size| Shape::square(size, fit.unwrap_or_default())),
         labels: matches.get_one::<Labels>("labels").copied().unwrap_or_default(),
         num_images: match matches.try_get_one::<usize>("num-images") {
             Ok(Some(_)) => Some(count("num-images", 1)?),

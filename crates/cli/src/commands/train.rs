@@ -10,6 +10,8 @@ use clap::{Arg, ArgMatches, Command};
 use ddpm_ip::checkpoint::{self, Progress, Store};
 use ddpm_ip::config::{Arch, Config, Layers, PRESETS, Preset};
 use ddpm_ip::data::Fit;
+use ddpm_ip::evaluate::{self, EvaluationHook};
+use ddpm_ip::train::Hook;
 use ddpm_ip::{Event, Outcome};
 use std::path::{Path, PathBuf};
 
@@ -31,7 +33,7 @@ pub(super) const KINDS: [Kind; 3] = [
         name: "train",
         alias: "image_train",
         about: "Train a diffusion model with input perturbation",
-        settings: Settings(&["model", "diffusion", "perturbation", "data", "train"]),
+        settings: Settings(&["model", "diffusion", "perturbation", "data", "train", "evaluation"]),
         defaults: "",
         always: "",
     },
@@ -146,8 +148,18 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     for notice in notices {
         sinks.receive(&Event::Notice(notice));
     }
-    let outcome = ddpm_ip::train::train(&config, &out, &device, Vec::new(), crate::interrupt::flag()?, &mut |e| {
-        sinks.receive(&e);
+    let stop = crate::interrupt::flag()?;
+    let mut emit = |e| sinks.receive(&e);
+    let cache = args::cache_dir();
+    let evaluation = evaluate::Settings {
+        weights: cache.clone().unwrap_or_default().join("weights"),
+        cache,
+        ..evaluate::Settings::default()
+    };
+    let hook = EvaluationHook::new(&config, &out, &evaluation, &device, stop, &mut emit);
+    let outcome = hook.and_then(|hook| {
+        let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();
+        ddpm_ip::train::train(&config, &out, &device, hooks, stop, &mut emit)
     });
     let seen = sinks.finish();
     let outcome = outcome?;
@@ -194,6 +206,7 @@ fn report(outcome: Outcome, out: &Path, seen: &Seen) -> anyhow::Result<serde_jso
         "elapsed_secs": progress.elapsed_secs,
         "loss": seen.loss,
         "images_per_sec": seen.images_per_sec,
+        "best": seen.best.map(|(step, fid)| serde_json::json!({ "step": step, "fid": fid })),
         "grid": seen.grid.as_ref().map(|path| path.display().to_string()),
         "checkpoint": checkpoint.display().to_string(),
     }))
@@ -210,6 +223,9 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
         place("samples", grid);
     }
     place("checkpoint", &checkpoint);
+    if seen.best.is_some() {
+        place("best", &out.join("checkpoints/best"));
+    }
     if out.join("progress.csv").exists() {
         place("logs", &out.join("progress.csv"));
     }

@@ -17,6 +17,7 @@ pub(crate) struct Seen {
     pub(crate) loss: Option<f64>,
     pub(crate) images_per_sec: Option<f64>,
     pub(crate) grid: Option<PathBuf>,
+    pub(crate) best: Option<(u64, f64)>,
 }
 
 /// Everything that listens.
@@ -72,9 +73,11 @@ impl Sinks {
         match event {
             Event::Log(line) => {
                 let value = |key: &str| line.iter().find(|(k, _)| k == key).map(|(_, v)| *v);
-                (seen.loss, seen.images_per_sec) =
-                    (value("loss").or_else(|| value("train_loss")), value("images_per_sec"));
+                // The line of an evaluation has neither.
+                seen.loss = value("loss").or_else(|| value("train_loss")).or(seen.loss);
+                seen.images_per_sec = value("images_per_sec").or(seen.images_per_sec);
             }
+            Event::Best { step, fid } => seen.best = Some((*step, *fid)),
             Event::Grid { path, .. } => seen.grid = Some(path.clone()),
             _ => {}
         }

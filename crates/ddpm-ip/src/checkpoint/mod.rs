@@ -1,6 +1,7 @@
 //! Checkpoints: one folder per saved step, complete or not there.
 //!
 //! ```text
+//! checkpoints/best/           with evaluation during training, the one whose samples came nearest to real images
 //! checkpoints/step_001500/
 //!     model.safetensors        the network's parameters
 //!     ema_0.995.safetensors    each average of them
@@ -32,6 +33,9 @@ use std::path::{Path, PathBuf};
 
 const MODEL: &str = "model.safetensors";
 const STATE: &str = "state.safetensors";
+
+/// The checkpoint whose samples came nearest to real images.
+const BEST: &str = "best";
 
 /// How the names of unfinished checkpoints begin.
 const TEMPORARY: &str = ".tmp-";
@@ -131,6 +135,26 @@ impl Store {
     /// # Errors
     /// What writing says; nothing half-written is left and no older checkpoint is touched.
     pub fn save(&self, state: &State, specs: &[Spec], config: &Config, keep: usize) -> Result<PathBuf, Error> {
+        let target = self.write(&format!("step_{:06}", state.progress.step), state, specs, config)?;
+        if keep > 0 {
+            let all = self.all()?;
+            for (_, old) in &all[..all.len().saturating_sub(keep)] {
+                fs::remove_dir_all(old).map_err(Error::io("remove the old checkpoint", old))?;
+            }
+        }
+        Ok(target)
+    }
+
+    /// Saves the best checkpoint so far in the place of the one before, apart from the others.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn save_best(&self, state: &State, specs: &[Spec], config: &Config) -> Result<PathBuf, Error> {
+        self.write(BEST, state, specs, config)
+    }
+
+    /// Writes a checkpoint of that name, in the place of an older one.
+    fn write(&self, name: &str, state: &State, specs: &[Spec], config: &Config) -> Result<PathBuf, Error> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         self.remove_unfinished()?;
         let temporary = tempfile::Builder::new()
@@ -145,7 +169,7 @@ impl Store {
         let [m, v] = &state.moments;
         tensors::save(&at.join(STATE), &[("exp_avg/", m), ("exp_avg_sq/", v)], specs, config, Some(&state.progress))?;
         sync_folder(at);
-        let target = self.folder.join(format!("step_{:06}", state.progress.step));
+        let target = self.folder.join(name);
         if target.exists() {
             fs::remove_dir_all(&target).map_err(Error::io("replace", &target))?;
         }
@@ -153,12 +177,6 @@ impl Store {
         // What was renamed is no longer the temporary folder's to remove.
         let _ = temporary.keep();
         sync_folder(&self.folder);
-        if keep > 0 {
-            let all = self.all()?;
-            for (_, old) in &all[..all.len().saturating_sub(keep)] {
-                fs::remove_dir_all(old).map_err(Error::io("remove the old checkpoint", old))?;
-            }
-        }
         Ok(target)
     }
 

@@ -24,6 +24,7 @@ impl Key {
             ("perturbation", name) if !name.starts_with("gamma") => format!("perturbation-{name}"),
             ("classifier", "noised") => self.name.to_string(),
             ("classifier", name) => format!("classifier-{name}"),
+            ("evaluation", name) => format!("evaluation-{name}"),
             (_, name) => name.to_string(),
         };
         flag.replace('_', "-")
@@ -121,6 +122,10 @@ pub const KEYS: &[Key] = &[
     key("sample", "num_samples", "images to draw"),
     key("sample", "batch_size", "images drawn together; does not change them"),
     key("sample", "seed", "image i depends on the seed and i alone"),
+    key("evaluation", "interval", "steps between evaluations, and one at the end; 0: none"),
+    key("evaluation", "images", "images drawn for each"),
+    key("evaluation", "reference", "what they are compared with, as `evaluate` takes it; empty: the training images"),
+    key("evaluation", "features", "by which network, as `evaluate` takes it; empty: the one that fits the images"),
 ];
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// Sampling, also of the grids drawn during training.
     pub sample: SampleConfig,
+    /// What is drawn and compared with real images during training.
+    pub evaluation: EvaluationConfig,
 }
 
 /// Which network a configuration describes.
@@ -320,6 +322,26 @@ impl Default for TrainConfig {
     }
 }
 
+/// Evaluation during training, with the first average and the settings of `sample`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// Steps between evaluations, of which there is one more at the end; 0 for none at all.
+    pub interval: u64,
+    /// Images drawn for each.
+    pub images: usize,
+    /// Real images or their statistics; empty for the training images.
+    pub reference: String,
+    /// The feature network, as in [`crate::evaluate::Choice`]; empty for the one that fits the images.
+    pub features: String,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self { interval: 0, images: 1000, reference: String::new(), features: String::new() }
+    }
+}
+
 /// The family of reverse steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -435,6 +457,12 @@ impl Config {
                 )
             })?;
         }
+        require(self.evaluation.images > 1, || {
+            format!("evaluation.images = {}: a distribution needs at least 2", self.evaluation.images)
+        })?;
+        require(self.evaluation.interval == 0 || matches!(self.model.arch, Arch::Adm | Arch::Ddim), || {
+            "--evaluation-interval is for networks that draw whole images: --arch adm or ddim".into()
+        })?;
         self.train.validate()?;
         self.sample.validate()
     }

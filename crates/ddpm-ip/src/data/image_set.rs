@@ -14,6 +14,17 @@ pub struct Shape {
     pub image_size: usize,
     /// How other sizes are treated.
     pub fit: Fit,
+    /// Whether smaller images may be enlarged.
+    pub allow_upscale: bool,
+    /// Channels, if not those that they have.
+    pub channels: Option<usize>,
+}
+
+impl Shape {
+    /// Squares of a side, never enlarged, of as many channels as images have.
+    pub fn square(image_size: usize, fit: Fit) -> Self {
+        Self { image_size, fit, allow_upscale: false, channels: None }
+    }
 }
 
 /// A set of images of one size, gone through in order. An npz and a folder are read as they are needed.
@@ -95,7 +106,7 @@ impl ImageSet {
     /// Height, width and channels of every image.
     pub fn image_shape(&self) -> [usize; 3] {
         let [height, width, channels] = self.stored;
-        self.shape.map_or([height, width, channels], |s| [s.image_size, s.image_size, channels])
+        self.shape.map_or([height, width, channels], |s| [s.image_size, s.image_size, s.channels.unwrap_or(channels)])
     }
 
     /// Class of each image.
@@ -121,20 +132,22 @@ impl ImageSet {
             return Npz::open(path)?.byte_rows("arr_0", batch, &mut |rows| {
                 let (begin, end) = (at, at + rows.len() / bytes);
                 at = end;
+                // Of a file that is wanted to its end the checksum is compared there.
+                let on = end < self.len || self.len == self.stored_len;
                 // Rows before the first are read over.
                 let wanted = first.clamp(begin, end)..self.len.clamp(begin, end);
                 if wanted.is_empty() {
-                    return Ok(end < self.len);
+                    return Ok(on);
                 }
                 let rows = &rows[(wanted.start - begin) * bytes..(wanted.end - begin) * bytes];
                 if self.shape.is_none() {
-                    return Ok(take(rows)? && end < self.len);
+                    return Ok(take(rows)? && on);
                 }
                 let image = |(i, row): (usize, &[u8])| {
                     self.shaped(Pixels { width, height, channels, data: row.to_vec() }, wanted.start + i)
                 };
                 let images = rows.par_chunks(bytes).enumerate().map(image).collect::<Result<Vec<_>, _>>()?;
-                Ok(take(&images.concat())? && end < self.len)
+                Ok(take(&images.concat())? && on)
             });
         }
         for from in (first..self.len).step_by(batch) {
@@ -182,11 +195,13 @@ impl ImageSet {
         };
         let bad = |reason: String| Err(DataError::Misfit { image: name.clone(), reason });
         let (w, h) = (image.width, image.height);
-        let [height, width, channels] = self.stored;
+        let [height, width, _] = self.stored;
+        let [.., channels] = self.image_shape();
+        let found = image.channels;
         let Some(image) = image.with_channels(channels) else {
-            return bad(format!("they have not the {channels} channels of the first image"));
+            return bad(format!("{found} channels, and {channels} are wanted"));
         };
-        let Some(Shape { image_size, fit }) = self.shape else {
+        let Some(Shape { image_size, fit, allow_upscale, .. }) = self.shape else {
             if [h, w] != [height, width] {
                 return bad(format!(
                     "{w}x{h} pixels, the first image of the folder has {width}x{height}: bring them to one size with \
@@ -200,7 +215,7 @@ impl ImageSet {
                 return bad(format!("{w}x{h} pixels are larger than {image_size}x{image_size}: use --fit crop"));
             }
             Fit::Pad => image.pad(image_size).data,
-            Fit::Crop if w.min(h) < image_size => {
+            Fit::Crop if w.min(h) < image_size && !allow_upscale => {
                 return bad(format!(
                     "{w}x{h} pixels are smaller than {image_size}x{image_size}: use --fit pad or a smaller --image-size"
                 ));

@@ -2,11 +2,11 @@
 
 use super::network::FeatureNetwork;
 use super::statistics::Statistics;
+use crate::Error;
 use crate::data::ImageSet;
 use crate::event::{Emit, Event};
 use crate::file::{sync_folder, write_atomic};
 use crate::partial::Partial;
-use crate::{Error, Outcome};
 use fidelity::{FidelityError, Gaussian, Moments};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -69,11 +69,11 @@ pub(super) struct Measured {
     pub(super) features: FeatureFile,
 }
 
-/// SHA-256 of the images of a set and their sizes.
+/// SHA-256 of the images of a set and their sizes; none if `stop` was set.
 ///
 /// # Errors
 /// Images that cannot be read; a set of one image, or of one image again and again, which has no distribution.
-fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<String>, Error> {
+pub(super) fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<String>, Error> {
     let [h, w, c] = set.image_shape();
     if set.len() < 2 {
         return Err(Error::file(Path::new(set.name()), "holds one image: a distribution needs at least two"));
@@ -103,25 +103,21 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
 }
 
-/// Statistics and features of a set, from the folder `cache` if they are there, and kept there if one is given. An
+/// Statistics and features of a set with that [`content`], from the folder `cache` if they are there, and kept there if one is given. An
 /// interrupted call gives nothing; the same call goes on from where it stopped if there is a cache.
 ///
 /// # Errors
-/// Images that cannot be read or that the network does not take, features that are not finite, failing writes. Nothing
-/// wrong is kept.
+/// Images that cannot be read, features that are not finite, failing writes. Nothing wrong is kept.
 pub(super) fn measure(
     set: &ImageSet,
+    hash: &str,
     network: &FeatureNetwork,
     batch: usize,
     cache: Option<&Path>,
     stop: &AtomicBool,
     emit: &mut Emit,
-) -> Result<(Outcome, Option<Measured>), Error> {
+) -> Result<Option<Measured>, Error> {
     let shape = set.image_shape();
-    if let Some(reason) = network.refuses(shape[2]) {
-        return Err(Error::file(Path::new(set.name()), reason));
-    }
-    let Some(hash) = content(set, stop)? else { return Ok((Outcome::Interrupted, None)) };
     let temporary = if cache.is_some() {
         None
     } else {
@@ -145,11 +141,11 @@ pub(super) fn measure(
     };
     if let Some(statistics) = kept(&features_path, &statistics_path, &identity, set.len() * network.width()) {
         emit(Event::Measuring { what: set.name().into(), done: set.len(), total: set.len() });
-        return Ok((Outcome::Finished, Some(Measured { statistics, features: file(temporary) })));
+        return Ok(Some(Measured { statistics, features: file(temporary) }));
     }
 
     let row = network.width() + network.spatial_width();
-    let (mut partial, mut done) = Partial::open(&folder.join(&hash), &identity, 4 * row)?;
+    let (mut partial, mut done) = Partial::open(&folder.join(hash), &identity, 4 * row)?;
     done = done.min(set.len());
     let progress = |done: usize| Event::Measuring { what: set.name().into(), done, total: set.len() };
     emit(progress(done));
@@ -181,13 +177,13 @@ pub(super) fn measure(
         return Err(Error::file(Path::new(set.name()), message));
     }
     if done < set.len() {
-        return Ok((Outcome::Interrupted, None));
+        return Ok(None);
     }
     let statistics = finish(&mut partial, set.len(), network, &features_path, &identity)?;
     statistics.write(&statistics_path)?;
     partial.remove()?;
     sync_folder(&folder);
-    Ok((Outcome::Finished, Some(Measured { statistics, features: file(temporary) })))
+    Ok(Some(Measured { statistics, features: file(temporary) }))
 }
 
 /// The first row with a value that is not finite.
@@ -222,7 +218,8 @@ fn finish(
             for row in bytes.chunks_exact(4 * (width + spatial_width)) {
                 let (of_features, of_space) = row.split_at(4 * width);
                 w.write_all(of_features)?;
-                features.add(of_features).and_then(|()| spatial.add(of_space)).map_err(std::io::Error::other)?;
+                let sums = features.add(&floats(of_features)).and_then(|()| spatial.add(&floats(of_space)));
+                sums.map_err(std::io::Error::other)?;
             }
             Ok(())
         })
@@ -236,20 +233,25 @@ fn finish(
     })
 }
 
-/// Moments of rows that come one by one: as many are added at a time, so that sums are always rounded the same way.
-struct Sum {
+/// Moments of rows that come in any batches: as many are added at a time, so that sums are always rounded the same way.
+pub(super) struct Sum {
     moments: Moments,
     waiting: Vec<f32>,
 }
 
 impl Sum {
-    fn new(width: usize) -> Self {
+    pub(super) fn new(width: usize) -> Self {
         Self { moments: Moments::new(width), waiting: Vec::new() }
     }
 
-    fn add(&mut self, row: &[u8]) -> Result<(), FidelityError> {
-        self.waiting.extend(floats(row));
-        if self.waiting.len() == ROWS * self.moments.width() { self.push() } else { Ok(()) }
+    pub(super) fn add(&mut self, rows: &[f32]) -> Result<(), FidelityError> {
+        for row in rows.chunks_exact(self.moments.width().max(1)) {
+            self.waiting.extend_from_slice(row);
+            if self.waiting.len() == ROWS * self.moments.width() {
+                self.push()?;
+            }
+        }
+        Ok(())
     }
 
     fn push(&mut self) -> Result<(), FidelityError> {
@@ -260,7 +262,7 @@ impl Sum {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Gaussian, FidelityError> {
+    pub(super) fn finish(mut self) -> Result<Gaussian, FidelityError> {
         self.push()?;
         self.moments.gaussian()
     }

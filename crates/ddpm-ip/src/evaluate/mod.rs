@@ -3,10 +3,12 @@
 mod features;
 mod foreign;
 mod grey;
+mod hook;
 mod neighbours;
 mod network;
 mod statistics;
 
+pub use hook::EvaluationHook;
 pub use network::{Choice, FID_INCEPTION, FeatureNetwork, OnnxChoice, Rows};
 pub use statistics::Statistics;
 
@@ -16,7 +18,7 @@ use crate::data::{ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
 use crate::npz::Npz;
 use burn::tensor::Device;
-use features::{FeatureFile, Measured, measure};
+use features::{FeatureFile, Measured, content, measure};
 use fidelity::{
     Features, FidelityError, Gaussian, InceptionScore, Moments, Subsets, extrapolated_frechet_distance,
     frechet_distance, kernel_distance, precision_recall,
@@ -64,6 +66,28 @@ pub struct Settings {
     pub cache: Option<PathBuf>,
     /// Where weights are looked for.
     pub weights: PathBuf,
+}
+
+impl Default for Settings {
+    /// As the reference's evaluator compares, with nothing kept.
+    fn default() -> Self {
+        Self {
+            features: None,
+            metrics: vec![Metric::InceptionScore, Metric::PrecisionRecall, Metric::KernelDistance],
+            batch_size: 32,
+            shape: None,
+            labels: Labels::None,
+            num_images: None,
+            split: InceptionScore::SPLIT,
+            k: 3,
+            subsets: Subsets::default(),
+            extrapolate: false,
+            per_class: false,
+            seed: 0,
+            cache: None,
+            weights: PathBuf::new(),
+        }
+    }
 }
 
 /// A metric that needs more than means and covariances.
@@ -150,6 +174,8 @@ struct Side {
     name: String,
     statistics: Option<Statistics>,
     images: Option<ImageSet>,
+    /// Hash of the images, once they were gone through.
+    content: Option<String>,
 }
 
 impl Side {
@@ -162,11 +188,25 @@ impl Side {
         if path.extension().is_some_and(|e| e == "npz") && path.is_file() {
             statistics = Statistics::read(path)?;
             if statistics.is_some() && !Npz::open(path)?.has("arr_0") {
-                return Ok(Self { name, statistics, images: None });
+                return Ok(Self { name, statistics, images: None, content: None });
             }
         }
         let images = Some(ImageSet::open(&name, settings.shape, settings.labels)?);
-        Ok(Self { name, statistics, images })
+        Ok(Self { name, statistics, images, content: None })
+    }
+
+    /// Goes through the images once, which tells mistakes before any features are made. Whether it came to the end.
+    fn go_through(&mut self, network: &FeatureNetwork, stop: &AtomicBool) -> Result<bool, Error> {
+        if let Some(statistics) = &self.statistics {
+            check_statistics(Path::new(&self.name), statistics, network)?;
+        }
+        if let Some(set) = &self.images {
+            if let Some(reason) = network.refuses(set.image_shape()[2]) {
+                return Err(Error::file(Path::new(&self.name), reason));
+            }
+            self.content = content(set, stop)?;
+        }
+        Ok(self.images.is_none() || self.content.is_some())
     }
 }
 
@@ -231,7 +271,7 @@ pub fn evaluate(
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<Report>), Error> {
     let settings = &job.settings;
-    let reference = Side::open(&job.reference, settings)?;
+    let mut reference = Side::open(&job.reference, settings)?;
     let mut samples = Side::open(&job.samples, settings)?;
     if let Some(most) = settings.num_images {
         samples.images = samples.images.map(|set| set.take(most));
@@ -239,6 +279,9 @@ pub fn evaluate(
     }
     check_shapes(&reference, &samples)?;
     let network = network(&[&reference, &samples], settings, device)?;
+    if !(reference.go_through(&network, stop)? && samples.go_through(&network, stop)?) {
+        return Ok((Outcome::Interrupted, None));
+    }
     let Some(reference) = know(reference, &network, settings, stop, emit)? else {
         return Ok((Outcome::Interrupted, None));
     };
@@ -274,6 +317,9 @@ pub fn statistics(
         ));
     }
     let network = network(&[&side], settings, device)?;
+    if !side.go_through(&network, stop)? {
+        return Ok((Outcome::Interrupted, None));
+    }
     let Some(known) = know(side, &network, settings, stop, emit)? else { return Ok((Outcome::Interrupted, None)) };
     known.statistics.write(out)?;
     Ok((Outcome::Finished, Some(known.statistics)))
@@ -312,7 +358,7 @@ fn network(sides: &[&Side], settings: &Settings, device: &Device) -> Result<Feat
     FeatureNetwork::open(&choice, &settings.weights, device)
 }
 
-/// Statistics of a side, from its file or its images, and their features.
+/// Statistics of a side that was gone through, from its file or its images, and their features; none if `stop` was set.
 fn know(
     side: Side,
     network: &FeatureNetwork,
@@ -320,20 +366,16 @@ fn know(
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Option<Known>, Error> {
-    if let Some(statistics) = &side.statistics {
-        check_statistics(Path::new(&side.name), statistics, network)?;
-    }
     let wanted = !settings.metrics.is_empty() || settings.extrapolate || settings.per_class;
-    let measured = match &side.images {
-        Some(set) if side.statistics.is_none() || wanted => {
-            let grey_for_colour = set.image_shape()[2] == 1 && network.is_for_colour();
-            if grey_for_colour {
+    let measured = match (&side.images, &side.content) {
+        (Some(set), Some(content)) if side.statistics.is_none() || wanted => {
+            if set.image_shape()[2] == 1 && network.is_for_colour() {
                 emit(Event::Notice(format!("{}: grey images count as three equal channels", side.name)));
             }
-            match measure(set, network, settings.batch_size, settings.cache.as_deref(), stop, emit)? {
-                (_, Some(measured)) => Some(measured),
-                (_, None) => return Ok(None),
-            }
+            let cache = settings.cache.as_deref();
+            let measured = measure(set, content, network, settings.batch_size, cache, stop, emit)?;
+            let Some(measured) = measured else { return Ok(None) };
+            Some(measured)
         }
         _ => None,
     };
@@ -415,7 +457,16 @@ fn compare(
     };
     let both = theirs_one_by_one.zip(ours_one_by_one);
     let kid = match both {
-        Some((a, b)) if wants(Metric::KernelDistance) => Some(kernel_distance(a, b, settings.subsets).map_err(failed)?),
+        Some((a, b)) if wants(Metric::KernelDistance) => {
+            // Subsets of nearly all images are nearly the same, and their spread says nothing.
+            let most = a.rows().min(b.rows()) / 2;
+            let subsets = Subsets { size: settings.subsets.size.min(most).max(2), ..settings.subsets };
+            if subsets.size < settings.subsets.size {
+                let size = subsets.size;
+                emit(Event::Notice(format!("KID over subsets of {size} images, half of the smaller side")));
+            }
+            Some(kernel_distance(a, b, subsets).map_err(failed)?)
+        }
         _ => None,
     };
     let precision_recall = match both {
@@ -448,14 +499,11 @@ fn compare(
     if theirs_one_by_one.is_none() && one_by_one {
         emit(Event::Notice(format!("{}: statistics alone, so no precision, recall and KID", reference.name)));
     }
-    for (side, what) in [(theirs, "reference images"), (ours, "samples")] {
-        if let Some(images) = side.images.filter(|&n| n < FEW_IMAGES) {
-            let offer =
-                if settings.extrapolate { "" } else { "; --extrapolate estimates it for infinitely many samples" };
-            emit(Event::Warning(format!(
-                "{images} {what}: below {FEW_IMAGES} a Fréchet distance is too large, the more so the fewer there are{offer}"
-            )));
-        }
+    if [theirs, ours].iter().any(|side| side.images.is_some_and(|n| n < FEW_IMAGES)) {
+        let offer = if settings.extrapolate { "" } else { "; --extrapolate estimates it for infinitely many samples" };
+        emit(Event::Warning(format!(
+            "with fewer than {FEW_IMAGES} images a Fréchet distance is too large, the more so the fewer there are{offer}"
+        )));
     }
     Ok(Report {
         reference: reference.report(),
@@ -511,8 +559,8 @@ fn by_class(sides: [(Features, &[u32]); 2]) -> Result<Vec<ClassReport>, Fidelity
     shared.map(report).collect()
 }
 
-/// Adds a line to a run's list of evaluations, with the step of its newest checkpoint.
-fn append(path: &Path, report: &Report) -> Result<(), Error> {
+/// Adds a line to a run's list of evaluations.
+fn append(path: &Path, report: &impl Serialize) -> Result<(), Error> {
     use std::io::Write;
     let line = serde_json::to_string(report).map_err(|e| Error::file(path, e.to_string()))?;
     let mut file =

@@ -104,7 +104,7 @@ impl Job {
         let labels: Vec<u32> = match (&self.classes, small.and_then(|small| small.labels(images))) {
             (Some(given), _) if !given.is_empty() => images.iter().map(|&i| given[i as usize % given.len()]).collect(),
             (_, Some(own)) => own,
-            _ => images.iter().map(|&i| Stream::new(seed, Domain::Label, i, 0).below(count as u64) as u32).collect(),
+            _ => random_labels(images, count, seed),
         };
         match labels.iter().find(|&&label| label as usize >= count) {
             Some(wrong) => {
@@ -113,6 +113,11 @@ impl Job {
             None => Ok(Some(labels)),
         }
     }
+}
+
+/// The class of each image where nobody says: it depends on the seed and the image's number alone.
+pub(crate) fn random_labels(images: &[u64], classes: usize, seed: u64) -> Vec<u32> {
+    images.iter().map(|&i| Stream::new(seed, Domain::Label, i, 0).below(classes as u64) as u32).collect()
 }
 
 /// Draws the images, going on where an interrupted call with the same settings stopped.

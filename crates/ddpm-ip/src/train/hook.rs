@@ -31,7 +31,7 @@ pub enum Next {
 }
 
 /// Whether something with this interval is due after `step`; an interval of 0 is never due between steps.
-fn due(step: u64, interval: u64) -> bool {
+pub(crate) fn due(step: u64, interval: u64) -> bool {
     interval > 0 && step.is_multiple_of(interval)
 }
 
@@ -89,33 +89,21 @@ impl<'a> GridHook<'a> {
     pub fn draw(&self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
         let (config, step) = (&trainer.config, trainer.step());
         let count = config.train.grid_images;
-        let Some(network) = trainer.task.unet().filter(|_| count > 0) else { return Ok(()) };
-        let settings = &config.sample;
-        let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
-        let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
-        let chain = Chain {
-            diffusion: &diffusion,
-            network,
-            parameters: trainer.sampling_parameters(),
-            reverse,
-            guide: None,
-            image_size: config.model.image_size,
-            device: &trainer.device,
-        };
-        let images: Vec<u64> = (0..count as u64).collect();
+        if count == 0 {
+            return Ok(());
+        }
         let mut bytes = Vec::new();
-        for images in images.chunks(settings.batch_size) {
-            let small = self.small.as_ref();
-            let labels = network.config().num_classes.map(|n| {
-                let in_turn = || images.iter().map(|i| (i % n as u64) as u32).collect();
-                small.and_then(|small| small.labels(images)).unwrap_or_else(in_turn)
-            });
-            let low_res = small.map(|small| small.enlarged(images, config.model.image_size, &trainer.device));
-            let go_on = |_, _: &_, _: &_| !self.stop.load(Ordering::Relaxed);
-            match chain.run(images, labels.as_deref(), low_res, &Seeded(settings.seed), go_on) {
-                Some(x) => bytes.extend(to_u8(x)),
-                None => return Ok(()),
-            }
+        let small = self.small.as_ref();
+        let labels = |images: &[u64], classes: usize| {
+            let in_turn = || images.iter().map(|i| (i % classes as u64) as u32).collect();
+            small.and_then(|small| small.labels(images)).unwrap_or_else(in_turn)
+        };
+        let whole = draw(trainer, count, small, &labels, self.stop, &mut |images| {
+            bytes.extend_from_slice(images);
+            Ok(())
+        })?;
+        if !whole {
+            return Ok(());
         }
         std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let path = self.path(step);
@@ -123,6 +111,43 @@ impl<'a> GridHook<'a> {
         emit(Event::Grid { step, path });
         Ok(())
     }
+}
+
+/// Draws the images `0..count` with the first average (the network itself where there is none), by the settings of
+/// `sample`, and passes them on batch by batch, `[n, H, W, C]`. Whether all were drawn: not after `stop`, and not by a network
+/// that draws nothing. A super-resolution network enlarges `small`; `labels` gives numbers of images and of classes theirs.
+pub(crate) fn draw(
+    trainer: &Trainer,
+    count: usize,
+    small: Option<&SmallImages>,
+    labels: &dyn Fn(&[u64], usize) -> Vec<u32>,
+    stop: &AtomicBool,
+    take: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<bool, Error> {
+    let config = &trainer.config;
+    let Some(network) = trainer.task.unet() else { return Ok(false) };
+    let settings = &config.sample;
+    let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
+    let chain = Chain {
+        diffusion: &diffusion,
+        network,
+        parameters: trainer.sampling_parameters(),
+        reverse: Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised },
+        guide: None,
+        image_size: config.model.image_size,
+        device: &trainer.device,
+    };
+    let images: Vec<u64> = (0..count as u64).collect();
+    for images in images.chunks(settings.batch_size) {
+        let labels = network.config().num_classes.map(|classes| labels(images, classes));
+        let low_res = small.map(|small| small.enlarged(images, config.model.image_size, &trainer.device));
+        let go_on = |_, _: &_, _: &_| !stop.load(Ordering::Relaxed);
+        match chain.run(images, labels.as_deref(), low_res, &Seeded(settings.seed), go_on) {
+            Some(x) => take(&to_u8(x))?,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 impl Hook for GridHook<'_> {

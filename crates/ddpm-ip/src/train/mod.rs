@@ -8,6 +8,7 @@ mod task;
 mod trainer;
 
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
+pub(crate) use hook::{draw, due};
 pub use log::LogHook;
 pub(crate) use run::{open_data, task};
 pub use run::{parameter_count, resolve, train};

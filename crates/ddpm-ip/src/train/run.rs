@@ -342,7 +342,7 @@ fn changes(checkpoint: &Path, config: &Config) -> Result<Vec<String>, Error> {
     let Some(before) = checkpoint::config_of(&checkpoint.join("model.safetensors"))? else {
         return Ok(Vec::new());
     };
-    let matter = |key: &str| !HARMLESS.contains(&key) && !key.starts_with("sample.");
+    let matter = |key: &str| !HARMLESS.contains(&key) && !key.starts_with("sample.") && !key.starts_with("evaluation.");
     let changes = config.changes_from(&before).into_iter().filter(|(key, ..)| matter(key));
     Ok(changes.map(|(key, now, before)| format!("{key} is {now} now; the checkpoint was made with {before}")).collect())
 }

@@ -1,0 +1,139 @@
+//! Evaluation during training.
+
+use super::features::Sum;
+use super::{FeatureNetwork, Settings, Side, append, know, network};
+use crate::Error;
+use crate::checkpoint::Store;
+use crate::config::Config;
+use crate::data::Shape;
+use crate::event::{Emit, Event};
+use crate::sample::random_labels;
+use crate::train::{Hook, Next, StepReport, Trainer, draw, due};
+use burn::tensor::Device;
+use fidelity::{Gaussian, frechet_distance};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Draws images every so many steps, compares them with real ones, logs the Fréchet distance, adds it to the run's
+/// `evaluations.jsonl` and keeps the best checkpoint.
+pub struct EvaluationHook<'a> {
+    store: Store,
+    lines: PathBuf,
+    network: FeatureNetwork,
+    /// The real images.
+    reference: Gaussian,
+    reference_name: String,
+    /// The lowest distance so far.
+    best: Option<f64>,
+    /// The last step that was evaluated.
+    last: Option<u64>,
+    stop: &'a AtomicBool,
+}
+
+/// An evaluation during training, as a line of `evaluations.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Line {
+    step: u64,
+    reference: String,
+    images: usize,
+    features: String,
+    fid: f64,
+}
+
+impl<'a> EvaluationHook<'a> {
+    /// Prepares what a configuration asks for, in a run directory that need not be there yet; none if it asks for nothing or
+    /// `stop` was set before the real images were measured.
+    ///
+    /// # Errors
+    /// Real images that cannot be used, missing weights.
+    pub fn new(
+        config: &Config,
+        run: &Path,
+        settings: &Settings,
+        device: &Device,
+        stop: &'a AtomicBool,
+        emit: &mut Emit,
+    ) -> Result<Option<Self>, Error> {
+        config.validate()?;
+        let (wanted, data, model) = (&config.evaluation, &config.data, &config.model);
+        if wanted.interval == 0 {
+            return Ok(None);
+        }
+        let shape = Shape {
+            image_size: model.image_size,
+            fit: data.fit,
+            allow_upscale: data.allow_upscale,
+            channels: Some(model.in_channels),
+        };
+        let features = if wanted.features.is_empty() { None } else { Some(wanted.features.parse()?) };
+        let metrics = Vec::new();
+        let settings = Settings { features, metrics, shape: Some(shape), ..settings.clone() };
+        let name = if wanted.reference.is_empty() { &data.data_dir } else { &wanted.reference };
+        let mut side = Side::open(name, &settings)?;
+        let network = network(&[&side], &settings, device)?;
+        if !side.go_through(&network, stop)? {
+            return Ok(None);
+        }
+        let Some(reference) = know(side, &network, &settings, stop, emit)? else { return Ok(None) };
+        let mut hook = Self {
+            store: Store::new(run),
+            lines: run.join("evaluations.jsonl"),
+            network,
+            reference: reference.statistics.features,
+            reference_name: name.clone(),
+            best: None,
+            last: None,
+            stop,
+        };
+        let earlier = std::fs::read_to_string(&hook.lines).unwrap_or_default();
+        let earlier = earlier.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        let alike = earlier.filter(|line| hook.is_alike(line, wanted.images));
+        hook.best = alike.map(|line| line.fid).min_by(f64::total_cmp);
+        Ok(Some(hook))
+    }
+
+    /// Whether an earlier evaluation measured the same.
+    fn is_alike(&self, line: &Line, images: usize) -> bool {
+        line.features == self.network.name() && line.reference == self.reference_name && line.images == images
+    }
+
+    fn evaluate(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
+        let (config, step) = (&trainer.config, trainer.step());
+        let (size, channels) = (config.model.image_size, config.model.in_channels);
+        let failed = |e: fidelity::FidelityError| Error::file(&self.lines, format!("evaluation at step {step}: {e}"));
+        let mut sum = Sum::new(self.network.width());
+        // As `sample` draws them, so that its files give the same distance.
+        let labels = |images: &[u64], classes: usize| random_labels(images, classes, config.sample.seed);
+        let whole = draw(trainer, config.evaluation.images, None, &labels, self.stop, &mut |images| {
+            let n = images.len() / (size * size * channels);
+            sum.add(&self.network.features(images, [n, size, size, channels])?.features).map_err(failed)
+        })?;
+        if !whole {
+            return Ok(());
+        }
+        let fid = frechet_distance(&self.reference, &sum.finish().map_err(failed)?).map_err(failed)?;
+        let key = if self.network.is_inception() { "fid" } else { "frechet_distance" };
+        emit(Event::Log(vec![("step".into(), step as f64), (key.into(), fid)]));
+        let (reference, features) = (self.reference_name.clone(), self.network.name().to_string());
+        append(&self.lines, &Line { step, reference, images: config.evaluation.images, features, fid })?;
+        self.last = Some(step);
+        if self.best.is_none_or(|best| fid < best) {
+            self.best = Some(fid);
+            self.store.save_best(&trainer.state, trainer.task.specs(), config)?;
+            emit(Event::Best { step, fid });
+        }
+        Ok(())
+    }
+}
+
+impl Hook for EvaluationHook<'_> {
+    fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
+        let is_due = match next {
+            Next::Step => due(trainer.step(), trainer.config.evaluation.interval),
+            Next::Finish => true,
+            Next::Interrupt => false,
+        };
+        if is_due && !self.stop.load(Ordering::Relaxed) { self.evaluate(trainer, emit) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,149 @@
+//! Evaluation during training.
+
+use crate::support::*;
+use ddpm_ip::checkpoint::{self, Store};
+use ddpm_ip::config::{Config, Layers};
+use ddpm_ip::evaluate::EvaluationHook;
+use ddpm_ip::train::{self, Hook};
+use ddpm_ip::{Event, sample};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+fn config(settings: &[(&str, &str)]) -> Config {
+    let mut layers = Layers::default();
+    let tiny = r#"
+        [model]
+        image_size = 8
+        in_channels = 1
+        num_channels = 32
+        num_res_blocks = 1
+        channel_mult = [1]
+        attention_resolutions = []
+        class_cond = true
+        [diffusion]
+        diffusion_steps = 20
+        noise_schedule = "cosine"
+        [data]
+        data_dir = "digits"
+        random_flip = false
+        [train]
+        steps = 5
+        batch_size = 4
+        lr = 1e-3
+        ema_rate = [0.9]
+        save_interval = 0
+        grid_images = 0
+        [sample]
+        num_samples = 30
+        batch_size = 16
+        seed = 3
+        [evaluation]
+        interval = 2
+        images = 30
+    "#;
+    layers.add(tiny.parse().unwrap()).unwrap();
+    layers.set(settings.iter().copied()).unwrap();
+    layers.resolve().unwrap()
+}
+
+/// Trains with evaluation; what was said.
+fn trained(place: &Place, config: &Config, run: &Path) -> Vec<Event> {
+    let (stop, mut events) = (AtomicBool::new(false), Vec::new());
+    let hook = EvaluationHook::new(config, run, &place.settings(), &cpu(), &stop, &mut |_| {}).unwrap();
+    let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();
+    train::train(config, run, &cpu(), hooks, &stop, &mut |event| events.push(event)).unwrap();
+    events
+}
+
+/// Steps and distances of a run's evaluations.
+fn lines(run: &Path) -> Vec<(u64, f64)> {
+    let text = std::fs::read_to_string(run.join("evaluations.jsonl")).unwrap();
+    let line = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        (line["step"].as_u64().unwrap(), line["fid"].as_f64().unwrap())
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn the_distance_is_logged_and_the_best_checkpoint_kept() {
+    let place = Place::new();
+    let run = place.path("run");
+    let events = trained(&place, &config(&[]), &run);
+    let found = lines(&run);
+    assert_eq!(found.iter().map(|l| l.0).collect::<Vec<_>>(), [2, 4, 5]);
+    let logged: Vec<f64> = events
+        .iter()
+        .filter_map(
+            |e| if let Event::Log(line) = e { line.iter().find(|(k, _)| k == "frechet_distance") } else { None },
+        )
+        .map(|(_, v)| *v)
+        .collect();
+    assert_eq!(logged, found.iter().map(|l| l.1).collect::<Vec<_>>());
+    let best = found.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    let kept = run.join("checkpoints/best");
+    assert_eq!(checkpoint::progress(&kept).unwrap().step, best.0);
+    assert_eq!(Store::new(&run).newest().unwrap().unwrap().0, 5, "the best is not the newest");
+
+    // What `sample` draws from it is as far away.
+    let mut settings = config(&[]);
+    settings.model.num_classes = 10;
+    let job = sample::Job {
+        checkpoint: kept,
+        config: settings,
+        out: Some(run.join("samples_best.npz")),
+        grid: None,
+        classes: None,
+        initial_noise: None,
+        classifier: None,
+        base_samples: None,
+    };
+    sample::run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let report = compare("digits", &run.display().to_string(), place.settings());
+    assert_eq!(report.fid, best.1);
+    // That evaluation is the run's, too.
+    let text = std::fs::read_to_string(run.join("evaluations.jsonl")).unwrap();
+    assert!(text.lines().count() == 4 && text.lines().last().unwrap().contains("samples_best.npz"));
+}
+
+#[test]
+fn evaluation_does_not_change_training() {
+    let place = Place::new();
+    let (with, without) = (place.path("with"), place.path("without"));
+    trained(&place, &config(&[]), &with);
+    trained(&place, &config(&[("evaluation.interval", "0")]), &without);
+    let parameters = |run: &Path| std::fs::read(run.join("checkpoints/step_000005/model.safetensors")).unwrap();
+    let numbers = |run: &Path| parameters(run).split_off(parameters(run).len() - 4 * 50_000);
+    assert_eq!(numbers(&with), numbers(&without));
+    assert!(!without.join("evaluations.jsonl").exists());
+}
+
+#[test]
+fn a_resumed_run_keeps_the_best_of_before() {
+    let place = Place::new();
+    let run = place.path("run");
+    trained(&place, &config(&[]), &run);
+    // A distance that cannot be reached again: the best stays.
+    let low = std::fs::read_to_string(run.join("evaluations.jsonl")).unwrap();
+    let first = low.lines().next().unwrap();
+    let (head, _) = first.split_once("\"fid\":").unwrap();
+    std::fs::write(run.join("evaluations.jsonl"), format!("{head}\"fid\":1e-6}}\n")).unwrap();
+    let before = std::fs::read(run.join("checkpoints/best/model.safetensors")).unwrap();
+    let events = trained(&place, &config(&[("steps", "7")]), &run);
+    assert!(!events.iter().any(|e| matches!(e, Event::Best { .. })));
+    assert_eq!(std::fs::read(run.join("checkpoints/best/model.safetensors")).unwrap(), before);
+    assert_eq!(lines(&run).last().unwrap().0, 7);
+}
+
+#[test]
+fn only_networks_that_draw_whole_images_are_evaluated() {
+    let text = config(&[]);
+    let mut classifier = text.clone();
+    classifier.model.arch = ddpm_ip::config::Arch::Classifier;
+    classifier.classifier.num_classes = 10;
+    let error = classifier.validate().unwrap_err().to_string();
+    assert!(error.contains("--evaluation-interval") || error.contains("classifier"), "{error}");
+    let mut few = text;
+    few.evaluation.images = 1;
+    assert!(few.validate().unwrap_err().to_string().contains("evaluation.images = 1"));
+}
