@@ -96,7 +96,7 @@ impl Speed {
     }
 
     /// From the seconds of the repetitions, then those of the profiled steps.
-    fn new(secs: &[f64], batch: usize, profiled: &[f64], kernels: Vec<profile::KernelTime>) -> Self {
+    pub(crate) fn new(secs: &[f64], batch: usize, profiled: &[f64], kernels: Vec<profile::KernelTime>) -> Self {
         let steps = profiled.len() as f64;
         let mut speed = Self {
             images_per_sec: secs.iter().map(|s| batch as f64 / s).collect(),
@@ -263,6 +263,11 @@ fn training(
     }
     let (timed, profiled) = secs[1..].split_at(job.repeats);
     Ok(Some(Speed::new(timed, config.train.batch_size, profiled, profile::finish())))
+}
+
+/// Operations per second in f32 that all threads reach from registers.
+pub fn peak_flop_per_sec() -> f64 {
+    profile::peak_flop_per_sec(Precision::F32.dtype())
 }
 
 /// The most memory that this process held at once, where the system says it.

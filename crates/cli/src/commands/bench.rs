@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use ddpm_ip::Outcome;
 use ddpm_ip::bench::{self, Report, Speed};
 use ddpm_ip::config::{ConfigError, Layers, PRESETS, Preset};
+use ddpm_ip::evaluate::{self, BenchReport};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,9 @@ const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "tra
 
 /// Images per step unless said otherwise.
 const BATCH_SIZE: i64 = 16;
+
+/// Images that go through Inception together unless said otherwise.
+const EVALUATED_TOGETHER: usize = 32;
 
 pub(crate) fn command() -> Command {
     Command::new("bench")
@@ -38,9 +42,9 @@ pub(crate) fn command() -> Command {
             Arg::new("only")
                 .long("only")
                 .value_name("TASK")
-                .value_parser(["train", "sample"])
+                .value_parser(["train", "sample", "evaluate"])
                 .action(ArgAction::Set)
-                .help("time one kind of step alone"),
+                .help("time one kind of step alone; evaluate, which is not in the rest: features and distances"),
         )
         .arg(args::path("compare", "FILE", "a report of an earlier --json to compare with"))
         .arg(args::switch("quiet", "no progress"))
@@ -51,6 +55,9 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    if matches.get_one::<String>("only").is_some_and(|only| only == "evaluate") {
+        return run_evaluation(matches);
+    }
     let preset = match matches.get_one::<String>("preset") {
         Some(name) => Some(Preset::find(name)?),
         None if matches.contains_id("config") => None,
@@ -89,6 +96,45 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         table(&report, earlier.as_ref()).trim_end().to_string()
     })?;
     Ok(outcome)
+}
+
+/// Times what `evaluate` computes.
+fn run_evaluation(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    for other in ["preset", "compare"] {
+        if matches.contains_id(other) {
+            return Err(ConfigError(format!("--{other} does nothing with --only evaluate: leave it out")).into());
+        }
+    }
+    let given = args::given(matches, "train.batch_size").map(str::parse).transpose();
+    let batch_size = given.ok().map(|size: Option<usize>| size.unwrap_or(EVALUATED_TOGETHER)).filter(|&size| size > 0);
+    let batch_size = batch_size.ok_or_else(|| ConfigError("--batch-size is no number of images".into()))?;
+    let device = args::device(matches)?;
+    let repeats = usize::from(matches.get_one::<u16>("repeats").copied().unwrap_or(5));
+    let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
+    let measured = evaluate::bench(repeats, batch_size, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    sinks.finish();
+    let (outcome, report) = measured?;
+    let Some(report) = report else { return Ok(outcome) };
+    print(&if matches.get_flag("json") { serde_json::to_string(&report)? } else { evaluation_table(&report) })?;
+    Ok(outcome)
+}
+
+fn evaluation_table(report: &BenchReport) -> String {
+    let mut text = format!("batch {} · {} threads, {}\n", report.batch_size, report.threads, report.isa);
+    let peak = ddpm_ip::bench::peak_flop_per_sec();
+    section(&mut text, "FID-Inception on 32x32 images", &report.inception, None, peak);
+    let lists = [
+        ("Fréchet distance of 2048 columns", &report.frechet_secs),
+        ("precision and recall, 10 000 rows of 2048 columns against as many", &report.precision_recall_secs),
+    ];
+    for (what, secs) in lists {
+        let mut sorted = secs.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (least, most) = (sorted[0], sorted[sorted.len() - 1]);
+        let median = f64::midpoint(sorted[sorted.len() / 2], sorted[(sorted.len() - 1) / 2]);
+        let _ = writeln!(text, "\n{what}: {median:.3} s (median of {}; {least:.3} to {most:.3})", secs.len());
+    }
+    text.trim_end().to_string()
 }
 
 fn read(path: &Path) -> anyhow::Result<Report> {

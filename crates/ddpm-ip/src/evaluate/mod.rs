@@ -1,5 +1,6 @@
 //! How near samples are to real images: Fréchet distances, Inception Score, precision, recall and kernel distance.
 
+mod bench;
 mod features;
 mod foreign;
 mod grey;
@@ -8,6 +9,7 @@ mod neighbours;
 mod network;
 mod statistics;
 
+pub use bench::{BenchReport, bench};
 pub use hook::EvaluationHook;
 pub use network::{Choice, FID_INCEPTION, FeatureNetwork, OnnxChoice, Rows};
 pub use statistics::Statistics;
