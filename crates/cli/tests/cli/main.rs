@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
+mod evaluating;
 mod mistakes;
 mod reference;
 mod reports;

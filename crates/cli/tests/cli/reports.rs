@@ -8,7 +8,17 @@ fn help_names_the_commands_and_every_setting() {
     let place = Place::new();
     let help = place.run(&["--help"]).exits(0).out();
     let commands = ["train", "classifier-train", "super-res-train", "sample", "classifier-sample", "super-res-sample"];
-    for command in commands.iter().chain(&["nll", "predict", "info", "bench", "completions", "130 interrupted"]) {
+    for command in commands.iter().chain(&[
+        "nll",
+        "evaluate",
+        "statistics",
+        "weights",
+        "predict",
+        "info",
+        "bench",
+        "completions",
+        "130 interrupted",
+    ]) {
         assert!(help.contains(command), "{help}");
     }
     let explained = |command: &str, sections: &[&str]| {
@@ -19,7 +29,7 @@ fn help_names_the_commands_and_every_setting() {
         }
         help
     };
-    let help = explained("train", &["model", "diffusion", "perturbation", "data", "train"]);
+    let help = explained("train", &["model", "diffusion", "perturbation", "data", "train", "evaluation"]);
     explained("classifier-train", &["classifier", "diffusion", "data", "train"]);
     explained("sample", &["model", "sample", "classifier"]);
     assert!(help.contains("fashion-mnist") && help.contains("input-pertub"));

@@ -49,7 +49,9 @@ impl Place {
 
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         let mut command = Command::cargo_bin("ddpm-ip").unwrap();
-        Ran(command.current_dir(self.0.path()).args(args).output().unwrap())
+        // What is kept between calls is kept here.
+        let command = command.current_dir(self.0.path()).env("DDPM_IP_CACHE", "cache");
+        Ran(command.args(args).output().unwrap())
     }
 
     /// A call with an environment variable.
