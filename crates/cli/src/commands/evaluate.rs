@@ -180,6 +180,7 @@ fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
         },
         extrapolate: flag("extrapolate"),
         per_class: flag("per-class"),
+        neighbours: matches.try_get_one::<PathBuf>("neighbours").ok().flatten().cloned(),
         seed,
         weights: folder.clone().unwrap_or_default().join("weights"),
         cache: folder.filter(|_| !flag("no-cache")),
@@ -188,12 +189,7 @@ fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
 
 pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let text = |name: &str| matches.get_one::<String>(name).cloned().with_context(|| format!("{name} is missing"));
-    let job = Job {
-        reference: text("reference")?,
-        samples: text("samples")?,
-        settings: settings(matches)?,
-        neighbours: matches.get_one::<PathBuf>("neighbours").cloned(),
-    };
+    let job = Job { reference: text("reference")?, samples: text("samples")?, settings: settings(matches)? };
     let device = args::device(matches)?;
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
     let result = evaluate::evaluate(&job, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));

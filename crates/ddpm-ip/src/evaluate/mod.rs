@@ -22,8 +22,8 @@ use crate::npz::Npz;
 use burn::tensor::Device;
 use features::{FeatureFile, Measured, content, measure};
 use fidelity::{
-    Features, FidelityError, Gaussian, InceptionScore, Moments, Subsets, extrapolated_frechet_distance,
-    frechet_distance, kernel_distance, precision_recall,
+    Features, FidelityError, Gaussian, InceptionScore, Moments, PrecisionRecall, Subsets,
+    extrapolated_frechet_distance, frechet_distance, kernel_distance, precision_recall,
 };
 use neighbours::Neighbours;
 use serde::Serialize;
@@ -36,6 +36,9 @@ const FEW_IMAGES: usize = 10_000;
 
 /// Distances through which the extrapolated one is fitted.
 const EXTRAPOLATION_POINTS: usize = 15;
+
+/// Rows of a class that are summed up together.
+const CLASS_ROWS: usize = 512;
 
 /// How sets are compared.
 #[derive(Clone, Debug)]
@@ -62,6 +65,8 @@ pub struct Settings {
     pub extrapolate: bool,
     /// Whether classes are compared one by one.
     pub per_class: bool,
+    /// A PNG of samples beside the reference images nearest to them.
+    pub neighbours: Option<PathBuf>,
     /// Seed of subsets.
     pub seed: u64,
     /// Where features are kept; nowhere if there is none.
@@ -85,6 +90,7 @@ impl Default for Settings {
             subsets: Subsets::default(),
             extrapolate: false,
             per_class: false,
+            neighbours: None,
             seed: 0,
             cache: None,
             weights: PathBuf::new(),
@@ -112,8 +118,6 @@ pub struct Job {
     pub samples: String,
     /// How.
     pub settings: Settings,
-    /// A PNG of samples beside the reference images nearest to them.
-    pub neighbours: Option<PathBuf>,
 }
 
 /// One side of a comparison, in a report.
@@ -195,6 +199,10 @@ impl Side {
         }
         let images = Some(ImageSet::open(&name, settings.shape, settings.labels)?);
         Ok(Self { name, statistics, images, content: None })
+    }
+
+    fn labels(&self) -> Option<&[u32]> {
+        self.images.as_ref().and_then(ImageSet::labels)
     }
 
     /// Goes through the images once, which tells mistakes before any features are made. Whether it came to the end.
@@ -280,6 +288,7 @@ pub fn evaluate(
         samples.statistics = samples.statistics.filter(|_| samples.images.is_none());
     }
     check_shapes(&reference, &samples)?;
+    check_wishes(&reference, &samples, job)?;
     let network = network(&[&reference, &samples], settings, device)?;
     if !(reference.go_through(&network, stop)? && samples.go_through(&network, stop)?) {
         return Ok((Outcome::Interrupted, None));
@@ -349,6 +358,30 @@ fn check_shapes(reference: &Side, samples: &Side) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// That what was asked for can be had of these sides, before features take their time.
+fn check_wishes(reference: &Side, samples: &Side, job: &Job) -> Result<(), ConfigError> {
+    let both_have_images = reference.images.is_some() && samples.images.is_some();
+    let refuse = |message: &str| Err(ConfigError(message.into()));
+    if job.settings.extrapolate && samples.images.is_none() {
+        return refuse("--extrapolate needs the samples' images: from statistics alone nothing can be estimated");
+    }
+    if job.settings.per_class {
+        if !both_have_images {
+            return refuse("--per-class needs images on both sides: a file of statistics has no classes");
+        }
+        if [reference, samples].iter().any(|side| side.labels().is_none()) {
+            return refuse("--per-class needs labels on both sides: `arr_1` of an npz, or --labels for a folder");
+        }
+    }
+    match (&job.settings.neighbours, &samples.images) {
+        (Some(_), _) if !both_have_images => {
+            refuse("--neighbours needs images on both sides: a file of statistics has none to show")
+        }
+        (Some(path), Some(set)) => neighbours::check(path, set),
+        _ => Ok(()),
+    }
+}
+
 /// The network that was asked for, or fits the images.
 fn network(sides: &[&Side], settings: &Settings, device: &Device) -> Result<FeatureNetwork, Error> {
     let grey = sides.iter().all(|side| match (&side.images, &side.statistics) {
@@ -368,7 +401,9 @@ fn know(
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Option<Known>, Error> {
-    let wanted = !settings.metrics.is_empty() || settings.extrapolate || settings.per_class;
+    // Statistics of a file do for a Fréchet distance, and for nothing else.
+    let wanted =
+        !settings.metrics.is_empty() || settings.extrapolate || settings.per_class || settings.neighbours.is_some();
     let measured = match (&side.images, &side.content) {
         (Some(set), Some(content)) if side.statistics.is_none() || wanted => {
             if set.image_shape()[2] == 1 && network.is_for_colour() {
@@ -443,63 +478,29 @@ fn compare(
         }
         _ => None,
     };
-    let one_by_one = wants(Metric::PrecisionRecall) || wants(Metric::KernelDistance);
-    let needs_both = one_by_one || settings.per_class || job.neighbours.is_some();
+    let needs_both = settings.metrics.iter().any(|metric| *metric != Metric::InceptionScore)
+        || settings.per_class
+        || job.settings.neighbours.is_some();
     let rows_of_samples = if needs_both || settings.extrapolate { samples.rows()? } else { None };
     let rows_of_reference = if needs_both { reference.rows()? } else { None };
-    let width = network.width();
-    let ours_one_by_one = one_by_one_of(rows_of_samples.as_ref(), width).map_err(failed)?;
-    let theirs_one_by_one = one_by_one_of(rows_of_reference.as_ref(), width).map_err(failed)?;
-    let fid_infinity = match ours_one_by_one {
+    let [of_samples, of_reference] =
+        [&rows_of_samples, &rows_of_reference].map(|rows| rows.as_deref().map(|rows| as_features(rows, network)));
+    let (of_samples, of_reference) =
+        (of_samples.transpose().map_err(failed)?, of_reference.transpose().map_err(failed)?);
+    let fid_infinity = match of_samples {
         Some(rows) if settings.extrapolate => {
             let found = extrapolated_frechet_distance(&theirs.features, rows, EXTRAPOLATION_POINTS, settings.seed);
             Some(found.map_err(failed)?)
         }
         _ => None,
     };
-    let both = theirs_one_by_one.zip(ours_one_by_one);
-    let kid = match both {
-        Some((a, b)) if wants(Metric::KernelDistance) => {
-            // Subsets of nearly all images are nearly the same, and their spread says nothing.
-            let most = a.rows().min(b.rows()) / 2;
-            let subsets = Subsets { size: settings.subsets.size.min(most).max(2), ..settings.subsets };
-            if subsets.size < settings.subsets.size {
-                let size = subsets.size;
-                emit(Event::Notice(format!("KID over subsets of {size} images, half of the smaller side")));
-            }
-            Some(kernel_distance(a, b, subsets).map_err(failed)?)
+    let mut by_images = ByImages::default();
+    match of_reference.zip(of_samples) {
+        Some(both) => by_images = compare_images([reference, samples], both, job, emit)?,
+        None if needs_both => {
+            emit(Event::Notice("precision, recall and KID need images on both sides: one has statistics alone".into()));
         }
-        _ => None,
-    };
-    let precision_recall = match both {
-        Some((a, b)) if wants(Metric::PrecisionRecall) => Some(precision_recall(a, b, settings.k).map_err(failed)?),
-        _ => None,
-    };
-    let classes = match both {
-        Some((a, b)) if settings.per_class => {
-            let labels = [reference, samples].map(|side| side.images.as_ref().and_then(ImageSet::labels));
-            let [Some(of_a), Some(of_b)] = labels else {
-                let message = "--per-class needs labels on both sides: `arr_1` of an npz, or --labels for a folder";
-                return Err(ConfigError(message.into()).into());
-            };
-            by_class([(a, of_a), (b, of_b)]).map_err(failed)?
-        }
-        None if settings.per_class => {
-            let message = "--per-class needs images on both sides: a file of statistics has no classes";
-            return Err(ConfigError(message.into()).into());
-        }
-        _ => Vec::new(),
-    };
-    let neighbours = match (&job.neighbours, both, &reference.images, &samples.images) {
-        (None, ..) => None,
-        (Some(path), Some((a, b)), Some(of_a), Some(of_b)) => Some(neighbours::draw(path, [(a, of_a), (b, of_b)])?),
-        (Some(_), ..) => {
-            let message = "--neighbours needs images on both sides: a file of statistics has none to show";
-            return Err(ConfigError(message.into()).into());
-        }
-    };
-    if theirs_one_by_one.is_none() && one_by_one {
-        emit(Event::Notice(format!("{}: statistics alone, so no precision, recall and KID", reference.name)));
+        None => {}
     }
     if [theirs, ours].iter().any(|side| side.images.is_some_and(|n| n < FEW_IMAGES)) {
         let offer = if settings.extrapolate { "" } else { "; --extrapolate estimates it for infinitely many samples" };
@@ -517,16 +518,61 @@ fn compare(
         sfid,
         fid_infinity,
         inception_score,
-        precision: precision_recall.map(|p| p.precision),
-        recall: precision_recall.map(|p| p.recall),
-        kid,
-        classes,
-        neighbours,
+        precision: by_images.precision_recall.map(|p| p.precision),
+        recall: by_images.precision_recall.map(|p| p.recall),
+        kid: by_images.kid,
+        classes: by_images.classes,
+        neighbours: by_images.neighbours,
     })
 }
 
-fn one_by_one_of(rows: Option<&Vec<f32>>, width: usize) -> Result<Option<Features<'_>>, FidelityError> {
-    rows.map(|rows| Features::new(rows, [rows.len() / width, width])).transpose()
+fn as_features<'a>(rows: &'a [f32], network: &FeatureNetwork) -> Result<Features<'a>, FidelityError> {
+    Features::new(rows, [rows.len() / network.width(), network.width()])
+}
+
+/// What is known only of features one by one.
+#[derive(Default)]
+struct ByImages {
+    precision_recall: Option<PrecisionRecall>,
+    kid: Option<[f64; 2]>,
+    classes: Vec<ClassReport>,
+    neighbours: Option<Neighbours>,
+}
+
+fn compare_images(
+    sides: [&Known; 2],
+    (reference, samples): (Features, Features),
+    job: &Job,
+    emit: &mut Emit,
+) -> Result<ByImages, Error> {
+    let settings = &job.settings;
+    let names = sides.map(|side| &side.name);
+    let failed =
+        |e: FidelityError| Error::file(Path::new(names[1]), format!("cannot be compared with {}: {e}", names[0]));
+    let mut found = ByImages::default();
+    if settings.metrics.contains(&Metric::KernelDistance) {
+        // Subsets of nearly all images are nearly the same, and their spread says nothing.
+        let most = reference.rows().min(samples.rows()) / 2;
+        let subsets = Subsets { size: settings.subsets.size.min(most).max(2), ..settings.subsets };
+        if subsets.size < settings.subsets.size {
+            let size = subsets.size;
+            emit(Event::Notice(format!("KID over subsets of {size} images, half of the smaller side")));
+        }
+        found.kid = Some(kernel_distance(reference, samples, subsets).map_err(failed)?);
+    }
+    if settings.metrics.contains(&Metric::PrecisionRecall) {
+        found.precision_recall = Some(precision_recall(reference, samples, settings.k).map_err(failed)?);
+    }
+    let [real, drawn] = sides.map(|side| side.images.as_ref());
+    if let (true, Some(a), Some(b)) =
+        (settings.per_class, real.and_then(ImageSet::labels), drawn.and_then(ImageSet::labels))
+    {
+        found.classes = by_class([(reference, a), (samples, b)]).map_err(failed)?;
+    }
+    if let (Some(path), Some(real), Some(drawn)) = (&job.settings.neighbours, real, drawn) {
+        found.neighbours = Some(neighbours::draw(path, [(reference, real), (samples, drawn)])?);
+    }
+    Ok(found)
 }
 
 /// Probabilities of logits `[n, classes]`.
@@ -540,23 +586,31 @@ fn softmax(logits: &[f32], classes: usize) -> Vec<f64> {
     logits.chunks_exact(classes).flat_map(row).collect()
 }
 
-/// The Fréchet distance of each class that both sides have.
+/// The Fréchet distance of each class that both sides have, one class after another: a covariance is large.
 fn by_class(sides: [(Features, &[u32]); 2]) -> Result<Vec<ClassReport>, FidelityError> {
-    let of_side = |(rows, labels): (Features, &[u32])| -> Result<BTreeMap<u32, Moments>, FidelityError> {
-        let mut classes = BTreeMap::new();
+    let rows_of = |labels: &[u32]| -> BTreeMap<u32, Vec<usize>> {
+        let mut classes = BTreeMap::<u32, Vec<usize>>::new();
         for (i, &label) in labels.iter().enumerate() {
-            let moments = classes.entry(label).or_insert_with(|| Moments::new(rows.width()));
-            moments.push(rows.row(i), [1, rows.width()])?;
+            classes.entry(label).or_default().push(i);
         }
-        Ok(classes)
+        classes
     };
-    let [a, b] = sides;
-    let (a, b) = (of_side(a)?, of_side(b)?);
-    let shared = a.iter().filter_map(|(class, moments)| Some((*class, moments, b.get(class)?)));
-    let report = |(class, a, b): (u32, &Moments, &Moments)| {
-        let enough = a.count() > 1 && b.count() > 1;
-        let distance = enough.then(|| frechet_distance(&a.gaussian()?, &b.gaussian()?)).transpose()?;
-        Ok(ClassReport { class, images: [a.count(), b.count()], frechet_distance: distance })
+    let gaussian = |features: Features, rows: &[usize]| -> Result<Gaussian, FidelityError> {
+        let mut moments = Moments::new(features.width());
+        for rows in rows.chunks(CLASS_ROWS) {
+            let values: Vec<f32> = rows.iter().flat_map(|&row| features.row(row)).copied().collect();
+            moments.push(&values, [rows.len(), features.width()])?;
+        }
+        moments.gaussian()
+    };
+    let [(a, labels_of_a), (b, labels_of_b)] = sides;
+    let (of_a, of_b) = (rows_of(labels_of_a), rows_of(labels_of_b));
+    let shared = of_a.iter().filter_map(|(class, rows)| Some((*class, rows, of_b.get(class)?)));
+    let report = |(class, rows_of_a, rows_of_b): (u32, &Vec<usize>, &Vec<usize>)| {
+        let images = [rows_of_a.len(), rows_of_b.len()];
+        let enough = images.iter().all(|&n| n > 1);
+        let distance = enough.then(|| frechet_distance(&gaussian(a, rows_of_a)?, &gaussian(b, rows_of_b)?));
+        Ok(ClassReport { class, images, frechet_distance: distance.transpose()? })
     };
     shared.map(report).collect()
 }

@@ -20,18 +20,22 @@ pub struct Neighbours {
     pub nearest: Vec<(usize, f64)>,
 }
 
+/// That a sheet of such images can be drawn.
+pub(super) fn check(path: &Path, drawn: &ImageSet) -> Result<(), ConfigError> {
+    let [height, width, _] = drawn.image_shape();
+    if height != width {
+        return Err(ConfigError(format!("--neighbours shows square images, not {width}x{height} pixels")));
+    }
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+        return Err(ConfigError(format!("--neighbours {} is no name of a picture: end it in .png", path.display())));
+    }
+    Ok(())
+}
+
 /// Draws the sheet of reference and samples.
 pub(super) fn draw(path: &Path, sides: [(Features, &ImageSet); 2]) -> Result<Neighbours, Error> {
     let [(reference, real), (samples, drawn)] = sides;
-    let [height, width, channels] = drawn.image_shape();
-    if height != width {
-        return Err(ConfigError(format!("--neighbours shows square images, not {width}x{height} pixels")).into());
-    }
-    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
-        return Err(
-            ConfigError(format!("--neighbours {} is no name of a picture: end it in .png", path.display())).into()
-        );
-    }
+    let [_, width, channels] = drawn.image_shape();
     // Rows of a sheet are as many as its columns: pairs stay together where that is an even number.
     let half = (MOST_SAMPLES.min(samples.rows()) / 2).isqrt().max(1);
     let count = (2 * half * half).min(samples.rows());

@@ -146,7 +146,7 @@ fn samples_that_were_copied_are_seen_as_such() {
     let copied: Vec<Vec<u8>> = (0..40).map(|i| digits[7 * i + 3].clone()).collect();
     let own = place.images("own.npz", &copied, [8, 8, 1]);
     let mut job = job("digits", &own, place.settings());
-    job.neighbours = Some(place.path("sheet.png"));
+    job.settings.neighbours = Some(place.path("sheet.png"));
     let (report, _) = run(&job).unwrap();
     let found = report.neighbours.unwrap();
     let expected: Vec<(usize, f64)> = (0..32).map(|i| (7 * i + 3, 0.0)).collect();

@@ -84,7 +84,7 @@ impl Place {
 }
 
 pub(crate) fn job(reference: &str, samples: &str, settings: Settings) -> Job {
-    Job { reference: reference.into(), samples: samples.into(), settings, neighbours: None }
+    Job { reference: reference.into(), samples: samples.into(), settings }
 }
 
 /// Compares to the end; also what was said.
