@@ -1,6 +1,8 @@
 //! The Fréchet distance between two Gaussians, called FID when the features are those of Inception.
 
-use faer::{Mat, MatRef, Side};
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt_pivoting::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::{Mat, MatRef, Par, Side, Spec};
 
 use crate::features::check;
 use crate::moments::BLOCK_ROWS;
@@ -75,31 +77,31 @@ impl Gaussian {
 /// ```
 ///
 /// (Dowson & Landau 1982, "The Fréchet distance between multivariate normal distributions"; proposed for generated
-/// images by Heusel et al. 2017, arXiv 1706.08500). The matrix below the root is symmetric and has the eigenvalues of
-/// the `Σ₁ Σ₂` in those papers, so two symmetric eigendecompositions give the last trace where a root of the product
-/// itself loses digits, or needs an offset, when a covariance is singular. Eigenvalues that rounding made negative count
-/// as zero, and so does a negative distance.
+/// images by Heusel et al. 2017, arXiv 1706.08500). With `Σ₁ = F₁F₁ᵀ` and `Σ₂ = F₂F₂ᵀ` the last trace is the sum of the singular
+/// values of `F₁ᵀF₂`, whose squares are the eigenvalues of the `Σ₁ Σ₂` in those papers. The factors are Cholesky's with pivots
+/// and have as many columns as the covariance has rank, so that singular covariances (fewer images than features) cost less
+/// and need no offset. A negative distance counts as zero.
 ///
-/// The root turns the rounding of an eigenvalue near zero into about `1e-8` of the largest one. With covariances of
-/// deficient rank (fewer rows than columns) expect an error near `1e-7` of the traces, otherwise far less.
+/// The singular values are roots of eigenvalues, which lose digits where they are small: with full rank the trace is exact to
+/// about `1e-9`, with fewer rows than columns to about `1e-7`.
 ///
 /// Takes `O(d³)` time and a few `[d, d]` matrices of `f64`.
 ///
 /// # Errors
 /// When the widths differ, and when the numbers are too large or the eigenvalues do not converge.
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, FidelityError> {
-    distance(a, &root(a)?, b)
+    if b.width() != a.width() {
+        return Err(FidelityError::WidthMismatch { expected: a.width(), found: b.width() });
+    }
+    distance(a, &factor(a)?, b)
 }
 
-/// The distance of a Gaussian, whose [`root`] is known, from another.
-fn distance(a: &Gaussian, root: &Mat<f64>, b: &Gaussian) -> Result<f64, FidelityError> {
+/// The distance of a Gaussian, whose [`factor`] is known, from another of its width.
+fn distance(a: &Gaussian, of_a: &Mat<f64>, b: &Gaussian) -> Result<f64, FidelityError> {
     let width = a.width();
-    if b.width() != width {
-        return Err(FidelityError::WidthMismatch { expected: width, found: b.width() });
-    }
     let between_means: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b).powi(2)).sum();
     let traces: f64 = (0..width).map(|i| a.covariance[i * width + i] + b.covariance[i * width + i]).sum();
-    let distance = between_means + traces - 2.0 * trace_of_root(root, b.matrix())?;
+    let distance = between_means + traces - 2.0 * sum_of_singular_values(of_a, &factor(b)?)?;
     // Not `max` alone, which would turn NaN into 0.
     if distance.is_finite() { Ok(distance.max(0.0)) } else { Err(FidelityError::Overflow) }
 }
@@ -120,7 +122,7 @@ pub fn extrapolated_frechet_distance(
     if points < 3 {
         return Err(FidelityError::TooFewRows { needed: 3, found: points });
     }
-    let root = root(reference)?;
+    let factor = factor(reference)?;
     let all = sample.rows();
     let least = all.div_ceil(10);
     let (mut x, mut y) = (Vec::with_capacity(points), Vec::with_capacity(points));
@@ -133,7 +135,7 @@ pub fn extrapolated_frechet_distance(
             moments.push(&block, [chosen.len(), sample.width()])?;
         }
         x.push(1.0 / rows as f64);
-        y.push(distance(reference, &root, &moments.gaussian()?)?);
+        y.push(distance(reference, &factor, &moments.gaussian()?)?);
     }
     Ok(intercept(&x, &y))
 }
@@ -151,27 +153,38 @@ fn intercept(x: &[f64], y: &[f64]) -> [f64; 2] {
     [intercept, variance.sqrt()]
 }
 
-/// `Q Λ^½` of a covariance `Q Λ Qᵀ`.
-fn root(of: &Gaussian) -> Result<Mat<f64>, FidelityError> {
-    let matrix = of.matrix();
-    if matrix.nrows() == 0 {
-        return Ok(Mat::new()); // faer's decompositions want at least one row
+/// F `[d, rank]` of a covariance FFᵀ.
+fn factor(of: &Gaussian) -> Result<Mat<f64>, FidelityError> {
+    let d = of.width();
+    if of.covariance.iter().all(|&v| v == 0.0) {
+        return Ok(Mat::zeros(d, 0));
     }
-    let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| FidelityError::NoConvergence)?;
-    let (vectors, values) = (eigen.U(), eigen.S());
-    Ok(Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| vectors[(i, j)] * values[j].max(0.0).sqrt()))
+    let mut lower = of.matrix().to_owned();
+    let (mut order, mut place) = (vec![0_usize; d], vec![0_usize; d]);
+    let settings = Spec::default();
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<usize, f64>(d, Par::Seq, settings));
+    let stack = MemStack::new(&mut memory);
+    let (found, _) = cholesky_in_place(lower.as_mut(), &mut order, &mut place, Par::Seq, stack, settings)
+        .map_err(|_| FidelityError::Overflow)?;
+    // Row i of the factor is row place[i] of the lower triangle that was found.
+    let value = |i: usize, j: usize| if place[i] >= j { lower[(place[i], j)] } else { 0.0 };
+    Ok(Mat::from_fn(d, found.rank, value))
 }
 
-/// `tr (A^½ B A^½)^½` of symmetric positive semidefinite matrices: with A = Q Λ Qᵀ, the matrix (Q Λ^½)ᵀ B (Q Λ^½) has the
-/// eigenvalues of A^½ B A^½ for one product less.
-fn trace_of_root(root: &Mat<f64>, b: MatRef<'_, f64>) -> Result<f64, FidelityError> {
-    if b.nrows() == 0 {
-        return Ok(0.0);
+/// Σ of the singular values of AᵀB, by the eigenvalues of the smaller of its squares.
+fn sum_of_singular_values(a: &Mat<f64>, b: &Mat<f64>) -> Result<f64, FidelityError> {
+    let product = a.transpose() * b;
+    if product.nrows() == 0 || product.ncols() == 0 {
+        return Ok(0.0); // faer's decompositions want at least one row
     }
-    let inner = root.transpose() * (b * root);
-    if !inner.is_all_finite() {
+    let square = if product.nrows() <= product.ncols() {
+        &product * product.transpose()
+    } else {
+        product.transpose() * &product
+    };
+    if !square.is_all_finite() {
         return Err(FidelityError::Overflow);
     }
-    let values = inner.self_adjoint_eigenvalues(Side::Lower).map_err(|_| FidelityError::NoConvergence)?;
+    let values = square.self_adjoint_eigenvalues(Side::Lower).map_err(|_| FidelityError::NoConvergence)?;
     Ok(values.iter().map(|value| value.max(0.0).sqrt()).sum())
 }

@@ -117,6 +117,29 @@ fn scaled_singular_features_have_a_known_distance() {
     assert!((distance / expected - 1.0).abs() < 1e-6, "{distance} instead of {expected}");
 }
 
+/// Fewer rows than columns: the trace is the sum of the singular values of the centred rows' products, with no covariance.
+#[test]
+fn singular_covariances_cost_few_digits() {
+    let (width, rows) = (80, [30, 200]);
+    let set = |rows: usize, phase: f64| -> Vec<f64> {
+        (0..rows * width).map(|i| (phase + (i as f64).powf(1.5)).sin() / (1.0 + (i % width) as f64)).collect()
+    };
+    let [x, y] = [set(rows[0], 0.0), set(rows[1], 1.0)];
+    let centred = |x: &[f64]| {
+        let rows = x.len() / width;
+        let mean = two_pass(x, width).0;
+        faer::Mat::from_fn(rows, width, |i, j| (x[i * width + j] - mean[j]) / ((rows - 1) as f64).sqrt())
+    };
+    let (a, b) = (centred(&x), centred(&y));
+    let trace: f64 = (&a * b.transpose()).singular_values().unwrap().iter().sum();
+    let between: f64 = two_pass(&x, width).0.iter().zip(&two_pass(&y, width).0).map(|(a, b)| (a - b).powi(2)).sum();
+    let expected = between + a.squared_norm_l2() + b.squared_norm_l2() - 2.0 * trace;
+    for (first, second) in [(&x, &y), (&y, &x)] {
+        let found = distance(&moments(first, width), &moments(second, width)).unwrap();
+        assert!((found / expected - 1.0).abs() < 1e-7, "{found} instead of {expected}");
+    }
+}
+
 #[test]
 fn bad_batches_are_refused_and_leave_no_trace() {
     let mut found = Moments::new(2);

@@ -23,7 +23,7 @@ const PREFETCH: usize = 4;
 
 /// Trains until the configuration's end, in the run directory `dir`; goes on from its newest checkpoint if it has one.
 /// After `stop` is set it finishes the step, saves and returns [`Outcome::Interrupted`]. `hooks` run after the run's
-/// own log, checkpoint and grid.
+/// own log, checkpoint and grid, and their time does not count as training.
 ///
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used; failing reads or writes; divergence.
@@ -31,7 +31,7 @@ pub fn train(
     config: &Config,
     dir: &Path,
     device: &Device,
-    hooks: Vec<Box<dyn Hook + '_>>,
+    mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
@@ -115,12 +115,11 @@ pub fn train(
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
     emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
     // A checkpoint comes before what takes long.
-    let mut all: Vec<Box<dyn Hook + '_>> =
+    let mut own: Vec<Box<dyn Hook + '_>> =
         vec![Box::new(LogHook::new()), Box::new(CheckpointHook::new(&store)), Box::new(grid)];
-    all.extend(hooks);
 
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
-    let begin = Instant::now();
+    let (begin, mut in_hooks) = (Instant::now(), Duration::ZERO);
     loop {
         let since = Instant::now();
         let batch = match loader.next() {
@@ -145,7 +144,7 @@ pub fn train(
         if let Some(validation) = &mut validation {
             report.validation = validation.after(&trainer)?;
         }
-        let elapsed = before + begin.elapsed();
+        let elapsed = before + begin.elapsed().saturating_sub(in_hooks);
         trainer.state.progress.elapsed_secs = elapsed.as_secs_f64();
         emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
         let finished = over(trainer.step(), elapsed.as_secs_f64());
@@ -154,9 +153,14 @@ pub fn train(
             (false, true) => Next::Interrupt,
             (false, false) => Next::Step,
         };
-        for hook in &mut all {
+        for hook in &mut own {
             hook.after_step(&trainer, &report, next, emit)?;
         }
+        let since = Instant::now();
+        for hook in &mut hooks {
+            hook.after_step(&trainer, &report, next, emit)?;
+        }
+        in_hooks += since.elapsed();
         if next != Next::Step {
             for (image, reason) in loader.skipped() {
                 emit(Event::Warning(format!("skipped {image}: {reason}")));
