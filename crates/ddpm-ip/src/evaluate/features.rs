@@ -103,8 +103,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
 }
 
-/// Statistics and features of a set with that [`content`], from the folder `cache` if they are there, and kept there if one is given. An
-/// interrupted call gives nothing; the same call goes on from where it stopped if there is a cache.
+/// Statistics and features of a set with that [`content`], from the folder `cache` if they are there, and kept there if
+/// one is given. An interrupted call gives nothing; the same call goes on from where it stopped if there is a cache.
 ///
 /// # Errors
 /// Images that cannot be read, features that are not finite, failing writes. Nothing wrong is kept.

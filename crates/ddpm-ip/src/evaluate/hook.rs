@@ -75,6 +75,9 @@ impl<'a> EvaluationHook<'a> {
         if !side.go_through(&network, stop)? {
             return Ok(None);
         }
+        if let Some(remark) = network.remark() {
+            emit(Event::Notice(remark));
+        }
         let Some(reference) = know(side, &network, &settings, stop, emit)? else { return Ok(None) };
         let mut hook = Self {
             store: Store::new(run),

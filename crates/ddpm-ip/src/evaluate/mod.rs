@@ -332,6 +332,9 @@ pub fn statistics(
         return Ok((Outcome::Interrupted, None));
     }
     let Some(known) = know(side, &network, settings, stop, emit)? else { return Ok((Outcome::Interrupted, None)) };
+    if let Some(remark) = network.remark() {
+        emit(Event::Notice(remark));
+    }
     known.statistics.write(out)?;
     Ok((Outcome::Finished, Some(known.statistics)))
 }

@@ -6,3 +6,4 @@ mod comparing;
 mod mistakes;
 mod support;
 mod training;
+mod weights;
