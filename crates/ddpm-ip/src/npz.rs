@@ -120,9 +120,10 @@ impl Npz {
         let mut entry = self.entry(name, BYTES)?.bytes()?;
         let row: usize = entry.shape.iter().skip(1).product();
         let mut left = entry.shape.iter().product();
-        let mut buffer = vec![0; (rows * row).min(left)];
+        let most = rows.saturating_mul(row).min(left);
+        let mut buffer = vec![0; most];
         while left > 0 {
-            let part = &mut buffer[..left.min(rows * row)];
+            let part = &mut buffer[..left.min(most)];
             entry.reader.read_exact(part).map_err(|e| entry.damaged(&format!("or cut off ({e})")))?;
             left -= part.len();
             if !take(part)? {

@@ -32,7 +32,9 @@ impl Partial {
         let image_bytes = image_bytes as u64;
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        file.try_lock().map_err(|e| Error::file(&path, format!("another call is writing it ({e})")))?;
+        file.try_lock().map_err(|e| {
+            Error::file(&path, format!("another call is writing it ({e}): repeat this one when that is done"))
+        })?;
         let mut line = Vec::new();
         let mut reader = BufReader::new(std::io::Read::take(&file, LONGEST_LINE));
         reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;

@@ -88,6 +88,11 @@ pub fn check_hash(path: &Path) -> Result<String, Error> {
     }
 }
 
+/// The first eight digits of the SHA-256 of some bytes.
+pub(crate) fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)[..4].iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
+}
+
 /// The beginning of a SHA-256 in a file's name: eight or more digits between the last dash and the next dot.
 fn hash_in_name(path: &Path) -> Option<&str> {
     let (_, end) = path.file_name()?.to_str()?.rsplit_once('-')?;

@@ -41,13 +41,18 @@ pub enum FidelityError {
         found: usize,
     },
     /// A matrix is no covariance.
-    #[error("row {row}, column {column} of the matrix is not that of a covariance, which is symmetric")]
+    #[error(
+        "row {row}, column {column} of the matrix is not that of a covariance, which is symmetric and has no negative variance"
+    )]
     NoCovariance {
         /// Row, from 0.
         row: usize,
         /// Column, from 0.
         column: usize,
     },
+    /// A symmetric matrix has negative eigenvalues.
+    #[error("the matrix has negative eigenvalues, which a covariance has not")]
+    Indefinite,
     /// The features are finite, but so large that their statistics are not.
     #[error("the features are too large for their statistics to fit a 64-bit float")]
     Overflow,

@@ -21,6 +21,9 @@ pub struct Gaussian {
 /// By how much the two halves of a covariance may differ, relative to its largest entry: files hold what was summed in f32.
 const ASYMMETRY: f64 = 1e-4;
 
+/// The most of a covariance's trace that its factor may leave out: files hold what was summed in f32.
+const MOST_LEFT_OUT: f64 = 1e-3;
+
 impl Gaussian {
     /// A mean `[d]` and a covariance `[d, d]`, of which the mean of both halves is taken.
     ///
@@ -166,6 +169,12 @@ fn factor(of: &Gaussian) -> Result<Mat<f64>, FidelityError> {
     let stack = MemStack::new(&mut memory);
     let (found, _) = cholesky_in_place(lower.as_mut(), &mut order, &mut place, Par::Seq, stack, settings)
         .map_err(|_| FidelityError::Overflow)?;
+    // The factor leaves out rounding alone; of a matrix that is no covariance it leaves out more.
+    let trace: f64 = (0..d).map(|i| of.covariance[i * d + i]).sum();
+    let found_trace: f64 = (0..found.rank).map(|j| (j..d).map(|i| lower[(i, j)].powi(2)).sum::<f64>()).sum();
+    if (trace - found_trace).abs() > MOST_LEFT_OUT * trace {
+        return Err(FidelityError::Indefinite);
+    }
     // Row i of the factor is row place[i] of the lower triangle that was found.
     let value = |i: usize, j: usize| if place[i] >= j { lower[(place[i], j)] } else { 0.0 };
     Ok(Mat::from_fn(d, found.rank, value))

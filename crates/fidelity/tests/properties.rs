@@ -181,6 +181,8 @@ fn what_is_no_covariance_is_refused() {
     assert_eq!(two([2.0, 0.5, 0.4, 1.0]), refused(1, 0));
     assert_eq!(two([2.0, 0.0, 0.0, -1.0]), refused(1, 0));
     assert_eq!(two([f64::NAN, 0.0, 0.0, 1.0]), Err(FidelityError::NonFinite { row: 0, column: 0 }));
+    let indefinite = two([1.0, 2.0, 2.0, 1.0]).unwrap();
+    assert_eq!(frechet_distance(&good, &indefinite), Err(FidelityError::Indefinite));
     let short = FidelityError::ShapeMismatch { rows: 2, width: 2, found: 3 };
     assert_eq!(Gaussian::new(vec![0.0; 2], vec![1.0; 3]), Err(short));
     let one = Gaussian::new(vec![0.0], vec![1.0]).unwrap();

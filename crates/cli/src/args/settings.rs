@@ -12,7 +12,8 @@ use toml::Value;
 pub(crate) struct Settings(pub(crate) &'static [&'static str]);
 
 impl Settings {
-    fn keys(self) -> Vec<&'static Key> {
+    /// Their keys.
+    pub(crate) fn keys(self) -> Vec<&'static Key> {
         let rank = |k: &Key| self.0.iter().position(|s| *s == k.section || *s == k.path());
         let shadowed = |k: &Key| KEYS.iter().any(|other| other.flag() == k.flag() && rank(other) > rank(k));
         KEYS.iter().filter(|k| rank(k).is_some() && !shadowed(k)).collect()

@@ -105,9 +105,21 @@ fn run_evaluation(matches: &ArgMatches) -> anyhow::Result<Outcome> {
             return Err(ConfigError(format!("--{other} does nothing with --only evaluate: leave it out")).into());
         }
     }
+    let other =
+        |key: &&ddpm_ip::config::Key| key.path() != "train.batch_size" && args::given(matches, &key.path()).is_some();
+    let unused = SETTINGS.keys().into_iter().find(other).map(ddpm_ip::config::Key::flag);
+    let unused =
+        unused.or_else(|| ["config", "set"].into_iter().find(|id| matches.contains_id(id)).map(str::to_string));
+    if let Some(flag) = unused {
+        return Err(ConfigError(format!("--{flag} does nothing with --only evaluate: leave it out")).into());
+    }
     let given = args::given(matches, "train.batch_size").map(str::parse).transpose();
-    let batch_size = given.ok().map(|size: Option<usize>| size.unwrap_or(EVALUATED_TOGETHER)).filter(|&size| size > 0);
-    let batch_size = batch_size.ok_or_else(|| ConfigError("--batch-size is no number of images".into()))?;
+    let batch_size = given
+        .ok()
+        .map(|size: Option<usize>| size.unwrap_or(EVALUATED_TOGETHER))
+        .filter(|size| (1..=4096).contains(size));
+    let batch_size =
+        batch_size.ok_or_else(|| ConfigError("--batch-size is no number of images from 1 to 4096".into()))?;
     let device = args::device(matches)?;
     let repeats = usize::from(matches.get_one::<u16>("repeats").copied().unwrap_or(5));
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);

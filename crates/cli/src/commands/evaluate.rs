@@ -20,6 +20,13 @@ const METRICS: [(&str, Option<Metric>); 4] = [
     ("kid", Some(Metric::KernelDistance)),
 ];
 
+/// The most of what takes memory or time by itself.
+fn most(name: &str) -> Option<usize> {
+    [("batch-size", 4096), ("image-size", 4096), ("kid-subsets", 100_000), ("kid-subset-size", 100_000)]
+        .iter()
+        .find_map(|&(of, most)| (of == name).then_some(most))
+}
+
 /// Images that go through the network together if nobody says.
 const BATCH_SIZE: usize = 32;
 
@@ -145,6 +152,9 @@ fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
     let count = |name: &str, default: usize| -> anyhow::Result<usize> {
         match matches.try_get_one::<usize>(name).ok().flatten().copied() {
             Some(0) => Err(ConfigError(format!("--{name} 0: give at least 1")).into()),
+            Some(given) if most(name).is_some_and(|most| given > most) => {
+                Err(ConfigError(format!("--{name} {given}: give at most {}", most(name).unwrap_or_default())).into())
+            }
             given => Ok(given.unwrap_or(default)),
         }
     };

@@ -19,7 +19,7 @@ pub(super) fn command() -> Command {
              inception is {} ({} MB). On a machine without network, copy that file into the folder, or give its path with \
              --features inception:PATH.",
             INCEPTION.url,
-            INCEPTION.bytes / 1_000_000
+            INCEPTION.bytes.div_ceil(1_000_000)
         ))
         .arg(
             Arg::new("network")

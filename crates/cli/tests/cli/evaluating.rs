@@ -15,7 +15,7 @@ fn sampled() -> Place {
 fn samples_of_a_run_are_compared_and_the_report_is_kept() {
     let place = sampled();
     let text = place.run(&["evaluate", "digits", "run", "--extrapolate"]);
-    text.complains(1, &["20 are needed"]);
+    text.complains(2, &["needs 20 samples", "has 12"]);
     let ran = place.run(&["evaluate", "digits", "run", "--neighbours", "sheet.png"]).exits(0);
     for part in ["1797 images", "12 images", "ddpm-ip-grey-1", "Fréchet distance", "precision", "only with each other"]
     {
@@ -59,7 +59,9 @@ fn mistakes_are_named() {
     evaluate(&["--split", "0"]).complains(2, &["--split 0"]);
     evaluate(&["--fit", "pad"]).complains(2, &["--image-size"]);
     evaluate(&["--image-size", "16"]).complains(2, &["smaller than 16x16"]);
-    evaluate(&["--k", "12"]).complains(1, &["13 are needed"]);
+    evaluate(&["--k", "12"]).complains(2, &["--k 12", "has 12", "--metrics"]);
+    evaluate(&["--k", "18446744073709551615"]).complains(2, &["--k"]);
+    place.run(&["statistics", "run", "run/samples_12x8x8x1.npz"]).complains(2, &["would be lost"]);
     evaluate(&["--neighbours", "sheet.jpg"]).complains(2, &["sheet.jpg", ".png"]);
     evaluate(&["--per-class"]).complains(2, &["labels on both sides"]);
     place.run(&["evaluate", "digits", "nowhere"]).complains(2, &["nowhere"]);

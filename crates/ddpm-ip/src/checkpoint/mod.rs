@@ -145,6 +145,11 @@ impl Store {
         Ok(target)
     }
 
+    /// The step of the best checkpoint, if one is kept.
+    pub fn best_step(&self) -> Option<u64> {
+        progress(&self.folder.join(BEST)).ok().map(|progress| progress.step)
+    }
+
     /// Saves the best checkpoint so far in the place of the one before, apart from the others.
     ///
     /// # Errors
@@ -170,10 +175,15 @@ impl Store {
         tensors::save(&at.join(STATE), &[("exp_avg/", m), ("exp_avg_sq/", v)], specs, config, Some(&state.progress))?;
         sync_folder(at);
         let target = self.folder.join(name);
+        // What is replaced goes out of the way first, and is removed when the new one is there.
+        let old = self.folder.join(format!("{TEMPORARY}old-{name}"));
         if target.exists() {
-            fs::remove_dir_all(&target).map_err(Error::io("replace", &target))?;
+            fs::rename(&target, &old).map_err(Error::io("replace", &target))?;
         }
         fs::rename(at, &target).map_err(Error::io("write", &target))?;
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(Error::io("remove the old checkpoint", &old))?;
+        }
         // What was renamed is no longer the temporary folder's to remove.
         let _ = temporary.keep();
         sync_folder(&self.folder);

@@ -94,7 +94,7 @@ pub const KEYS: &[Key] = &[
     key(
         "train",
         "duration",
-        "time to train for, evaluations not counted, such as 20m or 2h; empty: no limit; replaces a preset's steps",
+        "time to train for, such as 20m or 2h; empty: no limit; replaces a preset's steps",
     ),
     key("train", "init_from", "begin with the parameters of any checkpoint (fine-tuning)"),
     key("train", "resume_checkpoint", "go on from the reference's model*.pt with its ema_*.pt and opt*.pt"),

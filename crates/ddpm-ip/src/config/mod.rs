@@ -242,7 +242,7 @@ impl Default for DataConfig {
 pub struct TrainConfig {
     /// Optimizer steps to train for; 0 for no limit.
     pub steps: u64,
-    /// Time to train for, such as "20m" or "1h 30m"; "" for no limit.
+    /// Time to train for, evaluations not counted, such as "20m" or "1h 30m"; "" for no limit.
     pub duration: String,
     /// A checkpoint whose parameters a new run begins with.
     pub init_from: String,

@@ -3,6 +3,7 @@
 use super::memory::Memory;
 use super::{DataError, Fit, Labels, Pixels, folder, idx, memory, pillow};
 use crate::Error;
+use crate::config::ConfigError;
 use crate::npz::Npz;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ pub struct ImageSet {
     name: String,
     source: Source,
     labels: Option<Vec<u32>>,
+    /// Of a folder's classes.
+    class_names: Vec<String>,
     shape: Option<Shape>,
     /// Height, width and channels as stored; of a folder those of the first image.
     stored: [usize; 3],
@@ -47,35 +50,42 @@ enum Source {
 }
 
 impl ImageSet {
-    /// Opens `digits` (embedded), a folder of images, a folder of the MNIST family, an npz with `arr_0` or an IDX file.
+    /// Opens `digits` (embedded), a folder of images, a folder of the MNIST family, an npz with `arr_0` or an IDX file. Without
+    /// `labels` there are none; else they say where a folder's come from.
     ///
     /// # Errors
     /// What does not exist, is empty, damaged or of an unknown kind, or does not fit the shape asked for.
-    pub fn open(name: &str, shape: Option<Shape>, labels: Labels) -> Result<Self, Error> {
+    pub fn open(name: &str, shape: Option<Shape>, labels: Option<Labels>) -> Result<Self, Error> {
         let path = Path::new(name);
+        let mut class_names = Vec::new();
         let idx_file = if path.is_dir() { idx::in_folder(path) } else { idx::is_named(path).then(|| path.into()) };
         let of_memory =
             |(memory, labels): memory::Labelled| (memory.image_shape(), memory.len(), labels, Source::Memory(memory));
         let (stored, stored_len, labels, source) = if name == "digits" {
             of_memory(Memory::digits())
         } else if !path.exists() {
-            return Err(DataError::Missing(path.into()).into());
+            return Err(ConfigError(format!("{name}: there is no such file or folder")).into());
         } else if let Some(file) = idx_file {
             of_memory(Memory::idx(&file)?)
         } else if path.is_dir() {
             let files = folder::list(path)?;
             let Some(first) = files.first() else { return Err(DataError::Empty(path.into()).into()) };
-            let image = folder::decode(first)?;
-            let labels = folder::classes(path, &files, labels).map(|(labels, _)| labels);
+            let image = decode(first)?;
+            let classes = labels.and_then(|labels| folder::classes(path, &files, labels));
+            let labels = classes.map(|(labels, names)| {
+                class_names = names;
+                labels
+            });
             ([image.height, image.width, image.channels], files.len(), labels, Source::Files(files))
         } else if path.extension().is_some_and(|e| e == "npz") {
             let mut npz = Npz::open(path)?;
             let [n, stored @ ..] = memory::image_shape(path, &npz.byte_shape("arr_0")?)?;
-            (stored, n, memory::labels(path, &mut npz, n)?, Source::Npz(path.into()))
+            let labels = if labels.is_some() { memory::labels(path, &mut npz, n)? } else { None };
+            (stored, n, labels, Source::Npz(path.into()))
         } else {
             return Err(DataError::Unknown(path.into()).into());
         };
-        let set = Self { name: name.into(), source, labels, shape, stored, stored_len, len: stored_len };
+        let set = Self { name: name.into(), source, labels, class_names, shape, stored, stored_len, len: stored_len };
         if !matches!(set.source, Source::Files(_)) {
             // All images are alike: one tells whether any fits.
             let [height, width, channels] = stored;
@@ -112,6 +122,11 @@ impl ImageSet {
     /// Class of each image.
     pub fn labels(&self) -> Option<&[u32]> {
         self.labels.as_ref().map(|labels| &labels[..self.len])
+    }
+
+    /// Names of the classes, where they have any.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
     }
 
     /// Passes the images from number `first` on to `take`, up to `batch` at a time, as `[n, H, W, C]`, until it says no.
@@ -153,13 +168,13 @@ impl ImageSet {
         for from in (first..self.len).step_by(batch) {
             let images = (from..self.len.min(from + batch)).into_par_iter().map(|i| {
                 let image = match &self.source {
-                    Source::Files(files) => folder::decode(&files[i])?,
+                    Source::Files(files) => decode(&files[i])?,
                     Source::Memory(memory) => memory.image(i),
                     Source::Npz(_) => unreachable!("read above"),
                 };
-                self.shaped(image, i)
+                Ok(self.shaped(image, i)?)
             });
-            let images = images.collect::<Result<Vec<_>, DataError>>()?.concat();
+            let images = images.collect::<Result<Vec<_>, Error>>()?.concat();
             debug_assert_eq!(images.len() % size, 0);
             if !take(&images)? {
                 break;
@@ -201,6 +216,12 @@ impl ImageSet {
         let Some(image) = image.with_channels(channels) else {
             return bad(format!("{found} channels, and {channels} are wanted"));
         };
+        if found > channels && self.shape.is_none_or(|shape| shape.channels.is_none()) {
+            return bad(
+                "in colour, the first image of the folder is grey: make them alike with `ddpm-ip prepare images`"
+                    .into(),
+            );
+        }
         let Some(Shape { image_size, fit, allow_upscale, .. }) = self.shape else {
             if [h, w] != [height, width] {
                 return bad(format!(
@@ -224,4 +245,12 @@ impl ImageSet {
             Fit::Crop => pillow::center_crop(&image, image_size).data,
         })
     }
+}
+
+/// A file that cannot be read is the file's fault, and nothing is gone on without.
+fn decode(path: &Path) -> Result<Pixels, Error> {
+    folder::decode(path).map_err(|e| match e {
+        DataError::BadImage { reason, .. } => Error::file(path, reason),
+        other => other.into(),
+    })
 }

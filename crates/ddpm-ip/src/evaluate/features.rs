@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Rows that are read at a time; moments do not depend on how features were computed.
 const ROWS: usize = 512;
 
-/// Images that are hashed at a time.
-const HASHED: usize = 256;
+/// Bytes of images that are hashed at a time, or one image if it has more.
+const HASHED_BYTES: usize = 16 << 20;
 
 /// Features in a file: a line that says what they are, then the rows as float32.
 #[derive(Debug)]
@@ -72,16 +72,13 @@ pub(super) struct Measured {
 /// SHA-256 of the images of a set and their sizes; none if `stop` was set.
 ///
 /// # Errors
-/// Images that cannot be read; a set of one image, or of one image again and again, which has no distribution.
+/// Images that cannot be read; one image again and again, which has no distribution.
 pub(super) fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<String>, Error> {
     let [h, w, c] = set.image_shape();
-    if set.len() < 2 {
-        return Err(Error::file(Path::new(set.name()), "holds one image: a distribution needs at least two"));
-    }
     let mut hasher = Sha256::new();
     hasher.update(format!("images {h} {w} {c}\n"));
     let (mut first, mut differ) = (Vec::new(), false);
-    set.batches(0, HASHED, &mut |images| {
+    set.batches(0, (HASHED_BYTES / (h * w * c)).max(1), &mut |images| {
         hasher.update(images);
         if first.is_empty() {
             first = images[..h * w * c].to_vec();
@@ -146,6 +143,10 @@ pub(super) fn measure(
 
     let row = network.width() + network.spatial_width();
     let (mut partial, mut done) = Partial::open(&folder.join(hash), &identity, 4 * row)?;
+    // Another call may have finished them while this one looked.
+    if let Some(statistics) = kept(&features_path, &statistics_path, &identity, set.len() * network.width()) {
+        return Ok(Some(Measured { statistics, features: file(temporary) }));
+    }
     done = done.min(set.len());
     let progress = |done: usize| Event::Measuring { what: set.name().into(), done, total: set.len() };
     emit(progress(done));

@@ -5,7 +5,6 @@ use crate::data::{Pixels, bicubic_crop};
 use crate::{Error, weights};
 use fidelity::{FidelityError, Onnx};
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 /// A network of an ONNX file, and what images need before they enter it.
 pub(super) struct Foreign {
@@ -21,17 +20,20 @@ impl Foreign {
             let message = "--feature-mean and --feature-std are numbers, and no deviation is 0".into();
             return Err(crate::config::ConfigError(message).into());
         }
-        // A name that promises a hash is held to it.
-        let hash = weights::check_hash(&choice.path)?;
         let network =
             Onnx::load(&choice.path, choice.size, choice.output.as_deref()).map_err(|e| failed(choice, &e))?;
+        // A name that promises a hash is held to it. Weights may lie in files of their own.
+        let files = std::iter::once(&choice.path).chain(network.files_beside());
+        let hash = files.map(|path| weights::check_hash(path)).collect::<Result<Vec<_>, _>>()?.join(" ");
         let OnnxChoice { output, mean, std, .. } = choice;
         let settings = format!("{hash} {} {output:?} {mean:?} {std:?}", network.size());
-        let digest = Sha256::digest(settings.as_bytes());
-        let digits: Vec<String> = digest[..4].iter().map(|b| format!("{b:02x}")).collect();
         let stem = choice.path.file_stem().unwrap_or_default().to_string_lossy();
         let stem: String = stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(60).collect();
-        Ok(Self { name: format!("onnx-{stem}-{}", digits.concat()), choice: choice.clone(), network })
+        Ok(Self {
+            name: format!("onnx-{stem}-{}", weights::short_hash(settings.as_bytes())),
+            choice: choice.clone(),
+            network,
+        })
     }
 
     pub(super) fn name(&self) -> &str {

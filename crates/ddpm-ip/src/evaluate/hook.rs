@@ -2,16 +2,17 @@
 
 use super::features::Sum;
 use super::{FeatureNetwork, Settings, Side, append, know, network};
-use crate::Error;
 use crate::checkpoint::Store;
-use crate::config::Config;
+use crate::config::{Config, SampleConfig};
 use crate::data::Shape;
 use crate::event::{Emit, Event};
 use crate::sample::random_labels;
 use crate::train::{Hook, Next, StepReport, Trainer, draw, due};
+use crate::{Error, weights};
 use burn::tensor::Device;
 use fidelity::{Gaussian, frechet_distance};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,8 +27,12 @@ pub struct EvaluationHook<'a> {
     reference_name: String,
     /// The lowest distance so far.
     best: Option<f64>,
-    /// The last step that was evaluated.
-    last: Option<u64>,
+    /// What an evaluation depends on beside the parameters.
+    identity: String,
+    /// Steps that were evaluated, in this call and before.
+    evaluated: BTreeSet<u64>,
+    /// Whether this call has made no step yet.
+    first: bool,
     stop: &'a AtomicBool,
 }
 
@@ -38,6 +43,8 @@ struct Line {
     reference: String,
     images: usize,
     features: String,
+    /// Differs between two lines whose distances do not compare.
+    identity: String,
     fid: f64,
 }
 
@@ -75,6 +82,10 @@ impl<'a> EvaluationHook<'a> {
         if !side.go_through(&network, stop)? {
             return Ok(None);
         }
+        let content = match (&side.content, &side.statistics) {
+            (Some(content), None) => content.clone(),
+            _ => weights::check_hash(Path::new(&side.name))?,
+        };
         if let Some(remark) = network.remark() {
             emit(Event::Notice(remark));
         }
@@ -86,19 +97,25 @@ impl<'a> EvaluationHook<'a> {
             reference: reference.statistics.features,
             reference_name: name.clone(),
             best: None,
-            last: None,
+            identity: String::new(),
+            evaluated: BTreeSet::new(),
+            first: true,
             stop,
         };
+        // Batches and the number of images of other calls change nothing.
+        let sampling = SampleConfig { num_samples: 0, batch_size: 0, ..config.sample.clone() };
+        let all = serde_json::json!([sampling, wanted.images, hook.network.name(), content]).to_string();
+        hook.identity = weights::short_hash(all.as_bytes());
         let earlier = std::fs::read_to_string(&hook.lines).unwrap_or_default();
         let earlier = earlier.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let alike = earlier.filter(|line| hook.is_alike(line, wanted.images));
-        hook.best = alike.map(|line| line.fid).min_by(f64::total_cmp);
+        let kept = hook.store.best_step();
+        for line in earlier.filter(|line| line.identity == hook.identity) {
+            hook.evaluated.insert(line.step);
+            if Some(line.step) == kept {
+                hook.best = Some(line.fid);
+            }
+        }
         Ok(Some(hook))
-    }
-
-    /// Whether an earlier evaluation measured the same.
-    fn is_alike(&self, line: &Line, images: usize) -> bool {
-        line.features == self.network.name() && line.reference == self.reference_name && line.images == images
     }
 
     fn evaluate(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
@@ -119,8 +136,9 @@ impl<'a> EvaluationHook<'a> {
         let key = if self.network.is_inception() { "fid" } else { "frechet_distance" };
         emit(Event::Log(vec![("step".into(), step as f64), (key.into(), fid)]));
         let (reference, features) = (self.reference_name.clone(), self.network.name().to_string());
-        append(&self.lines, &Line { step, reference, images: config.evaluation.images, features, fid })?;
-        self.last = Some(step);
+        let (identity, images) = (self.identity.clone(), config.evaluation.images);
+        append(&self.lines, &Line { step, reference, images, features, identity, fid })?;
+        self.evaluated.insert(step);
         if self.best.is_none_or(|best| fid < best) {
             self.best = Some(fid);
             self.store.save_best(&trainer.state, trainer.task.specs(), config)?;
@@ -132,11 +150,17 @@ impl<'a> EvaluationHook<'a> {
 
 impl Hook for EvaluationHook<'_> {
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
+        let (step, interval) = (trainer.step(), trainer.config.evaluation.interval);
+        // The last that was due before this call may have been interrupted.
+        let before = (step - 1) / interval * interval;
+        let is_missed = self.first && before > 0 && self.evaluated.range(before..).next().is_none();
+        self.first = false;
         let is_due = match next {
-            Next::Step => due(trainer.step(), trainer.config.evaluation.interval),
+            Next::Step => due(step, interval) || is_missed,
             Next::Finish => true,
             Next::Interrupt => false,
         };
-        if is_due && !self.stop.load(Ordering::Relaxed) { self.evaluate(trainer, emit) } else { Ok(()) }
+        let is_new = !self.evaluated.contains(&step);
+        if is_due && is_new && !self.stop.load(Ordering::Relaxed) { self.evaluate(trainer, emit) } else { Ok(()) }
     }
 }

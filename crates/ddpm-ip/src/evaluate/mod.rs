@@ -27,7 +27,7 @@ use fidelity::{
 };
 use neighbours::Neighbours;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -36,6 +36,9 @@ const FEW_IMAGES: usize = 10_000;
 
 /// Distances through which the extrapolated one is fitted.
 const EXTRAPOLATION_POINTS: usize = 15;
+
+/// Samples that an extrapolation needs.
+const LEAST_EXTRAPOLATED: usize = 20;
 
 /// Rows of a class that are summed up together.
 const CLASS_ROWS: usize = 512;
@@ -132,8 +135,8 @@ pub struct SideReport {
 /// A class's distance.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassReport {
-    /// The class.
-    pub class: u32,
+    /// Its number, or its name where both sides are folders with names.
+    pub class: String,
     /// Reference images and samples of it.
     pub images: [usize; 2],
     /// The Fréchet distance, where both have two images at least.
@@ -197,8 +200,18 @@ impl Side {
                 return Ok(Self { name, statistics, images: None, content: None });
             }
         }
-        let images = Some(ImageSet::open(&name, settings.shape, settings.labels)?);
+        let images = Some(ImageSet::open(&name, settings.shape, settings.per_class.then_some(settings.labels))?);
         Ok(Self { name, statistics, images, content: None })
+    }
+
+    /// That there are images enough for a distribution.
+    fn check_count(&self) -> Result<(), Error> {
+        match &self.images {
+            Some(set) if set.len() < 2 => {
+                Err(Error::file(Path::new(&self.name), "holds one image: a distribution needs at least two"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn labels(&self) -> Option<&[u32]> {
@@ -210,6 +223,7 @@ impl Side {
         if let Some(statistics) = &self.statistics {
             check_statistics(Path::new(&self.name), statistics, network)?;
         }
+        self.check_count()?;
         if let Some(set) = &self.images {
             if let Some(reason) = network.refuses(set.image_shape()[2]) {
                 return Err(Error::file(Path::new(&self.name), reason));
@@ -288,7 +302,14 @@ pub fn evaluate(
         samples.statistics = samples.statistics.filter(|_| samples.images.is_none());
     }
     check_shapes(&reference, &samples)?;
-    check_wishes(&reference, &samples, job)?;
+    for side in [&reference, &samples] {
+        side.check_count()?;
+    }
+    check_wishes(&reference, &samples, settings)?;
+    if let Some(sheet) = &settings.neighbours {
+        check_target(sheet, &[&reference, &samples])?;
+        make_folder(sheet)?;
+    }
     let network = network(&[&reference, &samples], settings, device)?;
     if !(reference.go_through(&network, stop)? && samples.go_through(&network, stop)?) {
         return Ok((Outcome::Interrupted, None));
@@ -301,7 +322,10 @@ pub fn evaluate(
     };
     let report = compare(&reference, &samples, &network, job, emit)?;
     if let Some(run) = run_of(Path::new(&samples.name)) {
-        append(&run.join("evaluations.jsonl"), &report)?;
+        // The report is not lost with it.
+        if let Err(e) = append(&run.join("evaluations.jsonl"), &report) {
+            emit(Event::Warning(e.to_string()));
+        }
     }
     Ok((Outcome::Finished, Some(report)))
 }
@@ -327,6 +351,8 @@ pub fn statistics(
             "holds statistics and no images (`arr_0`): there is nothing to compute",
         ));
     }
+    check_target(out, &[&side])?;
+    make_folder(out)?;
     let network = network(&[&side], settings, device)?;
     if !side.go_through(&network, stop)? {
         return Ok((Outcome::Interrupted, None));
@@ -337,6 +363,28 @@ pub fn statistics(
     }
     known.statistics.write(out)?;
     Ok((Outcome::Finished, Some(known.statistics)))
+}
+
+/// That a file to be written is none of the images.
+fn check_target(target: &Path, sides: &[&Side]) -> Result<(), ConfigError> {
+    let Ok(real) = target.canonicalize() else { return Ok(()) };
+    let inside = |side: &&&Side| Path::new(&side.name).canonicalize().is_ok_and(|images| real.starts_with(images));
+    match sides.iter().find(inside) {
+        Some(side) => Err(ConfigError(format!(
+            "{} is one of the files of {} and would be lost: name another file to write",
+            target.display(),
+            side.name
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Makes the folder of a file that is to be written, before the work for it.
+fn make_folder(target: &Path) -> Result<(), Error> {
+    match target.parent() {
+        Some(folder) => std::fs::create_dir_all(folder).map_err(Error::io("create", folder)),
+        None => Ok(()),
+    }
 }
 
 /// That both sides, where they have images, have them of one shape.
@@ -362,13 +410,30 @@ fn check_shapes(reference: &Side, samples: &Side) -> Result<(), ConfigError> {
 }
 
 /// That what was asked for can be had of these sides, before features take their time.
-fn check_wishes(reference: &Side, samples: &Side, job: &Job) -> Result<(), ConfigError> {
+fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result<(), ConfigError> {
     let both_have_images = reference.images.is_some() && samples.images.is_some();
     let refuse = |message: &str| Err(ConfigError(message.into()));
-    if job.settings.extrapolate && samples.images.is_none() {
-        return refuse("--extrapolate needs the samples' images: from statistics alone nothing can be estimated");
+    if samples.images.is_none() && (settings.extrapolate || settings.num_images.is_some()) {
+        return refuse("--extrapolate and --num-images need the samples' images: the samples are statistics alone");
     }
-    if job.settings.per_class {
+    let few = samples.images.as_ref().filter(|set| settings.extrapolate && set.len() < LEAST_EXTRAPOLATED);
+    if let Some(set) = few {
+        let message = format!("--extrapolate needs {LEAST_EXTRAPOLATED} samples, {} has {}", set.name(), set.len());
+        return Err(ConfigError(message));
+    }
+    if settings.metrics.contains(&Metric::PrecisionRecall) && both_have_images {
+        let sides = [&reference.images, &samples.images].into_iter().flatten();
+        if let Some(set) = sides.into_iter().find(|set| set.len() <= settings.k) {
+            return Err(ConfigError(format!(
+                "precision and recall with --k {} need more images than that on each side, {} has {}: leave them out with \
+                 --metrics, or use a smaller --k",
+                settings.k,
+                set.name(),
+                set.len()
+            )));
+        }
+    }
+    if settings.per_class {
         if !both_have_images {
             return refuse("--per-class needs images on both sides: a file of statistics has no classes");
         }
@@ -376,7 +441,7 @@ fn check_wishes(reference: &Side, samples: &Side, job: &Job) -> Result<(), Confi
             return refuse("--per-class needs labels on both sides: `arr_1` of an npz, or --labels for a folder");
         }
     }
-    match (&job.settings.neighbours, &samples.images) {
+    match (&settings.neighbours, &samples.images) {
         (Some(_), _) if !both_have_images => {
             refuse("--neighbours needs images on both sides: a file of statistics has none to show")
         }
@@ -567,10 +632,8 @@ fn compare_images(
         found.precision_recall = Some(precision_recall(reference, samples, settings.k).map_err(failed)?);
     }
     let [real, drawn] = sides.map(|side| side.images.as_ref());
-    if let (true, Some(a), Some(b)) =
-        (settings.per_class, real.and_then(ImageSet::labels), drawn.and_then(ImageSet::labels))
-    {
-        found.classes = by_class([(reference, a), (samples, b)]).map_err(failed)?;
+    if let (true, Some(real), Some(drawn)) = (settings.per_class, real, drawn) {
+        found.classes = by_class([(reference, real), (samples, drawn)]).map_err(failed)?;
     }
     if let (Some(path), Some(real), Some(drawn)) = (&job.settings.neighbours, real, drawn) {
         found.neighbours = Some(neighbours::draw(path, [(reference, real), (samples, drawn)])?);
@@ -589,15 +652,19 @@ fn softmax(logits: &[f32], classes: usize) -> Vec<f64> {
     logits.chunks_exact(classes).flat_map(row).collect()
 }
 
-/// The Fréchet distance of each class that both sides have, one class after another: a covariance is large.
-fn by_class(sides: [(Features, &[u32]); 2]) -> Result<Vec<ClassReport>, FidelityError> {
-    let rows_of = |labels: &[u32]| -> BTreeMap<u32, Vec<usize>> {
-        let mut classes = BTreeMap::<u32, Vec<usize>>::new();
-        for (i, &label) in labels.iter().enumerate() {
-            classes.entry(label).or_default().push(i);
-        }
-        classes
-    };
+/// The rows of each class, by its number, and by its name where `named`.
+fn rows_by_class(set: &ImageSet, named: bool) -> BTreeMap<(u32, String), Vec<usize>> {
+    let mut classes = BTreeMap::<_, Vec<usize>>::new();
+    for (i, &label) in set.labels().unwrap_or_default().iter().enumerate() {
+        let key = if named { (0, set.class_names()[label as usize].clone()) } else { (label, label.to_string()) };
+        classes.entry(key).or_default().push(i);
+    }
+    classes
+}
+
+/// The Fréchet distance of each class, one class after another: a covariance is large. Classes of two folders are the same
+/// if they have one name, others if they have one number.
+fn by_class(sides: [(Features, &ImageSet); 2]) -> Result<Vec<ClassReport>, FidelityError> {
     let gaussian = |features: Features, rows: &[usize]| -> Result<Gaussian, FidelityError> {
         let mut moments = Moments::new(features.width());
         for rows in rows.chunks(CLASS_ROWS) {
@@ -606,23 +673,31 @@ fn by_class(sides: [(Features, &[u32]); 2]) -> Result<Vec<ClassReport>, Fidelity
         }
         moments.gaussian()
     };
-    let [(a, labels_of_a), (b, labels_of_b)] = sides;
-    let (of_a, of_b) = (rows_of(labels_of_a), rows_of(labels_of_b));
-    let shared = of_a.iter().filter_map(|(class, rows)| Some((*class, rows, of_b.get(class)?)));
-    let report = |(class, rows_of_a, rows_of_b): (u32, &Vec<usize>, &Vec<usize>)| {
-        let images = [rows_of_a.len(), rows_of_b.len()];
+    let named = sides.iter().all(|(_, set)| !set.class_names().is_empty());
+    let [(a, set_a), (b, set_b)] = sides;
+    let (of_a, of_b) = (rows_by_class(set_a, named), rows_by_class(set_b, named));
+    let all: BTreeSet<_> = of_a.keys().chain(of_b.keys()).collect();
+    let report = |key: &(u32, String)| {
+        let [rows_a, rows_b] = [&of_a, &of_b].map(|side| side.get(key).map_or(&[][..], Vec::as_slice));
+        let images = [rows_a.len(), rows_b.len()];
         let enough = images.iter().all(|&n| n > 1);
-        let distance = enough.then(|| frechet_distance(&gaussian(a, rows_of_a)?, &gaussian(b, rows_of_b)?));
-        Ok(ClassReport { class, images, frechet_distance: distance.transpose()? })
+        let distance = enough.then(|| frechet_distance(&gaussian(a, rows_a)?, &gaussian(b, rows_b)?));
+        Ok(ClassReport { class: key.1.clone(), images, frechet_distance: distance.transpose()? })
     };
-    shared.map(report).collect()
+    all.into_iter().map(report).collect()
 }
 
 /// Adds a line to a run's list of evaluations.
 fn append(path: &Path, report: &impl Serialize) -> Result<(), Error> {
-    use std::io::Write;
+    use std::io::{Read, Seek, SeekFrom, Write};
     let line = serde_json::to_string(report).map_err(|e| Error::file(path, e.to_string()))?;
-    let mut file =
-        std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
-    writeln!(file, "{line}").map_err(Error::io("write", path))
+    let options = std::fs::OpenOptions::new().create(true).read(true).append(true).clone();
+    let mut file = options.open(path).map_err(Error::io("write", path))?;
+    // A line that an earlier call left unfinished does not swallow this one.
+    let mut last = [b'\n'];
+    if file.seek(SeekFrom::End(-1)).is_ok() {
+        file.read_exact(&mut last).map_err(Error::io("read", path))?;
+    }
+    let end = if last == [b'\n'] { "" } else { "\n" };
+    writeln!(file, "{end}{line}").map_err(Error::io("write", path))
 }

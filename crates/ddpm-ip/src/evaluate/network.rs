@@ -143,8 +143,12 @@ impl FeatureNetwork {
     pub fn resize(&self) -> String {
         match &self.kind {
             Kind::Inception(_) => "bilinear to 299x299 as TensorFlow 1 does".into(),
-            Kind::Grey(_) => "bicubic to 32x32 as Pillow does, colour to grey".into(),
-            Kind::Foreign(network) => format!("bicubic to {0}x{0} as Pillow does", network.size()),
+            Kind::Grey(_) => {
+                "bicubic to 32x32 as Pillow does, the middle of others than squares, colour to grey".into()
+            }
+            Kind::Foreign(network) => {
+                format!("bicubic to {0}x{0} as Pillow does, the middle of others than squares", network.size())
+            }
         }
     }
 
@@ -239,7 +243,7 @@ fn found_in(folder: &Path) -> Result<PathBuf, Error> {
         let message = format!(
             "the weights of FID-Inception are not here: `ddpm-ip weights fetch inception` downloads them ({} MB), or give \
              them with --features inception:PATH. Small grey images can be compared with --features grey, which needs nothing",
-            weights::INCEPTION.bytes / 1_000_000
+            weights::INCEPTION.bytes.div_ceil(1_000_000)
         );
         Error::file(&folder.join(names[0]), message)
     })

@@ -52,7 +52,8 @@ impl Statistics {
         let spatial = if has_spatial { Some(gaussian("mu_s", "sigma_s")?) } else { None };
         let network = if npz.has("features") {
             let name = npz.bytes("features")?.values;
-            let name = String::from_utf8(name).ok().filter(|name| name.len() <= MOST_NAME);
+            let is_name = |name: &String| name.len() <= MOST_NAME && name.bytes().all(|b| b.is_ascii_graphic());
+            let name = String::from_utf8(name).ok().filter(is_name);
             name.ok_or_else(|| Error::file(path, "`features` is no name of a feature network"))?
         } else {
             FID_INCEPTION.into()

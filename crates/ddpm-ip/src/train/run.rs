@@ -96,6 +96,10 @@ pub fn train(
         if trainer.task.unet().is_some() && !grid.path(first_step).exists() {
             grid.draw(&trainer, emit)?;
         }
+        // What an interrupted call left undone at the end.
+        for hook in &mut hooks {
+            hook.after_step(&trainer, &StepReport::default(), Next::Finish, emit)?;
+        }
         emit(Event::Warning(format!("the run is complete at step {first_step}: raise --steps or --duration to go on")));
         return Ok(Outcome::Finished);
     }
@@ -156,16 +160,18 @@ pub fn train(
         for hook in &mut own {
             hook.after_step(&trainer, &report, next, emit)?;
         }
-        let since = Instant::now();
+        let (since, stopped) = (Instant::now(), stop.load(Ordering::Relaxed));
         for hook in &mut hooks {
             hook.after_step(&trainer, &report, next, emit)?;
         }
         in_hooks += since.elapsed();
+        // The run is complete, but not what was to be done at its end.
+        let left_out = !stopped && stop.load(Ordering::Relaxed);
         if next != Next::Step {
             for (image, reason) in loader.skipped() {
                 emit(Event::Warning(format!("skipped {image}: {reason}")));
             }
-            return Ok(if finished { Outcome::Finished } else { Outcome::Interrupted });
+            return Ok(if finished && !left_out { Outcome::Finished } else { Outcome::Interrupted });
         }
     }
 }

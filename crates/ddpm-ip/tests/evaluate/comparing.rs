@@ -170,9 +170,9 @@ fn classes_are_compared_one_by_one() {
     let mixed: Vec<Vec<u8>> = (0..300).map(|i| if i % 3 == 2 { moved[i].clone() } else { digits[i].clone() }).collect();
     let b = place.labelled("b.npz", &mixed, [8, 8, 1], Some(&labels));
     let report = compare(&a, &b, Settings { per_class: true, metrics: vec![], ..place.settings() });
-    let distances: Vec<_> = report.classes.iter().map(|c| (c.class, c.images, c.frechet_distance)).collect();
+    let distances: Vec<_> = report.classes.iter().map(|c| (c.class.as_str(), c.images, c.frechet_distance)).collect();
     assert_eq!(distances.len(), 4);
-    let [(0, [100, 100], Some(a)), (1, _, Some(b)), (2, _, Some(c)), (7, [1, 1], None)] = distances[..] else {
+    let [("0", [100, 100], Some(a)), ("1", _, Some(b)), ("2", _, Some(c)), ("7", [1, 1], None)] = distances[..] else {
         panic!("{distances:?}")
     };
     assert!(a < 1e-6 && b < 1e-6 && c > 0.1, "{distances:?}");

@@ -1,6 +1,7 @@
 //! What cannot be compared is said to be so, and nothing of it is kept.
 
 use crate::support::*;
+use ddpm_ip::data::Labels;
 use ddpm_ip::evaluate::{Choice, Settings, Statistics};
 use ddpm_ip::npz::NpzWriter;
 use fidelity::Gaussian;
@@ -17,7 +18,7 @@ fn sets_that_have_no_distribution_are_refused() {
     let one = place.images("one.npz", &digits[..1], [8, 8, 1]);
     assert_says(&problem("digits", &one, place.settings()), &["one.npz", "one image"]);
     let same = place.images("same.npz", &vec![digits[0].clone(); 20], [8, 8, 1]);
-    assert_says(&problem(&same, &one, place.settings()), &["same.npz", "20 images are the same"]);
+    assert_says(&problem(&same, "digits", place.settings()), &["same.npz", "20 images are the same"]);
     assert!(place.files("cache").is_empty());
 }
 
@@ -34,7 +35,7 @@ fn files_that_hold_something_else_are_refused() {
     assert_says(&problem("nowhere", &own, place.settings()), &["nowhere", "no such file or folder"]);
     let colour = place.images("colour.npz", &vec![vec![0; 192]; 3], [8, 8, 3]);
     assert_says(&problem(&own, &colour, place.settings()), &["1 channel(s)", "3", "same kind"]);
-    let four = place.images("four.npz", &vec![vec![0; 256]; 3], [8, 8, 4]);
+    let four = place.images("four.npz", &vec![vec![0; 256]; 5], [8, 8, 4]);
     let settings = Settings { features: Some(Choice::Grey), ..place.settings() };
     assert_says(&problem(&four, &four, settings), &["four.npz", "4 channels"]);
     // A folder of images of two sizes.
@@ -43,12 +44,40 @@ fn files_that_hold_something_else_are_refused() {
     image::save_buffer(folder.join("a.png"), &digits[0], 8, 8, image::ExtendedColorType::L8).unwrap();
     image::save_buffer(folder.join("b.png"), &digits[0], 4, 16, image::ExtendedColorType::L8).unwrap();
     let folder = folder.display().to_string();
-    assert_says(&problem(&folder, &own, place.settings()), &["b.png", "4x16", "--image-size"]);
+    let settings = Settings { metrics: vec![], ..place.settings() };
+    assert_says(&problem(&folder, &own, settings), &["b.png", "4x16", "--image-size"]);
     // A run without samples.
     std::fs::create_dir_all(place.path("run/checkpoints")).unwrap();
     std::fs::write(place.path("run/config.toml"), "").unwrap();
     let run = place.path("run").display().to_string();
     assert_says(&problem(&own, &run, place.settings()), &["no samples_*.npz yet", "ddpm-ip sample"]);
+}
+
+#[test]
+fn classes_of_folders_are_the_same_by_their_names() {
+    let (place, digits) = (Place::new(), digits());
+    let folder = |name: &str, classes: &[(&str, std::ops::Range<usize>)]| {
+        for (class, images) in classes {
+            let folder = place.path(name).join(class);
+            std::fs::create_dir_all(&folder).unwrap();
+            for i in images.clone() {
+                let path = folder.join(format!("{i}.png"));
+                image::save_buffer(path, &digits[i], 8, 8, image::ExtendedColorType::L8).unwrap();
+            }
+        }
+        place.path(name).display().to_string()
+    };
+    let a = folder("a", &[("cat", 0..20), ("dog", 20..40)]);
+    let b = folder("b", &[("dog", 20..40), ("eel", 40..60)]);
+    let settings = Settings { per_class: true, labels: Labels::Folder, metrics: vec![], ..place.settings() };
+    let classes = compare(&a, &b, settings).classes;
+    let found: Vec<_> = classes.iter().map(|c| (c.class.as_str(), c.images, c.frechet_distance.is_some())).collect();
+    assert_eq!(found, [("cat", [20, 0], false), ("dog", [20, 20], true), ("eel", [0, 20], false)]);
+    assert!(classes[1].frechet_distance.unwrap() < 1e-6);
+    // A colour image after a grey one would lose its colours.
+    image::save_buffer(place.path("a/dog/99.png"), &[9; 192], 8, 8, image::ExtendedColorType::Rgb8).unwrap();
+    let settings = Settings { metrics: vec![], ..place.settings() };
+    assert_says(&problem(&a, &b, settings), &["99.png", "in colour"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use ddpm_ip::checkpoint::{self, Store};
 use ddpm_ip::config::{Config, Layers};
 use ddpm_ip::evaluate::EvaluationHook;
 use ddpm_ip::train::{self, Hook};
-use ddpm_ip::{Event, sample};
+use ddpm_ip::{Event, Outcome, sample};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -124,15 +124,50 @@ fn a_resumed_run_keeps_the_best_of_before() {
     let run = place.path("run");
     trained(&place, &config(&[]), &run);
     // A distance that cannot be reached again: the best stays.
+    let best = checkpoint::progress(&run.join("checkpoints/best")).unwrap().step;
+    let change = |line: &str| match line.split_once("\"fid\":") {
+        Some((head, _)) if line.contains(&format!("\"step\":{best},")) => format!("{head}\"fid\":1e-6}}\n"),
+        _ => format!("{line}\n"),
+    };
     let low = std::fs::read_to_string(run.join("evaluations.jsonl")).unwrap();
-    let first = low.lines().next().unwrap();
-    let (head, _) = first.split_once("\"fid\":").unwrap();
-    std::fs::write(run.join("evaluations.jsonl"), format!("{head}\"fid\":1e-6}}\n")).unwrap();
+    std::fs::write(run.join("evaluations.jsonl"), low.lines().map(change).collect::<String>()).unwrap();
     let before = std::fs::read(run.join("checkpoints/best/model.safetensors")).unwrap();
     let events = trained(&place, &config(&[("steps", "7")]), &run);
     assert!(!events.iter().any(|e| matches!(e, Event::Best { .. })));
     assert_eq!(std::fs::read(run.join("checkpoints/best/model.safetensors")).unwrap(), before);
     assert_eq!(lines(&run).last().unwrap().0, 7);
+}
+
+/// Asks to stop when the last evaluation begins.
+struct Stopped<'a>(EvaluationHook<'a>, &'a AtomicBool);
+impl Hook for Stopped<'_> {
+    fn after_step(
+        &mut self,
+        trainer: &train::Trainer,
+        report: &train::StepReport,
+        next: train::Next,
+        emit: &mut ddpm_ip::Emit,
+    ) -> Result<(), ddpm_ip::Error> {
+        self.1.store(next == train::Next::Finish, std::sync::atomic::Ordering::Relaxed);
+        self.0.after_step(trainer, report, next, emit)
+    }
+}
+
+/// Ctrl-C in the last evaluation: the run is complete, and the same call makes up for it.
+#[test]
+fn an_evaluation_that_was_interrupted_is_made_up_for() {
+    let (place, config) = (Place::new(), config(&[("evaluation.interval", "5")]));
+    let run = place.path("run");
+    let stop = AtomicBool::new(false);
+    let hook = EvaluationHook::new(&config, &run, &place.settings(), &cpu(), &stop, &mut |_| {}).unwrap().unwrap();
+    let hooks: Vec<Box<dyn Hook>> = vec![Box::new(Stopped(hook, &stop))];
+    let outcome = train::train(&config, &run, &cpu(), hooks, &stop, &mut |_| {}).unwrap();
+    assert_eq!((outcome, run.join("evaluations.jsonl").exists()), (Outcome::Interrupted, false));
+    trained(&place, &config, &run);
+    assert_eq!(lines(&run).iter().map(|line| line.0).collect::<Vec<_>>(), [5]);
+    // And once it is there, not again.
+    trained(&place, &config, &run);
+    assert_eq!(lines(&run).len(), 1);
 }
 
 #[test]

@@ -21,6 +21,7 @@ const MOST_VALUES: usize = 1 << 28;
 #[derive(Debug)]
 pub struct Onnx {
     path: PathBuf,
+    beside: Vec<PathBuf>,
     model: Model,
     input: NodeId,
     output: NodeId,
@@ -70,6 +71,7 @@ impl Onnx {
         let pool = ThreadPool::with_num_threads(rayon::current_num_threads());
         let mut onnx = Self {
             path: path.to_owned(),
+            beside: file.beside,
             model,
             input,
             output: features,
@@ -96,6 +98,11 @@ impl Onnx {
         }
         onnx.width = onnx.run(&black, n)?.len() / n;
         if onnx.width == 0 { Err(onnx.fail("its features have no columns")) } else { Ok(onnx) }
+    }
+
+    /// The files beside the model's that hold its weights.
+    pub fn files_beside(&self) -> &[PathBuf] {
+        &self.beside
     }
 
     /// Channels of an image, 1 or 3.
@@ -178,6 +185,8 @@ struct File {
     bytes: Vec<u8>,
     /// Hold the weights of other files.
     options: ModelOptions,
+    /// Those files.
+    beside: Vec<PathBuf>,
     /// What `bytes` say, if something in there is resized cubically.
     cubic: Option<ModelProto>,
 }
@@ -199,15 +208,17 @@ impl File {
             .collect();
         names.sort_unstable();
         names.dedup();
+        let mut read = Vec::new();
         for name in names {
             let beside = path.with_file_name(name);
             // Whatever is no plain name leads out of the folder, and the runtime refuses it.
             if beside.parent() == path.parent() && beside.file_name() == Some(name.as_ref()) {
-                options.external_data(name, std::fs::read(beside).map_err(|error| format!("{name}: {error}"))?);
+                options.external_data(name, std::fs::read(&beside).map_err(|error| format!("{name}: {error}"))?);
+                read.push(beside);
             }
         }
         let cubic = cubic::is_used(&proto).then_some(proto);
-        Ok(Self { bytes, options, cubic })
+        Ok(Self { bytes, options, beside: read, cubic })
     }
 }
 
