@@ -91,11 +91,7 @@ pub const KEYS: &[Key] = &[
     key("data", "on_bad_image", "images that cannot be read: fail, skip"),
     key("data", "workers", "threads that decode ahead of the training"),
     key("train", "steps", "optimizer steps to train for; 0: no limit; replaces a preset's duration"),
-    key(
-        "train",
-        "duration",
-        "time to train for, such as 20m or 2h; empty: no limit; replaces a preset's steps",
-    ),
+    key("train", "duration", "time to train for, such as 20m or 2h; empty: no limit; replaces a preset's steps"),
     key("train", "init_from", "begin with the parameters of any checkpoint (fine-tuning)"),
     key("train", "resume_checkpoint", "go on from the reference's model*.pt with its ema_*.pt and opt*.pt"),
     key("train", "batch_size", "images per optimizer step"),
