@@ -85,14 +85,9 @@ pub struct Kernel {
 }
 
 impl Speed {
-    /// The median, or the mean of the two in the middle.
+    /// The median of the repetitions.
     pub fn median(&self) -> f64 {
-        let mut sorted = self.images_per_sec.clone();
-        sorted.sort_by(f64::total_cmp);
-        match sorted.len() {
-            0 => 0.0,
-            n => f64::midpoint(sorted[n / 2], sorted[(n - 1) / 2]),
-        }
+        median(&self.images_per_sec)
     }
 
     /// From the seconds of the repetitions, then those of the profiled steps.
@@ -115,6 +110,16 @@ impl Speed {
         };
         speed.step_secs = batch as f64 / speed.median();
         speed
+    }
+}
+
+/// The value in the middle, or the mean of the two there; 0 of none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n => f64::midpoint(sorted[n / 2], sorted[(n - 1) / 2]),
     }
 }
 

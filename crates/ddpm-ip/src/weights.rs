@@ -90,7 +90,12 @@ pub fn check_hash(path: &Path) -> Result<String, Error> {
 
 /// The first eight digits of the SHA-256 of some bytes.
 pub(crate) fn short_hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)[..4].iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
+    hex(&Sha256::digest(bytes)[..4])
+}
+
+/// Hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
 }
 
 /// The beginning of a SHA-256 in a file's name: eight or more digits between the last dash and the next dot.
@@ -107,7 +112,7 @@ fn sha256(mut reader: impl Read) -> io::Result<String> {
     let mut buffer = vec![0; 1 << 16];
     loop {
         match reader.read(&mut buffer) {
-            Ok(0) => return Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()),
+            Ok(0) => return Ok(hex(&hasher.finalize())),
             Ok(n) => hasher.update(&buffer[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),

@@ -109,19 +109,22 @@ fn distance(a: &Gaussian, of_a: &Mat<f64>, b: &Gaussian) -> Result<f64, Fidelity
     if distance.is_finite() { Ok(distance.max(0.0)) } else { Err(FidelityError::Overflow) }
 }
 
+/// Rows that an extrapolation needs.
+pub const LEAST_EXTRAPOLATED: usize = 20;
+
 /// The distance that infinitely many samples would have, and its standard error: the estimate from n rows is too large by
 /// about `c / n` (Chong & Forsyth 2020, arXiv 1911.07023), so distances of random subsets of `points` sizes, from a tenth
 /// of the rows to all, are extrapolated by least squares in `1 / n`.
 ///
 /// # Errors
-/// As [`frechet_distance`]; when there are fewer than three points, or fewer than 20 rows.
+/// As [`frechet_distance`]; when there are fewer than three points, or fewer than [`LEAST_EXTRAPOLATED`] rows.
 pub fn extrapolated_frechet_distance(
     reference: &Gaussian,
     sample: Features,
     points: usize,
     seed: u64,
 ) -> Result<[f64; 2], FidelityError> {
-    sample.require(reference.width(), 20)?;
+    sample.require(reference.width(), LEAST_EXTRAPOLATED)?;
     if points < 3 {
         return Err(FidelityError::TooFewRows { needed: 3, found: points });
     }

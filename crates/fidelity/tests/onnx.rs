@@ -88,7 +88,9 @@ fn images_of_another_shape_are_refused() {
 #[test]
 fn sizes_have_to_be_known_and_fit() {
     let load = |name, size| problem(Onnx::load(&path(name), size, None));
-    assert!(load("encoder.onnx", None).ends_with("it takes images of any size, so a size has to be given"));
+    assert!(
+        load("encoder.onnx", None).ends_with("it takes images of any size, so a size has to be given (--feature-size)")
+    );
     assert!(load("pair.onnx", Some(5)).ends_with("it takes images of 4x4 where images of 5x5 are wanted"));
     for size in [0, 1, 1 << 20, usize::MAX] {
         assert!(Onnx::load(&path("encoder.onnx"), Some(size), None).is_err());
@@ -138,6 +140,7 @@ fn outside(model: &mut ModelProto, folder: &Path, name: &str, length: &str) {
 fn weights_lie_beside_the_model_and_nowhere_else() {
     let (_folder, file) = changed(|model, folder| outside(model, folder, "weights.data", "192"));
     let onnx = Onnx::load(&file, Some(6), None).unwrap();
+    assert_eq!(onnx.files_beside(), [file.with_file_name("weights.data")]);
     assert_close(&onnx.features(&images(3 * 108), 3).unwrap(), &expected("features"));
     for name in ["missing.data", "../weights.data", "/etc/hostname", "weights", "", ".", ".."] {
         let (_folder, file) = changed(|model, folder| outside(model, folder, name, "192"));

@@ -6,7 +6,7 @@ mod settings;
 pub(crate) use settings::{Settings, given};
 
 use crate::sink::LogFormats;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::data::Labels;
@@ -78,12 +78,10 @@ pub(crate) fn choice_arg<T: Copy + Send + Sync + 'static, const N: usize>(
     Arg::new(name).long(name).value_name("CHOICE").value_parser(choice(choices)).help(help)
 }
 
-/// A flag with a number.
-pub(crate) fn number<T>(name: &'static str, help: &'static str) -> Arg
-where
-    T: std::str::FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
-{
-    Arg::new(name).long(name).value_name("N").value_parser(|text: &str| text.parse::<T>()).help(help)
+/// A flag with a number of something, in bounds.
+pub(crate) fn number(name: &'static str, bounds: std::ops::RangeInclusive<u64>, help: &'static str) -> Arg {
+    let parser = RangedU64ValueParser::<usize>::new().range(bounds);
+    Arg::new(name).long(name).value_name("N").value_parser(parser).help(help)
 }
 
 /// Where features and weights are kept: `DDPM_IP_CACHE`, or ddpm-ip in the user's folder for such.

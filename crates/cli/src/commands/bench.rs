@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use ddpm_ip::Outcome;
 use ddpm_ip::bench::{self, Report, Speed};
-use ddpm_ip::config::{ConfigError, Layers, PRESETS, Preset};
+use ddpm_ip::config::{ConfigError, Key, Layers, PRESETS, Preset};
 use ddpm_ip::evaluate::{self, BenchReport};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -100,26 +100,20 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
 
 /// Times what `evaluate` computes.
 fn run_evaluation(matches: &ArgMatches) -> anyhow::Result<Outcome> {
-    for other in ["preset", "compare"] {
-        if matches.contains_id(other) {
-            return Err(ConfigError(format!("--{other} does nothing with --only evaluate: leave it out")).into());
-        }
-    }
-    let other =
-        |key: &&ddpm_ip::config::Key| key.path() != "train.batch_size" && args::given(matches, &key.path()).is_some();
-    let unused = SETTINGS.keys().into_iter().find(other).map(ddpm_ip::config::Key::flag);
-    let unused =
-        unused.or_else(|| ["config", "set"].into_iter().find(|id| matches.contains_id(id)).map(str::to_string));
-    if let Some(flag) = unused {
+    let settings = SETTINGS.keys().into_iter().filter(|key| args::given(matches, &key.path()).is_some());
+    let others = ["preset", "compare", "config", "set"].into_iter().filter(|id| matches.contains_id(id));
+    let mut given = settings.map(Key::flag).filter(|flag| flag != "batch-size").chain(others.map(str::to_string));
+    if let Some(flag) = given.next() {
         return Err(ConfigError(format!("--{flag} does nothing with --only evaluate: leave it out")).into());
     }
-    let given = args::given(matches, "train.batch_size").map(str::parse).transpose();
-    let batch_size = given
-        .ok()
-        .map(|size: Option<usize>| size.unwrap_or(EVALUATED_TOGETHER))
-        .filter(|size| (1..=4096).contains(size));
-    let batch_size =
-        batch_size.ok_or_else(|| ConfigError("--batch-size is no number of images from 1 to 4096".into()))?;
+    let batch_size = match args::given(matches, "train.batch_size") {
+        None => EVALUATED_TOGETHER,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|size| (1..=4096).contains(size))
+            .ok_or_else(|| ConfigError(format!("--batch-size {text} is no number of images from 1 to 4096")))?,
+    };
     let device = args::device(matches)?;
     let repeats = usize::from(matches.get_one::<u16>("repeats").copied().unwrap_or(5));
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
@@ -140,10 +134,8 @@ fn evaluation_table(report: &BenchReport) -> String {
         ("precision and recall, 10 000 rows of 2048 columns against as many", &report.precision_recall_secs),
     ];
     for (what, secs) in lists {
-        let mut sorted = secs.clone();
-        sorted.sort_by(f64::total_cmp);
-        let (least, most) = (sorted[0], sorted[sorted.len() - 1]);
-        let median = f64::midpoint(sorted[sorted.len() / 2], sorted[(sorted.len() - 1) / 2]);
+        let (least, most) = range(secs);
+        let median = bench::median(secs);
         let _ = writeln!(text, "\n{what}: {median:.3} s (median of {}; {least:.3} to {most:.3})", secs.len());
     }
     text.trim_end().to_string()
@@ -205,9 +197,13 @@ fn precision(report: &Report) -> String {
     serde_json::to_value(report.precision).map_or(String::new(), |v| v.as_str().unwrap_or_default().to_string())
 }
 
+/// The least and the most.
+fn range(values: &[f64]) -> (f64, f64) {
+    values.iter().fold((f64::INFINITY, 0.0), |(least, most), &v| (least.min(v), most.max(v)))
+}
+
 fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>, peak: f64) {
-    let (least, most) =
-        speed.images_per_sec.iter().fold((f64::INFINITY, 0.0f64), |(least, most), &v| (least.min(v), most.max(v)));
+    let (least, most) = range(&speed.images_per_sec);
     let change = |now: f64, before: f64| format!("  {:5.2} times", now / before);
     let _ = writeln!(
         text,

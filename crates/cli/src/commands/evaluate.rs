@@ -9,7 +9,7 @@ use ddpm_ip::Outcome;
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::data::{Fit, Labels, Shape};
 use ddpm_ip::evaluate::{self, Choice, FID_INCEPTION, Job, Metric, Report, Settings};
-use fidelity::{InceptionScore, Subsets};
+use fidelity::Subsets;
 use std::path::PathBuf;
 
 const FITS: [(&str, Fit); 2] = [("crop", Fit::Crop), ("pad", Fit::Pad)];
@@ -20,15 +20,16 @@ const METRICS: [(&str, Option<Metric>); 4] = [
     ("kid", Some(Metric::KernelDistance)),
 ];
 
-/// The most of what takes memory or time by itself.
-fn most(name: &str) -> Option<usize> {
-    [("batch-size", 4096), ("image-size", 4096), ("kid-subsets", 100_000), ("kid-subset-size", 100_000)]
-        .iter()
-        .find_map(|&(of, most)| (of == name).then_some(most))
-}
+/// Flags that say how a metric is computed.
+const OF_METRICS: [(&str, Metric); 4] = [
+    ("split", Metric::InceptionScore),
+    ("k", Metric::PrecisionRecall),
+    ("kid-subsets", Metric::KernelDistance),
+    ("kid-subset-size", Metric::KernelDistance),
+];
 
-/// Images that go through the network together if nobody says.
-const BATCH_SIZE: usize = 32;
+/// The most of what takes memory by itself.
+const MOST: u64 = 4096;
 
 /// What both commands can be told.
 fn settings_args() -> Vec<Arg> {
@@ -36,17 +37,18 @@ fn settings_args() -> Vec<Arg> {
         Arg::new("features").long("features").value_name("NETWORK").help(
             "inception, inception:WEIGHTS.pth, grey (embedded) or a file.onnx [default: grey for grey images, else inception]",
         ),
-        number::<usize>("feature-size", "side of the images that an .onnx takes, where it leaves that open"),
+        number("feature-size", 1..=MOST, "side of the images that an .onnx takes, where it leaves that open"),
         Arg::new("feature-output").long("feature-output").value_name("NAME").help("output of an .onnx [default: the first with features]"),
         three("feature-mean", "taken off the channels (0 to 1) for an .onnx [default: ImageNet's 0.485,0.456,0.406]"),
         three("feature-std", "what they are divided by [default: ImageNet's 0.229,0.224,0.225]"),
-        number::<usize>(
+        number(
             "batch-size",
+            1..=MOST,
             "images that go through the network together; does not change the results [default: 32]",
         ),
-        number::<usize>("image-size", "bring all images to squares of this side first"),
+        number("image-size", 1..=MOST, "bring all images to squares of this side first"),
         choice_arg("fit", FITS, "how: the middle, or all on black [default: crop]"),
-        choice_arg("labels", LABELS, "classes of a folder's images: file name up to its first `_`, or folder"),
+        args::switch("allow-upscale", "enlarge images smaller than --image-size"),
         args::path("cache", "DIR", "folder for features and weights [default: DDPM_IP_CACHE, or ~/.cache/ddpm-ip]"),
         args::switch("no-cache", "compute features anew and keep none"),
         args::switch("quiet", "no progress"),
@@ -115,11 +117,11 @@ pub(super) fn evaluate_command() -> Command {
                 .value_parser(args::choice(METRICS))
                 .help("some of fid (with sfid), is, pr (precision and recall), kid [default: all]"),
         )
-        .arg(number::<usize>("num-images", "use the first N samples alone"))
-        .arg(number::<usize>("split", "samples per split of the Inception Score [default: 5000]"))
-        .arg(number::<usize>("k", "neighbours in precision and recall [default: 3]"))
-        .arg(number::<usize>("kid-subsets", "subsets of KID [default: 100]"))
-        .arg(number::<usize>("kid-subset-size", "images of each, of either side [default: 1000]"))
+        .arg(number("num-images", 2..=u64::MAX, "use the first N samples alone"))
+        .arg(number("split", 1..=u64::MAX, "samples per split of the Inception Score [default: 5000]"))
+        .arg(number("k", 1..=1000, "neighbours in precision and recall [default: 3]"))
+        .arg(number("kid-subsets", 1..=100_000, "subsets of KID [default: 100]"))
+        .arg(number("kid-subset-size", 2..=100_000, "images of each, of either side [default: 1000]"))
         .arg(
             Arg::new("seed")
                 .long("seed")
@@ -129,6 +131,7 @@ pub(super) fn evaluate_command() -> Command {
         )
         .arg(args::switch("extrapolate", "also estimate FID for infinitely many samples"))
         .arg(args::switch("per-class", "also compare classes one by one"))
+        .arg(choice_arg("labels", LABELS, "classes of a folder's images: file name up to its first `_`, or folder"))
         .arg(args::path("neighbours", "FILE.png", "draw samples beside the reference images nearest to them"))
         .args(settings_args())
         .args_override_self(true)
@@ -148,58 +151,71 @@ pub(super) fn statistics_command() -> Command {
         .args_override_self(true)
 }
 
+/// What both commands are told.
 fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
-    let count = |name: &str, default: usize| -> anyhow::Result<usize> {
-        match matches.try_get_one::<usize>(name).ok().flatten().copied() {
-            Some(0) => Err(ConfigError(format!("--{name} 0: give at least 1")).into()),
-            Some(given) if most(name).is_some_and(|most| given > most) => {
-                Err(ConfigError(format!("--{name} {given}: give at most {}", most(name).unwrap_or_default())).into())
-            }
-            given => Ok(given.unwrap_or(default)),
-        }
-    };
-    let flag = |name: &str| matches.try_get_one::<bool>(name).ok().flatten().copied().unwrap_or(false);
-    let seed = matches.try_get_one::<u64>("seed").ok().flatten().copied().unwrap_or(0);
-    let image_size = matches.contains_id("image-size").then(|| count("image-size", 1)).transpose()?;
-    let fit = matches.get_one::<Fit>("fit").copied();
-    if fit.is_some() && image_size.is_none() {
-        return Err(ConfigError("--fit says how images become those of --image-size: give that, too".into()).into());
+    let count = |name: &str| matches.get_one::<usize>(name).copied();
+    let (fit, allow_upscale) = (matches.get_one::<Fit>("fit").copied(), matches.get_flag("allow-upscale"));
+    let shape = count("image-size").map(|image_size| Shape {
+        image_size,
+        fit: fit.unwrap_or_default(),
+        allow_upscale,
+        channels: None,
+    });
+    if shape.is_none() && (fit.is_some() || allow_upscale) {
+        let message = "--fit and --allow-upscale say how images become those of --image-size: give that, too";
+        return Err(ConfigError(message.into()).into());
     }
-    let metrics = match matches.try_get_many::<Option<Metric>>("metrics") {
-        Ok(Some(chosen)) => chosen.copied().flatten().collect(),
-        _ => METRICS.iter().filter_map(|(_, metric)| *metric).collect(),
-    };
-    let subsets = Subsets::default();
     let folder = matches.get_one::<PathBuf>("cache").cloned().or_else(args::cache_dir);
+    let default = Settings::default();
     Ok(Settings {
         features: features(matches)?,
-        metrics,
-        batch_size: count("batch-size", BATCH_SIZE)?,
-        shape: image_size.map(|size| Shape::square(size, fit.unwrap_or_default())),
-        labels: matches.get_one::<Labels>("labels").copied().unwrap_or_default(),
-        num_images: match matches.try_get_one::<usize>("num-images") {
-            Ok(Some(_)) => Some(count("num-images", 1)?),
-            _ => None,
-        },
-        split: count("split", InceptionScore::SPLIT)?,
-        k: count("k", 3)?,
-        subsets: Subsets {
-            count: count("kid-subsets", subsets.count)?,
-            size: count("kid-subset-size", subsets.size)?,
-            seed,
-        },
-        extrapolate: flag("extrapolate"),
-        per_class: flag("per-class"),
-        neighbours: matches.try_get_one::<PathBuf>("neighbours").ok().flatten().cloned(),
-        seed,
+        batch_size: count("batch-size").unwrap_or(default.batch_size),
+        shape,
         weights: folder.clone().unwrap_or_default().join("weights"),
-        cache: folder.filter(|_| !flag("no-cache")),
+        cache: folder.filter(|_| !matches.get_flag("no-cache")),
+        ..default
     })
+}
+
+/// What `evaluate` is told.
+fn all_settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
+    let refuse = |message: String| Err(ConfigError(message).into());
+    let mut settings = settings(matches)?;
+    if let Some(chosen) = matches.get_many::<Option<Metric>>("metrics") {
+        settings.metrics = chosen.copied().flatten().collect();
+    }
+    for (flag, metric) in OF_METRICS {
+        if matches.contains_id(flag) && !settings.metrics.contains(&metric) {
+            return refuse(format!("--{flag} is for a metric that --metrics leaves out: leave it out, too"));
+        }
+    }
+    settings.extrapolate = matches.get_flag("extrapolate");
+    settings.per_class = matches.get_flag("per-class");
+    if let Some(&seed) = matches.get_one::<u64>("seed") {
+        if !settings.extrapolate && !settings.metrics.contains(&Metric::KernelDistance) {
+            return refuse("--seed is for KID and --extrapolate: nothing else is drawn".into());
+        }
+        settings.subsets.seed = seed;
+    }
+    if let Some(&labels) = matches.get_one::<Labels>("labels") {
+        if !settings.per_class {
+            return refuse("--labels says which classes --per-class compares: give that, too".into());
+        }
+        settings.labels = labels;
+    }
+    let count = |name: &str| matches.get_one::<usize>(name).copied();
+    settings.num_images = count("num-images");
+    settings.split = count("split").unwrap_or(settings.split);
+    settings.k = count("k").unwrap_or(settings.k);
+    settings.subsets.count = count("kid-subsets").unwrap_or(settings.subsets.count);
+    settings.subsets.size = count("kid-subset-size").unwrap_or(settings.subsets.size);
+    settings.neighbours = matches.get_one::<PathBuf>("neighbours").cloned();
+    Ok(settings)
 }
 
 pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let text = |name: &str| matches.get_one::<String>(name).cloned().with_context(|| format!("{name} is missing"));
-    let job = Job { reference: text("reference")?, samples: text("samples")?, settings: settings(matches)? };
+    let job = Job { reference: text("reference")?, samples: text("samples")?, settings: all_settings(matches)? };
     let device = args::device(matches)?;
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
     let result = evaluate::evaluate(&job, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));

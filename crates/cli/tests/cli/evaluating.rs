@@ -56,7 +56,12 @@ fn mistakes_are_named() {
     evaluate(&["--features", "nowhere.onnx"]).complains(1, &["nowhere.onnx"]);
     evaluate(&["--feature-size", "8"]).complains(2, &["--feature-size", "FILE.onnx"]);
     evaluate(&["--metrics", "fid,fd"]).complains(2, &["fd"]);
-    evaluate(&["--split", "0"]).complains(2, &["--split 0"]);
+    evaluate(&["--split", "0"]).complains(2, &["--split", "0"]);
+    evaluate(&["--metrics", "fid", "--k", "5"]).complains(2, &["--k", "--metrics"]);
+    evaluate(&["--metrics", "fid", "--seed", "5"]).complains(2, &["--seed", "--extrapolate"]);
+    evaluate(&["--labels", "folder"]).complains(2, &["--labels", "--per-class"]);
+    evaluate(&["--batch-size", "1152921504606846976"]).complains(2, &["--batch-size", "4096"]);
+    evaluate(&["--image-size", "1000000", "--fit", "pad"]).complains(2, &["--image-size", "4096"]);
     evaluate(&["--fit", "pad"]).complains(2, &["--image-size"]);
     evaluate(&["--image-size", "16"]).complains(2, &["smaller than 16x16"]);
     evaluate(&["--k", "12"]).complains(2, &["--k 12", "has 12", "--metrics"]);

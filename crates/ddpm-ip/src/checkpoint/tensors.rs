@@ -212,7 +212,7 @@ pub(crate) struct Tensors {
 }
 
 enum Held {
-    Safetensors(Vec<u8>),
+    Safetensors { metadata: Metadata, numbers: Vec<u8> },
     Torch(TorchFile, HashMap<String, torch::Tensor>),
 }
 
@@ -227,8 +227,10 @@ impl Tensors {
             let tensors = file.parameters()?.into_iter().collect();
             Held::Torch(file, tensors)
         } else {
-            list(path)?;
-            Held::Safetensors(std::fs::read(path).map_err(Error::io("read", path))?)
+            let metadata = metadata(path)?;
+            let mut numbers = std::fs::read(path).map_err(Error::io("read", path))?;
+            numbers.drain(..numbers.len() - metadata.data_len());
+            Held::Safetensors { metadata, numbers }
         };
         Ok(Self { path: path.to_path_buf(), held })
     }
@@ -249,15 +251,17 @@ impl Tensors {
                 Some(tensor) if tensor.shape() == shape => file.floats(tensor)?,
                 found => return Err(other(found.map(torch::Tensor::shape))),
             },
-            Held::Safetensors(bytes) => {
-                let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(path, e))?;
-                match file.tensor(name).ok() {
-                    Some(view) if view.shape() == shape => floats(&view).ok_or_else(|| {
-                        Error::file(path, format!("`{name}` is {:?}; only F32, F16 and BF16 are read", view.dtype()))
-                    })?,
-                    found => return Err(other(found.as_ref().map(TensorView::shape))),
+            Held::Safetensors { metadata, numbers } => match metadata.info(name) {
+                Some(info) if info.shape == shape => {
+                    let (from, to) = info.data_offsets;
+                    let view = TensorView::new(info.dtype, info.shape.clone(), &numbers[from..to])
+                        .map_err(|e| damaged(path, e))?;
+                    floats(&view).ok_or_else(|| {
+                        Error::file(path, format!("`{name}` is {:?}; only F32, F16 and BF16 are read", info.dtype))
+                    })?
                 }
-            }
+                found => return Err(other(found.map(|info| info.shape.as_slice()))),
+            },
         };
         finite(path, name, values)
     }

@@ -1,7 +1,8 @@
 //! Data sets of any source behind one interface.
 
 use super::memory::Memory;
-use super::{DataError, Fit, Labels, OnBadImage, Pixels, folder, idx, pillow};
+use super::source::{Kind, square};
+use super::{DataError, Fit, Labels, OnBadImage, Pixels, folder};
 use crate::Error;
 use ddpm_math::{Domain, Stream};
 use std::path::{Path, PathBuf};
@@ -35,24 +36,11 @@ enum Source {
 impl Source {
     /// The images of a name, and the labels that come with them.
     fn open(name: &str) -> Result<(Self, Option<Vec<u32>>), Error> {
-        let path = Path::new(name);
-        let idx_file = if path.is_dir() { idx::in_folder(path) } else { idx::is_named(path).then(|| path.into()) };
-        let (memory, labels) = if name == "digits" {
-            Memory::digits()
-        } else if !path.exists() {
-            return Err(DataError::Missing(path.into()).into());
-        } else if let Some(file) = idx_file {
-            Memory::idx(&file)?
-        } else if path.is_dir() {
-            let files = folder::list(path)?;
-            if files.is_empty() {
-                return Err(DataError::Empty(path.into()).into());
-            }
-            return Ok((Self::Files(files), None));
-        } else if path.extension().is_some_and(|e| e == "npz") {
-            Memory::npz(path)?
-        } else {
-            return Err(DataError::Unknown(path.into()).into());
+        let (memory, labels) = match Kind::of(name)? {
+            Kind::Digits => Memory::digits(),
+            Kind::Idx(file) => Memory::idx(&file)?,
+            Kind::Npz(file) => Memory::npz(&file)?,
+            Kind::Files(files) => return Ok((Self::Files(files), None)),
         };
         Ok((Self::Memory(memory), labels))
     }
@@ -196,30 +184,13 @@ impl Dataset {
             Source::Memory(memory) => memory.image(i),
             Source::Files(files) => folder::decode(&files[i])?,
         };
-        let (w, h, found, size) = (image.width, image.height, image.channels, o.image_size);
-        let bad = |reason: String| DataError::BadImage { image: self.image_name(i), reason };
+        let found = image.channels;
         let image = image.with_channels(o.channels).ok_or_else(|| DataError::Channels {
             source_name: self.image_name(i),
             found,
             wanted: o.channels,
         })?;
-        if o.fit == Fit::Pad {
-            if w > size || h > size {
-                return Err(bad(format!(
-                    "{w}x{h} pixels are larger than {size}x{size}: use --fit crop or a larger --image-size"
-                )));
-            }
-            return Ok(image.pad(size));
-        }
-        if w.min(h) < size && !o.allow_upscale {
-            return Err(bad(format!(
-                "{w}x{h} pixels are smaller than {size}x{size}: use a smaller --image-size, --fit pad, or --allow-upscale"
-            )));
-        }
-        Ok(match random_crop {
-            Some(stream) => pillow::random_crop(&image, size, stream),
-            None if (w, h) == (size, size) => image,
-            None => pillow::center_crop(&image, size),
-        })
+        square(image, o.image_size, o.fit, o.allow_upscale, random_crop)
+            .map_err(|reason| DataError::BadImage { image: self.image_name(i), reason })
     }
 }

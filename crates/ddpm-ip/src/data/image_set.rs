@@ -1,9 +1,9 @@
 //! Images as they are stored, to be measured.
 
 use super::memory::Memory;
-use super::{DataError, Fit, Labels, Pixels, folder, idx, memory, pillow};
+use super::source::{Kind, square};
+use super::{DataError, Fit, Labels, Pixels, folder, memory};
 use crate::Error;
-use crate::config::ConfigError;
 use crate::npz::Npz;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,6 @@ pub struct Shape {
     pub allow_upscale: bool,
     /// Channels, if not those that they have.
     pub channels: Option<usize>,
-}
-
-impl Shape {
-    /// Squares of a side, never enlarged, of as many channels as images have.
-    pub fn square(image_size: usize, fit: Fit) -> Self {
-        Self { image_size, fit, allow_upscale: false, channels: None }
-    }
 }
 
 /// A set of images of one size, gone through in order. An npz and a folder are read as they are needed.
@@ -56,34 +49,27 @@ impl ImageSet {
     /// # Errors
     /// What does not exist, is empty, damaged or of an unknown kind, or does not fit the shape asked for.
     pub fn open(name: &str, shape: Option<Shape>, labels: Option<Labels>) -> Result<Self, Error> {
-        let path = Path::new(name);
         let mut class_names = Vec::new();
-        let idx_file = if path.is_dir() { idx::in_folder(path) } else { idx::is_named(path).then(|| path.into()) };
         let of_memory =
             |(memory, labels): memory::Labelled| (memory.image_shape(), memory.len(), labels, Source::Memory(memory));
-        let (stored, stored_len, labels, source) = if name == "digits" {
-            of_memory(Memory::digits())
-        } else if !path.exists() {
-            return Err(ConfigError(format!("{name}: there is no such file or folder")).into());
-        } else if let Some(file) = idx_file {
-            of_memory(Memory::idx(&file)?)
-        } else if path.is_dir() {
-            let files = folder::list(path)?;
-            let Some(first) = files.first() else { return Err(DataError::Empty(path.into()).into()) };
-            let image = decode(first)?;
-            let classes = labels.and_then(|labels| folder::classes(path, &files, labels));
-            let labels = classes.map(|(labels, names)| {
-                class_names = names;
-                labels
-            });
-            ([image.height, image.width, image.channels], files.len(), labels, Source::Files(files))
-        } else if path.extension().is_some_and(|e| e == "npz") {
-            let mut npz = Npz::open(path)?;
-            let [n, stored @ ..] = memory::image_shape(path, &npz.byte_shape("arr_0")?)?;
-            let labels = if labels.is_some() { memory::labels(path, &mut npz, n)? } else { None };
-            (stored, n, labels, Source::Npz(path.into()))
-        } else {
-            return Err(DataError::Unknown(path.into()).into());
+        let (stored, stored_len, labels, source) = match Kind::of(name)? {
+            Kind::Digits => of_memory(Memory::digits()),
+            Kind::Idx(file) => of_memory(Memory::idx(&file)?),
+            Kind::Files(files) => {
+                let image = decode(&files[0])?;
+                let classes = labels.and_then(|labels| folder::classes(Path::new(name), &files, labels));
+                let labels = classes.map(|(labels, names)| {
+                    class_names = names;
+                    labels
+                });
+                ([image.height, image.width, image.channels], files.len(), labels, Source::Files(files))
+            }
+            Kind::Npz(path) => {
+                let mut npz = Npz::open(&path)?;
+                let [n, stored @ ..] = memory::image_shape(&path, &npz.byte_shape("arr_0")?)?;
+                let labels = if labels.is_some() { memory::labels(&path, &mut npz, n)? } else { None };
+                (stored, n, labels, Source::Npz(path))
+            }
         };
         let set = Self { name: name.into(), source, labels, class_names, shape, stored, stored_len, len: stored_len };
         if !matches!(set.source, Source::Files(_)) {
@@ -139,7 +125,6 @@ impl ImageSet {
         batch: usize,
         take: &mut dyn FnMut(&[u8]) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        let size: usize = self.image_shape().iter().product();
         if let Source::Npz(path) = &self.source {
             let [height, width, channels] = self.stored;
             let bytes = height * width * channels;
@@ -175,7 +160,6 @@ impl ImageSet {
                 Ok(self.shaped(image, i)?)
             });
             let images = images.collect::<Result<Vec<_>, Error>>()?.concat();
-            debug_assert_eq!(images.len() % size, 0);
             if !take(&images)? {
                 break;
             }
@@ -222,28 +206,16 @@ impl ImageSet {
                     .into(),
             );
         }
-        let Some(Shape { image_size, fit, allow_upscale, .. }) = self.shape else {
-            if [h, w] != [height, width] {
-                return bad(format!(
-                    "{w}x{h} pixels, the first image of the folder has {width}x{height}: bring them to one size with \
-                     --image-size"
-                ));
+        match self.shape {
+            Some(Shape { image_size, fit, allow_upscale, .. }) => {
+                square(image, image_size, fit, allow_upscale, None).map(|image| image.data).or_else(bad)
             }
-            return Ok(image.data);
-        };
-        Ok(match fit {
-            Fit::Pad if w > image_size || h > image_size => {
-                return bad(format!("{w}x{h} pixels are larger than {image_size}x{image_size}: use --fit crop"));
-            }
-            Fit::Pad => image.pad(image_size).data,
-            Fit::Crop if w.min(h) < image_size && !allow_upscale => {
-                return bad(format!(
-                    "{w}x{h} pixels are smaller than {image_size}x{image_size}: use --fit pad or a smaller --image-size"
-                ));
-            }
-            Fit::Crop if (w, h) == (image_size, image_size) => image.data,
-            Fit::Crop => pillow::center_crop(&image, image_size).data,
-        })
+            None if [h, w] != [height, width] => bad(format!(
+                "{w}x{h} pixels, the first image of the folder has {width}x{height}: bring them to one size with \
+                 --image-size"
+            )),
+            None => Ok(image.data),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod memory;
 mod pillow;
 mod pixels;
 mod sheet;
+mod source;
 
 pub use dataset::{Dataset, Options};
 pub use image_set::{ImageSet, Shape};
@@ -65,7 +66,7 @@ pub enum OnBadImage {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DataError {
     /// The named source does not exist.
-    #[error("{}: there is no such file or folder: name `digits`, a folder of images, an npz or an IDX file with --data-dir", .0.display())]
+    #[error("{}: there is no such file or folder: name `digits`, a folder of images, an npz or an IDX file (in training with --data-dir)", .0.display())]
     Missing(PathBuf),
     /// A folder without images.
     #[error("{}: no PNG or JPEG images in this folder or below it", .0.display())]

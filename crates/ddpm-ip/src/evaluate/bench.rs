@@ -82,10 +82,8 @@ pub fn bench(
     let inception = Speed::new(&secs, batch_size, &[profiled], profile::finish());
 
     let sides = [1, 2].map(|side| normals(side, ROWS * Inception::WIDTH));
-    let gaussians = sides.each_ref().map(|rows| gaussian(rows));
-    let [a, b] = [&gaussians[0], &gaussians[1]].map(|g| g.as_ref().map_err(|e| failed(e.clone())));
-    let (a, b) = (a?, b?);
-    let Some(frechet_secs) = timed("Fréchet distance", &mut || frechet_distance(a, b).map(|_| ()))? else {
+    let (a, b) = (gaussian(&sides[0]).map_err(failed)?, gaussian(&sides[1]).map_err(failed)?);
+    let Some(frechet_secs) = timed("Fréchet distance", &mut || frechet_distance(&a, &b).map(|_| ()))? else {
         return Ok((Outcome::Interrupted, None));
     };
 

@@ -2,11 +2,11 @@
 
 use super::network::FeatureNetwork;
 use super::statistics::Statistics;
-use crate::Error;
 use crate::data::ImageSet;
 use crate::event::{Emit, Event};
 use crate::file::{sync_folder, write_atomic};
 use crate::partial::Partial;
+use crate::{Error, weights};
 use fidelity::{FidelityError, Gaussian, Moments};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -21,7 +21,6 @@ const ROWS: usize = 512;
 const HASHED_BYTES: usize = 16 << 20;
 
 /// Features in a file: a line that says what they are, then the rows as float32.
-#[derive(Debug)]
 pub(super) struct FeatureFile {
     path: PathBuf,
     start: u64,
@@ -63,7 +62,6 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 /// What a set of images gives.
-#[derive(Debug)]
 pub(super) struct Measured {
     pub(super) statistics: Statistics,
     pub(super) features: FeatureFile,
@@ -93,11 +91,7 @@ pub(super) fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<String
         let message = format!("all its {} images are the same: there is no distribution to compare", set.len());
         return Err(Error::file(Path::new(set.name()), message));
     }
-    Ok(Some(hex(&hasher.finalize())))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
+    Ok(Some(weights::hex(&hasher.finalize())))
 }
 
 /// Statistics and features of a set with that [`content`], from the folder `cache` if they are there, and kept there if

@@ -71,11 +71,6 @@ impl Foreign {
 
 fn failed(choice: &OnnxChoice, error: &FidelityError) -> Error {
     match error {
-        FidelityError::Network { problem, .. }
-            if choice.size.is_none() && problem.contains("a size has to be given") =>
-        {
-            Error::file(&choice.path, format!("{problem}: --feature-size N"))
-        }
         FidelityError::Network { path, problem } => Error::file(path, problem),
         other => Error::file(&choice.path, other.to_string()),
     }

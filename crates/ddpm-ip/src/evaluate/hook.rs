@@ -1,7 +1,8 @@
 //! Evaluation during training.
 
 use super::features::Sum;
-use super::{FeatureNetwork, Settings, Side, append, know, network};
+use super::side::{Side, know, network};
+use super::{FeatureNetwork, Settings, append};
 use crate::checkpoint::Store;
 use crate::config::{Config, SampleConfig};
 use crate::data::Shape;
@@ -108,9 +109,12 @@ impl<'a> EvaluationHook<'a> {
         hook.identity = weights::short_hash(all.as_bytes());
         let earlier = std::fs::read_to_string(&hook.lines).unwrap_or_default();
         let earlier = earlier.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let kept = hook.store.best_step();
+        let (kept, newest) = (hook.store.best_step(), hook.store.newest()?.map_or(0, |(step, _)| step));
         for line in earlier.filter(|line| line.identity == hook.identity) {
-            hook.evaluated.insert(line.step);
+            // What lies beyond the step that the run goes on from is done again, logs and all.
+            if line.step <= newest {
+                hook.evaluated.insert(line.step);
+            }
             if Some(line.step) == kept {
                 hook.best = Some(line.fid);
             }
@@ -152,7 +156,7 @@ impl Hook for EvaluationHook<'_> {
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let (step, interval) = (trainer.step(), trainer.config.evaluation.interval);
         // The last that was due before this call may have been interrupted.
-        let before = (step - 1) / interval * interval;
+        let before = step.saturating_sub(1) / interval * interval;
         let is_missed = self.first && before > 0 && self.evaluated.range(before..).next().is_none();
         self.first = false;
         let is_due = match next {

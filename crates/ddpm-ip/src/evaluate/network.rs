@@ -7,7 +7,6 @@ use crate::config::ConfigError;
 use crate::{Error, weights};
 use burn::tensor::Device;
 use fidelity::Inception;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Which network's features are compared.
@@ -226,12 +225,6 @@ impl FeatureNetwork {
             Kind::Grey(network) => network.logits(features),
             Kind::Foreign(_) => Vec::new(),
         }
-    }
-}
-
-impl fmt::Debug for FeatureNetwork {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
     }
 }
 

@@ -11,7 +11,8 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-const OPTIONS: Options = Options {
+/// Of the embedded digits, as they are.
+pub(crate) const OPTIONS: Options = Options {
     image_size: 8,
     channels: 1,
     labels: Labels::None,

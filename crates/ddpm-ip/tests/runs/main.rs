@@ -6,6 +6,7 @@ mod checkpoints;
 mod conditions;
 mod conversions;
 mod data;
+mod evaluate;
 mod networks;
 mod perturbation;
 mod precision;

@@ -230,7 +230,7 @@ fn model(options: &ModelOptions, bytes: Vec<u8>, optimized: bool) -> Result<Mode
 /// Height and width of images, from what the model fixes of them and what is asked for.
 fn side(fixed: [Option<usize>; 2], asked: Option<usize>) -> Result<usize, String> {
     let mut wanted = fixed.into_iter().flatten().chain(asked);
-    let size = wanted.next().ok_or("it takes images of any size, so a size has to be given")?;
+    let size = wanted.next().ok_or("it takes images of any size, so a size has to be given (--feature-size)")?;
     if wanted.all(|other| other == size) {
         return Ok(size);
     }

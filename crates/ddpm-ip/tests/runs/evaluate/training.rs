@@ -1,49 +1,27 @@
 //! Evaluation during training.
 
-use crate::support::*;
+use super::support::*;
+use crate::support::{cpu, with};
 use ddpm_ip::checkpoint::{self, Store};
-use ddpm_ip::config::{Config, Layers};
+use ddpm_ip::config::Config;
 use ddpm_ip::evaluate::EvaluationHook;
 use ddpm_ip::train::{self, Hook};
 use ddpm_ip::{Event, Outcome, sample};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+/// The tiny run with classes, evaluated every two of five steps.
 fn config(settings: &[(&str, &str)]) -> Config {
-    let mut layers = Layers::default();
-    let tiny = r#"
-        [model]
-        image_size = 8
-        in_channels = 1
-        num_channels = 32
-        num_res_blocks = 1
-        channel_mult = [1]
-        attention_resolutions = []
-        class_cond = true
-        [diffusion]
-        diffusion_steps = 20
-        noise_schedule = "cosine"
-        [data]
-        data_dir = "digits"
-        random_flip = false
-        [train]
-        steps = 5
-        batch_size = 4
-        lr = 1e-3
-        ema_rate = [0.9]
-        save_interval = 0
-        grid_images = 0
-        [sample]
-        num_samples = 30
-        batch_size = 16
-        seed = 3
-        [evaluation]
-        interval = 2
-        images = 30
-    "#;
-    layers.add(tiny.parse().unwrap()).unwrap();
-    layers.set(settings.iter().copied()).unwrap();
-    layers.resolve().unwrap()
+    let evaluated = [
+        ("class_cond", "true"),
+        ("steps", "5"),
+        ("num_samples", "30"),
+        ("sample.batch_size", "16"),
+        ("sample.seed", "3"),
+        ("evaluation.interval", "2"),
+        ("evaluation.images", "30"),
+    ];
+    with(&[&evaluated, settings].concat())
 }
 
 /// Trains with evaluation; what was said.
@@ -168,6 +146,19 @@ fn an_evaluation_that_was_interrupted_is_made_up_for() {
     // And once it is there, not again.
     trained(&place, &config, &run);
     assert_eq!(lines(&run).len(), 1);
+}
+
+/// A line that was cut off swallows neither the next nor the run.
+#[test]
+fn a_torn_line_stays_alone() {
+    let (place, config) = (Place::new(), config(&[("evaluation.interval", "5")]));
+    let run = place.path("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("evaluations.jsonl"), "{\"step\":").unwrap();
+    trained(&place, &config, &run);
+    let text = std::fs::read_to_string(run.join("evaluations.jsonl")).unwrap();
+    let second = text.lines().nth(1).unwrap();
+    assert!(text.lines().count() == 2 && serde_json::from_str::<serde_json::Value>(second).is_ok(), "{text}");
 }
 
 #[test]

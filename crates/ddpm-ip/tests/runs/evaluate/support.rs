@@ -1,30 +1,18 @@
 //! Sets of images in files, and calls that compare them.
 
-use ddpm_ip::data::{Dataset, Fit, Labels, OnBadImage, Options};
+use crate::data::OPTIONS;
+use crate::support::cpu;
+use ddpm_ip::data::Dataset;
 use ddpm_ip::evaluate::{self, Job, Report, Settings};
 use ddpm_ip::npz::NpzWriter;
-use ddpm_ip::{Device, Error, Event, Outcome, device};
+use ddpm_ip::{Error, Event, Outcome};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
-pub(crate) fn cpu() -> Device {
-    device("cpu").unwrap()
-}
-
 /// The embedded digits as bytes, 8x8 each.
 pub(crate) fn digits() -> Vec<Vec<u8>> {
-    let options = Options {
-        image_size: 8,
-        channels: 1,
-        labels: Labels::None,
-        fit: Fit::Crop,
-        allow_upscale: false,
-        random_crop: false,
-        random_flip: false,
-        on_bad_image: OnBadImage::Fail,
-    };
-    let digits = Dataset::open("digits", &options).unwrap();
+    let digits = Dataset::open("digits", &OPTIONS).unwrap();
     (0..digits.len()).map(|i| digits.image(i).unwrap()).collect()
 }
 

@@ -1,6 +1,6 @@
 //! What cannot be compared is said to be so, and nothing of it is kept.
 
-use crate::support::*;
+use super::support::*;
 use ddpm_ip::data::Labels;
 use ddpm_ip::evaluate::{Choice, Settings, Statistics};
 use ddpm_ip::npz::NpzWriter;

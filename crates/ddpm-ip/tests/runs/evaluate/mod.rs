@@ -1,7 +1,5 @@
 //! The evaluator on files, from outside.
 
-#![allow(clippy::unwrap_used)]
-
 mod comparing;
 mod mistakes;
 mod support;

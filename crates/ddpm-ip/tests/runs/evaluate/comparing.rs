@@ -1,6 +1,7 @@
 //! Distances, and what they may not depend on.
 
-use crate::support::*;
+use super::support::*;
+use crate::support::cpu;
 use ddpm_ip::data::{Fit, Shape};
 use ddpm_ip::evaluate::{self, Choice, Metric, Settings, Statistics};
 use ddpm_ip::{Event, Outcome};
@@ -195,7 +196,7 @@ fn images_are_brought_to_one_size_where_asked() {
         (place.images("small.npz", &digits[..100], [8, 8, 1]), place.images("large.npz", &padded, [12, 12, 1]));
     let text = problem(&small, &large, place.settings());
     assert!(text.contains("8x8") && text.contains("12x12") && text.contains("--image-size"), "{text}");
-    let shape = Some(Shape::square(12, Fit::Pad));
+    let shape = Some(Shape { image_size: 12, fit: Fit::Pad, allow_upscale: false, channels: None });
     let settings = Settings { shape, metrics: vec![], ..place.settings() };
     assert!(compare(&small, &large, settings).fid < 1e-9);
 }

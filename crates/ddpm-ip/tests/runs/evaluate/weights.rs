@@ -1,6 +1,7 @@
 //! FID-Inception's weights from files.
 
-use crate::support::*;
+use super::support::*;
+use crate::support::cpu;
 use ddpm_ip::evaluate::{Choice, FeatureNetwork};
 use ddpm_ip::torch::write_state_dict;
 use fidelity::Inception;

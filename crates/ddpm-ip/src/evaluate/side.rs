@@ -1,0 +1,185 @@
+//! The two sides of a comparison: what they are, and what can be known of them.
+
+use super::features::{FeatureFile, Measured, content, measure};
+use super::{Choice, FID_INCEPTION, FeatureNetwork, Settings, SideReport, Statistics};
+use crate::Error;
+use crate::data::ImageSet;
+use crate::event::{Emit, Event};
+use crate::npz::Npz;
+use burn::tensor::Device;
+use fidelity::Gaussian;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// A side that is open: statistics, images, or both.
+pub(super) struct Side {
+    pub(super) name: String,
+    pub(super) statistics: Option<Statistics>,
+    pub(super) images: Option<ImageSet>,
+    /// Hash of the images, once they were gone through.
+    pub(super) content: Option<String>,
+}
+
+impl Side {
+    /// Opens a file of statistics, a run's samples or images.
+    pub(super) fn open(name: &str, settings: &Settings) -> Result<Self, Error> {
+        let path = run_samples(Path::new(name))?;
+        let name = path.as_ref().map_or(name.into(), |path| path.to_string_lossy().into_owned());
+        let path = Path::new(&name);
+        let mut statistics = None;
+        if path.extension().is_some_and(|e| e == "npz") && path.is_file() {
+            statistics = Statistics::read(path)?;
+            if statistics.is_some() && !Npz::open(path)?.has("arr_0") {
+                return Ok(Self { name, statistics, images: None, content: None });
+            }
+        }
+        let images = Some(ImageSet::open(&name, settings.shape, settings.per_class.then_some(settings.labels))?);
+        Ok(Self { name, statistics, images, content: None })
+    }
+
+    /// That there are images enough for a distribution.
+    pub(super) fn check_count(&self) -> Result<(), Error> {
+        match &self.images {
+            Some(set) if set.len() < 2 => {
+                Err(Error::file(Path::new(&self.name), "holds one image: a distribution needs at least two"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn labels(&self) -> Option<&[u32]> {
+        self.images.as_ref().and_then(ImageSet::labels)
+    }
+
+    /// Goes through the images once, which tells mistakes before any features are made. Whether it came to the end.
+    pub(super) fn go_through(&mut self, network: &FeatureNetwork, stop: &AtomicBool) -> Result<bool, Error> {
+        if let Some(statistics) = &self.statistics {
+            check_statistics(Path::new(&self.name), statistics, network)?;
+        }
+        self.check_count()?;
+        if let Some(set) = &self.images {
+            if let Some(reason) = network.refuses(set.image_shape()[2]) {
+                return Err(Error::file(Path::new(&self.name), reason));
+            }
+            self.content = content(set, stop)?;
+        }
+        Ok(self.images.is_none() || self.content.is_some())
+    }
+}
+
+/// A side with everything that can be known of it.
+pub(super) struct Known {
+    pub(super) name: String,
+    pub(super) statistics: Statistics,
+    pub(super) features: Option<FeatureFile>,
+    pub(super) images: Option<ImageSet>,
+}
+
+impl Known {
+    /// Features in memory.
+    pub(super) fn rows(&self) -> Result<Option<Vec<f32>>, Error> {
+        self.features.as_ref().map(FeatureFile::all).transpose()
+    }
+
+    pub(super) fn report(&self) -> SideReport {
+        SideReport { source: self.name.clone(), images: self.statistics.images }
+    }
+}
+
+/// The newest `samples_*.npz` of a run directory; none if `path` is none.
+fn run_samples(path: &Path) -> Result<Option<PathBuf>, Error> {
+    if !is_run(path) {
+        return Ok(None);
+    }
+    let entries = std::fs::read_dir(path).map_err(Error::io("list", path))?;
+    let samples = entries.filter_map(Result::ok).filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("samples_") && name.ends_with(".npz")
+    });
+    let newest = samples.max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok());
+    let none = || {
+        let message = format!(
+            "this run has no samples_*.npz yet: draw some with `ddpm-ip sample --checkpoint {0} --out {0}`",
+            path.display()
+        );
+        Error::file(path, message)
+    };
+    newest.map(|entry| Some(entry.path())).ok_or_else(none)
+}
+
+fn is_run(path: &Path) -> bool {
+    path.join("config.toml").is_file() && path.join("checkpoints").is_dir()
+}
+
+/// The run directory that samples lie in, if they do.
+pub(super) fn run_of(samples: &Path) -> Option<&Path> {
+    [Some(samples), samples.parent()].into_iter().flatten().find(|path| is_run(path))
+}
+
+/// The network that was asked for, or fits the images.
+pub(super) fn network(sides: &[&Side], settings: &Settings, device: &Device) -> Result<FeatureNetwork, Error> {
+    let grey = sides.iter().all(|side| match (&side.images, &side.statistics) {
+        (Some(set), _) => set.image_shape()[2] == 1,
+        (None, Some(statistics)) => statistics.network == FeatureNetwork::GREY,
+        (None, None) => false,
+    });
+    let choice = settings.features.clone().unwrap_or(if grey { Choice::Grey } else { Choice::Inception(None) });
+    FeatureNetwork::open(&choice, &settings.weights, device)
+}
+
+/// Statistics of a side that was gone through, from its file or its images, and their features; none if `stop` was set.
+pub(super) fn know(
+    side: Side,
+    network: &FeatureNetwork,
+    settings: &Settings,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<Option<Known>, Error> {
+    // Statistics of a file do for a Fréchet distance, and for nothing else.
+    let wanted =
+        !settings.metrics.is_empty() || settings.extrapolate || settings.per_class || settings.neighbours.is_some();
+    let measured = match (&side.images, &side.content) {
+        (Some(set), Some(content)) if side.statistics.is_none() || wanted => {
+            if set.image_shape()[2] == 1 && network.is_for_colour() {
+                emit(Event::Notice(format!("{}: grey images count as three equal channels", side.name)));
+            }
+            let cache = settings.cache.as_deref();
+            let measured = measure(set, content, network, settings.batch_size, cache, stop, emit)?;
+            let Some(measured) = measured else { return Ok(None) };
+            Some(measured)
+        }
+        _ => None,
+    };
+    let (of_images, features) = match measured {
+        Some(Measured { statistics, features }) => (Some(statistics), Some(features)),
+        None => (None, None),
+    };
+    // What a file says goes before what its images give: the reference's hold a part of the images alone.
+    let statistics = side.statistics.or(of_images).unwrap_or_else(|| unreachable!("a side has one or the other"));
+    Ok(Some(Known { name: side.name, statistics, features, images: side.images }))
+}
+
+fn check_statistics(path: &Path, statistics: &Statistics, network: &FeatureNetwork) -> Result<(), Error> {
+    if statistics.network != network.name() && !(statistics.network == FID_INCEPTION && network.is_inception()) {
+        let message = format!(
+            "these are statistics of {}, the features asked for are of {}: such distances mean nothing. Choose the \
+             network with --features",
+            statistics.network,
+            network.name()
+        );
+        return Err(Error::file(path, message));
+    }
+    let widths = [Some(network.width()), statistics.spatial.as_ref().map(|_| network.spatial_width())];
+    let found = [Some(&statistics.features), statistics.spatial.as_ref()].map(|g| g.map(Gaussian::width));
+    if found != widths {
+        let message = format!(
+            "its statistics have {} columns, the features of {} have {}: they are of another network",
+            found.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+            network.name(),
+            widths.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+        );
+        return Err(Error::file(path, message));
+    }
+    Ok(())
+}
