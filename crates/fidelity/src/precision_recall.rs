@@ -164,9 +164,9 @@ fn radii(set: &Centred, k: usize) -> Vec<f32> {
             let mut radii: Vec<f32> = (0..columns).map(|j| of_columns.radius(j)).collect();
             for row in distances.chunks_exact(columns) {
                 if row.iter().zip(&radii).any(|(d, radius)| d < radius) {
-                    for (j, &d) in row.iter().enumerate().filter(|(j, d)| **d < radii[*j]).collect::<Vec<_>>() {
+                    for (j, (&d, radius)) in row.iter().zip(&mut radii).enumerate() {
                         of_columns.add(j, d);
-                        radii[j] = of_columns.radius(j);
+                        *radius = of_columns.radius(j);
                     }
                 }
             }
