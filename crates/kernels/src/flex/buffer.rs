@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "memory that is written before it is read")]
 
 use bytemuck::Pod;
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -19,7 +19,11 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for Shared<'_, T> {}
 
-impl<T> Shared<'_, T> {
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn new(values: &'a mut [T]) -> Self {
+        Self { pointer: values.as_mut_ptr(), len: values.len(), buffer: PhantomData }
+    }
+
     /// The first value. To be written through by one task for each place, inside the length, and not read.
     pub(crate) fn pointer(&self) -> *mut T {
         self.pointer
@@ -45,18 +49,24 @@ pub(crate) unsafe fn filled<T: Pod>(len: usize, fill: impl FnOnce(Shared<T>)) ->
     unsafe { Vec::from_raw_parts(pointer.cast(), len, capacity) }
 }
 
-/// Runs `work` with a slice of `len` values that this thread keeps for its next use. They hold what that left there.
+/// A line of a cache.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+/// Runs `work` with a slice of `len` values that this thread keeps for its next use. They hold what that left there, and
+/// begin with a cache line.
 pub(crate) fn with_scratch<T: Pod, R>(len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
     thread_local! {
-        static KEPT: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+        static KEPT: RefCell<Vec<Vec<CacheLine>>> = const { RefCell::new(Vec::new()) };
     }
     // Taken, not borrowed: work inside of work on the same thread gets memory of its own.
-    let mut kept = KEPT.take();
-    let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
-    if kept.len() < words {
-        kept.resize(words, 0);
+    let mut kept = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let lines = (len * size_of::<T>()).div_ceil(size_of::<CacheLine>());
+    if kept.len() < lines {
+        kept.resize(lines, CacheLine([0; 64]));
     }
     let result = work(&mut bytemuck::cast_slice_mut(&mut kept)[..len]);
-    KEPT.set(kept);
+    KEPT.with_borrow_mut(|all| all.push(kept));
     result
 }

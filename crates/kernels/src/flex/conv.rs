@@ -12,8 +12,6 @@ use super::simd::{Lanes, Simd, multiversion};
 use super::winograd::{self, Direction};
 use rayon::prelude::*;
 
-pub(crate) use super::winograd::Epilogue;
-
 /// The geometry of one convolution. Pairs are rows and columns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
@@ -47,6 +45,16 @@ impl Geometry {
     /// Output pixels over the whole batch.
     pub(crate) fn rows(&self) -> usize {
         self.n * self.out_h() * self.out_w()
+    }
+
+    /// Values of the input.
+    pub(crate) fn input_len(&self) -> usize {
+        self.n * self.h * self.w * self.c
+    }
+
+    /// Values of the output.
+    pub(crate) fn output_len(&self) -> usize {
+        self.rows() * self.o
     }
 
     /// Operations of the plain algorithm, a multiply-add counted as two.
@@ -122,6 +130,24 @@ impl Geometry {
     }
 }
 
+/// What happens to the sums of a convolution before they are written.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue<'a, E> {
+    /// Added to every pixel `[O]`.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Added to the output, shaped as it.
+    pub(crate) residual: Option<&'a [E]>,
+    /// Whether ReLU follows.
+    pub(crate) relu: bool,
+}
+
+/// The bias with zeros to a whole number of panels.
+pub(crate) fn padded_bias(bias: Option<&[f32]>, len: usize) -> Vec<f32> {
+    let mut padded = bias.unwrap_or_default().to_vec();
+    padded.resize(len, 0.0);
+    padded
+}
+
 /// `[O, C, k, l]` to `[O, (ky, kx, C)]`.
 fn reorder(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
     let mut packed = vec![0.0; weight.len()];
@@ -188,7 +214,7 @@ fn multiply<E: Element>(
     gather: impl Fn(usize, usize, &mut [E]) + Sync,
 ) -> Vec<E> {
     let columns = panel_columns();
-    let bias = winograd::padded_bias(epilogue.bias, outputs.next_multiple_of(columns));
+    let bias = padded_bias(epilogue.bias, outputs.next_multiple_of(columns));
     let shared = rows.div_ceil(2 * rayon::current_num_threads());
     let block = shared.clamp(12, BLOCK_ROWS).next_multiple_of(12);
     let write = |out: Shared<E>| {
@@ -280,7 +306,7 @@ unsafe fn finish_vector<S: Simd, E: Element>(
 /// Convolution: `x` `[N, H, W, C]`, `weight` `[O, C, k, l]`, `bias` `[O]` and perhaps a residual to `[N, H', W', O]`.
 pub(crate) fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue: Epilogue<E>) -> Vec<E> {
     if g.is_winograd() {
-        return winograd::convolve(g, x, &winograd::pack(g, weight, Direction::Forward), epilogue);
+        return winograd::convolve(g, x, weight, Direction::Forward, epilogue);
     }
     let (depth, width) = (g.columns(), g.columns().next_multiple_of(E::STEP));
     let reordered;
@@ -304,7 +330,7 @@ pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) ->
     if g.is_winograd() {
         // Every input sees the outputs whose windows reach it: what the window lacked on a side is there twice.
         let turned = Geometry { padding: g.padding.map(|p| 2 - p), ..turned };
-        return winograd::convolve(turned, grad, &winograd::pack(turned, weight, Direction::Backward), plain);
+        return winograd::convolve(turned, grad, weight, Direction::Backward, plain);
     }
     let width = g.o.next_multiple_of(E::STEP);
     if g.is_pointwise() {

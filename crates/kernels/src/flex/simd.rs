@@ -27,6 +27,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// a·b + c.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger of a and 0; NaN stays NaN.
@@ -125,6 +126,10 @@ impl<const N: usize> Simd for Lanes<N> {
     #[inline(always)]
     unsafe fn sub(a: [f32; N], b: [f32; N]) -> [f32; N] {
         lanes!(i => a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; N], b: [f32; N]) -> [f32; N] {
+        lanes!(i => a[i] * b[i])
     }
     #[inline(always)]
     unsafe fn mul_add(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
@@ -230,6 +235,11 @@ mod x86 {
             unsafe { _mm256_sub_ps(a, b) }
         }
         #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
         unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: as `splat`.
             unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -319,6 +329,11 @@ mod x86 {
             unsafe fn sub(a: __m512, b: __m512) -> __m512 {
                 // SAFETY: as `splat`.
                 unsafe { _mm512_sub_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe { _mm512_mul_ps(a, b) }
             }
             #[inline(always)]
             unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
