@@ -3,11 +3,13 @@
 //! The scores of one head fit in a second-level cache at the sizes of these networks, so they are made whole, and again
 //! in the backward pass, but never kept.
 
+#![allow(unsafe_code, reason = "vectors")]
+
 use super::conv::pair_rows;
 use super::element::Element;
 use super::math::exp;
 use super::product::{Left, panel_columns, product};
-use super::simd::multiversion;
+use super::simd::{Simd, each_vector, multiversion};
 use crate::HeadOrder;
 use rayon::prelude::*;
 
@@ -276,14 +278,27 @@ multiversion! {
             let row = &mut row[..t];
             // A NaN among the scores makes its whole row NaN by the sum.
             let max = max(row);
-            for v in row.iter_mut() {
-                *v = exp((*v - max) * scale);
-            }
+            // SAFETY: the vectors lie in the row, and the machine has the instruction set.
+            unsafe { each_vector!(S, t, j => exp_vector::<f32>(row.as_mut_ptr().add(j), max, scale)) };
             let norm = 1.0 / sum_pairs(row, row, |v, _| v);
             for v in row.iter_mut() {
                 *v *= norm;
             }
         }
+    }
+}
+
+/// e^((v − max)·scale), in place.
+///
+/// # Safety
+/// `at` is valid for a vector, and the machine has the instruction set.
+#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#[inline(always)]
+unsafe fn exp_vector<S: Simd, E: Element>(at: *mut E, max: f32, scale: f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let below = S::sub(E::load::<S>(at), S::splat(max));
+        E::store::<S>(at, exp::<S>(S::mul(below, S::splat(scale))));
     }
 }
 

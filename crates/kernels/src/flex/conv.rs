@@ -299,7 +299,7 @@ unsafe fn finish_vector<S: Simd, E: Element>(
         if let Some(residual) = residual {
             v = S::add(v, E::load::<S>(residual.add(j)));
         }
-        E::store::<S>(to.add(j), if relu { S::positive(v) } else { v });
+        E::store::<S>(to.add(j), if relu { S::max(S::splat(0.0), v) } else { v });
     }
 }
 

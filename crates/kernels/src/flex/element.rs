@@ -35,26 +35,6 @@ pub(crate) trait Element: Copy + Default + Send + Sync + bytemuck::Pod {
     unsafe fn dot<S: Simd>(a: S::V, b: S::V, c: S::V) -> S::V;
 }
 
-/// Rounds values into as many places from `to` on.
-///
-/// # Safety
-/// `to` is valid for as many values as `from` has, and the machine has the instruction set.
-#[inline(always)]
-pub(crate) unsafe fn store_all<S: Simd, E: Element>(to: *mut E, from: &[f32]) {
-    let mut i = 0;
-    // SAFETY: the caller's promise.
-    unsafe {
-        while i + S::LANES <= from.len() {
-            E::store::<S>(to.add(i), S::load(from.as_ptr().add(i)));
-            i += S::LANES;
-        }
-        while i < from.len() {
-            to.add(i).write(E::from_f32(from[i]));
-            i += 1;
-        }
-    }
-}
-
 impl Element for f32 {
     const STEP: usize = 1;
     const DTYPE: DType = DType::F32;

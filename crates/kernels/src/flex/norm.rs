@@ -3,13 +3,14 @@
 //! With x̂ = (x − mean)/std over a group, the layer computes `act(x̂·a + b)` where a = weight·(1 + scale) and
 //! b = bias·(1 + scale) + shift are per image and channel. Statistics are two-pass and summed in f64.
 
-#![allow(unsafe_code, reason = "outputs that are written before they are read")]
+#![allow(unsafe_code, reason = "vectors, and outputs that are written before they are read")]
+#![expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
 
 use super::buffer::{Shared, filled, with_scratch};
 use super::dropout::Mask;
-use super::element::{Element, store_all};
+use super::element::Element;
 use super::math::sigmoid;
-use super::simd::multiversion;
+use super::simd::{Simd, each_vector, multiversion};
 use crate::GroupNorm;
 use rayon::prelude::*;
 
@@ -118,12 +119,12 @@ pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>
                 || Work::new(e.c),
                 |work, (i, (stats, (x, film)))| {
                     e.statistics(x, stats, work);
-                    let Work { row, slope, offset, .. } = work;
+                    let Work { slope, offset, .. } = work;
                     slopes(affine, stats, film, slope, offset);
                     let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
                     for (chunk, x) in x.chunks(e.chunk()).enumerate() {
                         let at = i * e.image() + chunk * e.chunk();
-                        modulate(&out, at, x, mask.next(x.len()), slope, offset, row, e.norm.silu);
+                        modulate(&out, at, x, mask.next(x.len()), slope, offset, e.norm.silu);
                     }
                 },
             );
@@ -136,17 +137,45 @@ pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>
 /// Pixels summed in f32 before f64 takes over: few enough to lose nothing that matters, enough to be fast.
 const PIXELS: usize = 16;
 
+/// Whole pixels of `c` channels.
+#[derive(Clone, Copy)]
+struct Pixels {
+    count: usize,
+    c: usize,
+}
+
+impl Pixels {
+    fn of<E>(x: &[E], c: usize) -> Self {
+        assert!(x.len().is_multiple_of(c), "part of a pixel");
+        Self { count: x.len() / c, c }
+    }
+}
+
 multiversion! {
     /// Adds each channel's sum over all pixels to `sums`.
     fn sum_channels<S, E: Element>(x: &[E], sums: &mut [f64], partial: &mut [f32]) {
         let c = sums.len();
-        for pixels in x.chunks(PIXELS * c) {
-            partial.fill(0.0);
-            for pixel in pixels.chunks_exact(c) {
-                partial.iter_mut().zip(pixel).for_each(|(s, v)| *s += v.to_f32());
-            }
+        assert_eq!(partial.len(), c, "sums of other channels");
+        for x in x.chunks(PIXELS * c) {
+            let pixels = Pixels::of(x, c);
+            // SAFETY: the vector of every pixel lies in `x`, and in `partial`.
+            unsafe { each_vector!(S, c, j => sum_vector::<E>(x.as_ptr().add(j), pixels, partial.as_mut_ptr().add(j))) };
             sums.iter_mut().zip(partial.iter()).for_each(|(s, &p)| *s += f64::from(p));
         }
+    }
+}
+
+/// # Safety
+/// `x` is valid for a vector of every pixel, `sum` for one; the machine has the instruction set.
+#[inline(always)]
+unsafe fn sum_vector<S: Simd, E: Element>(x: *const E, pixels: Pixels, sum: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut all = S::splat(0.0);
+        for i in 0..pixels.count {
+            all = S::add(all, E::load::<S>(x.add(i * pixels.c)));
+        }
+        S::store(sum, all);
     }
 }
 
@@ -154,16 +183,31 @@ multiversion! {
     /// Adds each channel's sum of squared deviations from `mean` over all pixels to `sums`.
     fn sum_squared_deviations<S, E: Element>(x: &[E], mean: &[f32], sums: &mut [f64], partial: &mut [f32]) {
         let c = sums.len();
-        for pixels in x.chunks(PIXELS * c) {
-            partial.fill(0.0);
-            for pixel in pixels.chunks_exact(c) {
-                for ((s, v), m) in partial.iter_mut().zip(pixel).zip(mean) {
-                    let deviation = v.to_f32() - m;
-                    *s += deviation * deviation;
-                }
+        assert!(partial.len() == c && mean.len() == c, "sums of other channels");
+        for x in x.chunks(PIXELS * c) {
+            let pixels = Pixels::of(x, c);
+            // SAFETY: the vector of every pixel lies in `x`, and in `mean` and `partial`.
+            unsafe {
+                let (mean, to) = (mean.as_ptr(), partial.as_mut_ptr());
+                each_vector!(S, c, j => square_vector::<E>(x.as_ptr().add(j), pixels, mean.add(j), to.add(j)));
             }
             sums.iter_mut().zip(partial.iter()).for_each(|(s, &p)| *s += f64::from(p));
         }
+    }
+}
+
+/// # Safety
+/// As [`sum_vector`]; `mean` is valid for a vector.
+#[inline(always)]
+unsafe fn square_vector<S: Simd, E: Element>(x: *const E, pixels: Pixels, mean: *const f32, sum: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mean, mut all) = (S::load(mean), S::splat(0.0));
+        for i in 0..pixels.count {
+            let deviation = S::sub(E::load::<S>(x.add(i * pixels.c)), mean);
+            all = S::mul_add(deviation, deviation, all);
+        }
+        S::store(sum, all);
     }
 }
 
@@ -176,106 +220,193 @@ multiversion! {
         factors: Option<&[f32]>,
         slope: &[f32],
         offset: &[f32],
-        row: &mut [f32],
         silu: bool,
     ) {
-        out.assert_inside(at + x.len());
         let c = slope.len();
-        let row = &mut row[..c];
-        for (pixel, x) in x.chunks_exact(c).enumerate() {
-            let values = row.iter_mut().zip(x).zip(slope).zip(offset);
-            if silu {
-                for (((y, x), a), b) in values {
-                    let u = x.to_f32() * a + b;
-                    *y = u * sigmoid(u);
-                }
-            } else {
-                values.for_each(|(((y, x), a), b)| *y = x.to_f32() * a + b);
-            }
-            if let Some(factors) = factors {
-                row.iter_mut().zip(&factors[pixel * c..]).for_each(|(y, f)| *y *= f);
-            }
-            // SAFETY: the pixel lies inside the buffer (checked above), and is this task's.
-            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), row) };
+        let pixels = Pixels::of(x, c);
+        out.assert_inside(at + x.len());
+        assert!(offset.len() == c && factors.is_none_or(|f| f.len() == x.len()), "other channels or pixels");
+        // SAFETY: the vector of every pixel lies in `x`, in the factors and in the buffer, where it is this task's; that of
+        // the channels in slope and offset.
+        unsafe {
+            let (x, slope, offset, out) = (x.as_ptr(), slope.as_ptr(), offset.as_ptr(), out.pointer().add(at));
+            each_vector!(S, c, j => modulate_vector::<E>(
+                out.add(j), x.add(j), factors.map(|f| f.as_ptr().add(j)), pixels, slope.add(j), offset.add(j), silu
+            ));
         }
     }
 }
 
+/// # Safety
+/// As [`sum_vector`]; so are `out` and `factors` valid, and slope and offset for a vector.
+#[inline(always)]
+unsafe fn modulate_vector<S: Simd, E: Element>(
+    out: *mut E,
+    x: *const E,
+    factors: Option<*const f32>,
+    pixels: Pixels,
+    slope: *const f32,
+    offset: *const f32,
+    silu: bool,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (slope, offset) = (S::load(slope), S::load(offset));
+        for i in 0..pixels.count {
+            let at = i * pixels.c;
+            let mut y = S::mul_add(E::load::<S>(x.add(at)), slope, offset);
+            if silu {
+                y = S::mul(y, sigmoid::<S>(y));
+            }
+            if let Some(factors) = factors {
+                y = S::mul(y, S::load(factors.add(at)));
+            }
+            E::store::<S>(out.add(at), y);
+        }
+    }
+}
+
+/// What the backward pass knows of each channel of an image.
+#[derive(Clone, Copy)]
+struct Channels<'a> {
+    mean: &'a [f32],
+    rstd: &'a [f32],
+    /// From x to the activation's input.
+    slope: &'a [f32],
+    offset: &'a [f32],
+}
+
+impl Channels<'_> {
+    fn assert_all(&self, c: usize) {
+        let lengths = [self.mean.len(), self.rstd.len(), self.slope.len(), self.offset.len()];
+        assert_eq!(lengths, [c; 4], "other channels");
+    }
+}
+
 multiversion! {
-    /// du = grad·act'(x·slope + offset), channel by channel; `factors` are those of the dropout.
+    /// du = grad·act'(x·slope + offset), channel by channel; `factors` are those of the dropout. Adds Σ du and Σ du·x̂
+    /// over the pixels to `sums` and `normal_sums`.
     fn activation_grad<S, E: Element>(
         du: &mut [f32],
         grad: &[E],
         x: &[E],
         factors: Option<&[f32]>,
-        slope: &[f32],
-        offset: &[f32],
+        channels: Channels,
         silu: bool,
-    ) {
-        let c = slope.len();
-        match factors {
-            Some(factors) => {
-                du.iter_mut().zip(grad).zip(factors).for_each(|((d, g), f)| *d = g.to_f32() * f);
-            }
-            None => du.iter_mut().zip(grad).for_each(|(d, g)| *d = g.to_f32()),
-        }
-        if silu {
-            for (du, x) in du.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                for (((du, x), a), b) in du.iter_mut().zip(x).zip(slope).zip(offset) {
-                    let u = x.to_f32() * a + b;
-                    let s = sigmoid(u);
-                    *du *= s * (1.0 + u * (1.0 - s));
-                }
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// Σ du and Σ du·x̂ of each channel over all pixels, added to `sums` and `normal_sums`.
-    fn sum_grads<S, E: Element>(
-        du: &[f32],
-        x: &[E],
-        mean: &[f32],
-        rstd: &[f32],
         sums: &mut [f32],
         normal_sums: &mut [f32],
     ) {
         let c = sums.len();
-        for (du, x) in du.chunks_exact(c).zip(x.chunks_exact(c)) {
-            let normal = x.iter().zip(mean).zip(rstd).map(|((x, m), r)| (x.to_f32() - m) * r);
-            for (((s, ns), du), normal) in sums.iter_mut().zip(normal_sums.iter_mut()).zip(du).zip(normal) {
-                *s += du;
-                *ns += du * normal;
-            }
+        let pixels = Pixels::of(x, c);
+        channels.assert_all(c);
+        assert!(du.len() == x.len() && grad.len() == x.len() && normal_sums.len() == c, "other channels or pixels");
+        assert!(factors.is_none_or(|f| f.len() == x.len()), "factors of other pixels");
+        // SAFETY: the vector of every pixel lies in `du`, `grad`, `x` and the factors, that of the channels in the sums and
+        // in `channels`.
+        unsafe {
+            let (du, grad, x) = (du.as_mut_ptr(), grad.as_ptr(), x.as_ptr());
+            let sums = [sums.as_mut_ptr(), normal_sums.as_mut_ptr()];
+            each_vector!(S, c, j => grad_vector::<E>(
+                du.add(j), grad.add(j), x.add(j), factors.map(|f| f.as_ptr().add(j)), pixels, channels, silu,
+                [sums[0].add(j), sums[1].add(j)], j
+            ));
         }
     }
 }
 
+/// # Safety
+/// As [`sum_vector`]; so are `du`, `grad` and `factors` valid, both sums for a vector, and the channels for one at `j`.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the places of one vector in each")]
+unsafe fn grad_vector<S: Simd, E: Element>(
+    du: *mut f32,
+    grad: *const E,
+    x: *const E,
+    factors: Option<*const f32>,
+    pixels: Pixels,
+    channels: Channels,
+    silu: bool,
+    sums: [*mut f32; 2],
+    j: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (slope, offset) = (S::load(channels.slope.as_ptr().add(j)), S::load(channels.offset.as_ptr().add(j)));
+        let (mean, one) = (S::load(channels.mean.as_ptr().add(j)), S::splat(1.0));
+        let (mut sum, mut deviations) = (S::splat(0.0), S::splat(0.0));
+        for i in 0..pixels.count {
+            let at = i * pixels.c;
+            let x = E::load::<S>(x.add(at));
+            let mut g = E::load::<S>(grad.add(at));
+            if let Some(factors) = factors {
+                g = S::mul(g, S::load(factors.add(at)));
+            }
+            if silu {
+                let u = S::mul_add(x, slope, offset);
+                let s = sigmoid::<S>(u);
+                g = S::mul(g, S::mul(s, S::mul_add(u, S::sub(one, s), one)));
+            }
+            S::store(du.add(at), g);
+            sum = S::add(sum, g);
+            deviations = S::mul_add(g, S::sub(x, mean), deviations);
+        }
+        let rstd = S::load(channels.rstd.as_ptr().add(j));
+        S::store(sums[0], S::add(S::load(sums[0]), sum));
+        S::store(sums[1], S::mul_add(deviations, rstd, S::load(sums[1])));
+    }
+}
+
 multiversion! {
-    /// dx = rstd·(a·du − m1 − x̂·m2), channel by channel, into `out` from `at` on.
+    /// dx = slope·du − rstd·(m1 + x̂·m2), channel by channel, into `out` from `at` on.
     fn input_grad<S, E: Element>(
         out: &Shared<E>,
         at: usize,
         du: &[f32],
         x: &[E],
-        mean: &[f32],
-        rstd: &[f32],
-        slope: &[f32],
+        channels: Channels,
         m1: &[f32],
         m2: &[f32],
-        row: &mut [f32],
     ) {
+        let c = m1.len();
+        let pixels = Pixels::of(x, c);
+        channels.assert_all(c);
         out.assert_inside(at + x.len());
-        let c = mean.len();
-        let row = &mut row[..c];
-        for ((pixel, du), x) in du.chunks_exact(c).enumerate().zip(x.chunks_exact(c)) {
-            let group = mean.iter().zip(rstd).zip(slope).zip(m1.iter().zip(m2));
-            for (((dx, du), x), (((mean, rstd), slope), (m1, m2))) in row.iter_mut().zip(du).zip(x).zip(group) {
-                *dx = slope * du - rstd * (m1 + (x.to_f32() - mean) * rstd * m2);
-            }
-            // SAFETY: the pixel lies inside the buffer (checked above), and is this task's.
-            unsafe { store_all::<S, E>(out.pointer().add(at + pixel * c), row) };
+        assert!(du.len() == x.len() && m2.len() == c, "other channels or pixels");
+        // SAFETY: the vector of every pixel lies in `du`, `x` and the buffer, where it is this task's; that of the channels in
+        // `channels` and the means.
+        unsafe {
+            let (out, du, x) = (out.pointer().add(at), du.as_ptr(), x.as_ptr());
+            let means = [m1.as_ptr(), m2.as_ptr()];
+            each_vector!(S, c, j => input_vector::<E>(
+                out.add(j), du.add(j), x.add(j), pixels, channels, [means[0].add(j), means[1].add(j)], j
+            ));
+        }
+    }
+}
+
+/// # Safety
+/// As [`sum_vector`]; so are `out` and `du` valid, both means for a vector, and the channels for one at `j`.
+#[inline(always)]
+unsafe fn input_vector<S: Simd, E: Element>(
+    out: *mut E,
+    du: *const f32,
+    x: *const E,
+    pixels: Pixels,
+    channels: Channels,
+    means: [*const f32; 2],
+    j: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (slope, mean) = (S::load(channels.slope.as_ptr().add(j)), S::load(channels.mean.as_ptr().add(j)));
+        let minus_rstd = S::sub(S::splat(0.0), S::load(channels.rstd.as_ptr().add(j)));
+        let constant = S::mul(S::load(means[0]), minus_rstd);
+        let factor = S::sub(S::splat(0.0), S::mul(S::load(means[1]), S::mul(minus_rstd, minus_rstd)));
+        for i in 0..pixels.count {
+            let at = i * pixels.c;
+            let deviation = S::sub(E::load::<S>(x.add(at)), mean);
+            let dx = S::mul_add(slope, S::load(du.add(at)), S::mul_add(deviation, factor, constant));
+            E::store::<S>(out.add(at), dx);
         }
     }
 }
@@ -308,15 +439,16 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
                 || Work::new(c),
                 |work, (i, (((dfilm, sums), (grad, x)), (stats, film)))| {
                     let (mean, rstd) = stats.split_at(c);
-                    let Work { sums: scaled, row, slope, offset, m1, m2 } = work;
+                    let Work { sums: scaled, slope, offset, m1, m2, .. } = work;
                     slopes(affine, stats, film, slope, offset);
+                    let channels = Channels { mean, rstd, slope, offset };
                     let (du_sum, dux_sum) = sums.split_at_mut(c);
                     let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
                     with_scratch(e.image(), |du: &mut [f32]| {
                         let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
                         for ((du, grad), x) in chunks {
-                            activation_grad(du, grad, x, mask.next(x.len()), slope, offset, e.norm.silu);
-                            sum_grads(du, x, mean, rstd, du_sum, dux_sum);
+                            let factors = mask.next(x.len());
+                            activation_grad(du, grad, x, factors, channels, e.norm.silu, du_sum, dux_sum);
                         }
                         for (sums, means) in [(&*du_sum, &mut *m1), (&*dux_sum, &mut *m2)] {
                             let values = sums.iter().zip(weight).zip(film);
@@ -325,7 +457,9 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
                             }
                             e.group_means(scaled, means);
                         }
-                        input_grad(&dx, i * e.image(), du, x, mean, rstd, slope, m1, m2, row);
+                        for (chunk, (du, x)) in du.chunks(e.chunk()).zip(x.chunks(e.chunk())).enumerate() {
+                            input_grad(&dx, i * e.image() + chunk * e.chunk(), du, x, channels, m1, m2);
+                        }
                     });
                     for i in 0..c {
                         dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];

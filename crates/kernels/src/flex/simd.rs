@@ -28,10 +28,15 @@ pub(crate) trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// a·b + c.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The larger of a and 0; NaN stays NaN.
-    unsafe fn positive(a: Self::V) -> Self::V;
+    /// The larger; b if one is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; b if one is NaN.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// 2ⁿ where the lowest bits of the value are the integer n, between −126 and 127.
+    unsafe fn power_of_two(n: Self::V) -> Self::V;
     /// Per lane, c + the product of two pairs of bf16, the even one in the low half.
     unsafe fn dot_bf16(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Writes pairs of bf16, `even` in the low halves, as `2·LANES` values.
@@ -61,6 +66,9 @@ pub(crate) struct Lanes<const N: usize>;
 fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
 }
+
+/// The bits of 1.
+const ONE: u32 = 0x3f80_0000;
 
 /// The low half of a cell of two bf16.
 #[inline(always)]
@@ -132,12 +140,24 @@ impl<const N: usize> Simd for Lanes<N> {
         lanes!(i => a[i] * b[i])
     }
     #[inline(always)]
+    unsafe fn div(a: [f32; N], b: [f32; N]) -> [f32; N] {
+        lanes!(i => a[i] / b[i])
+    }
+    #[inline(always)]
     unsafe fn mul_add(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
         lanes!(i => mul_add(a[i], b[i], c[i]))
     }
     #[inline(always)]
-    unsafe fn positive(a: [f32; N]) -> [f32; N] {
-        lanes!(i => if a[i] < 0.0 { 0.0 } else { a[i] })
+    unsafe fn max(a: [f32; N], b: [f32; N]) -> [f32; N] {
+        lanes!(i => if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: [f32; N], b: [f32; N]) -> [f32; N] {
+        lanes!(i => if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(n: [f32; N]) -> [f32; N] {
+        lanes!(i => f32::from_bits((n[i].to_bits() << 23).wrapping_add(ONE)))
     }
     #[inline(always)]
     unsafe fn dot_bf16(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
@@ -164,7 +184,7 @@ pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
 mod x86 {
     #![allow(clippy::wildcard_imports, reason = "the intrinsics have prefixes of their own")]
 
-    use super::Simd;
+    use super::{ONE, Simd};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -240,14 +260,32 @@ mod x86 {
             unsafe { _mm256_mul_ps(a, b) }
         }
         #[inline(always)]
+        unsafe fn div(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe { _mm256_div_ps(a, b) }
+        }
+        #[inline(always)]
         unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: as `splat`.
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
-        unsafe fn positive(a: __m256) -> __m256 {
+        unsafe fn max(a: __m256, b: __m256) -> __m256 {
             // SAFETY: as `splat`. Of a NaN and another operand the instruction takes the second.
-            unsafe { _mm256_max_ps(_mm256_setzero_ps(), a) }
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn min(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as `max`.
+            unsafe { _mm256_min_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn power_of_two(n: __m256) -> __m256 {
+            // SAFETY: as `splat`.
+            unsafe {
+                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
+                _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(ONE as i32)))
+            }
         }
         #[inline(always)]
         unsafe fn dot_bf16(a: __m256, b: __m256, c: __m256) -> __m256 {
@@ -336,14 +374,32 @@ mod x86 {
                 unsafe { _mm512_mul_ps(a, b) }
             }
             #[inline(always)]
+            unsafe fn div(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe { _mm512_div_ps(a, b) }
+            }
+            #[inline(always)]
             unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
                 // SAFETY: as `splat`.
                 unsafe { _mm512_fmadd_ps(a, b, c) }
             }
             #[inline(always)]
-            unsafe fn positive(a: __m512) -> __m512 {
+            unsafe fn max(a: __m512, b: __m512) -> __m512 {
                 // SAFETY: as `splat`. Of a NaN and another operand the instruction takes the second.
-                unsafe { _mm512_max_ps(_mm512_setzero_ps(), a) }
+                unsafe { _mm512_max_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn min(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as `max`.
+                unsafe { _mm512_min_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn power_of_two(n: __m512) -> __m512 {
+                // SAFETY: as `splat`.
+                unsafe {
+                    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
+                    _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(ONE as i32)))
+                }
             }
         };
     }
@@ -451,3 +507,20 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+/// Calls a function for every vector of `count` values: with the instruction set's vectors, then for each of the last values
+/// alone. `j` names where a vector begins.
+macro_rules! each_vector {
+    ($S:ident, $count:expr, $j:ident => $function:ident::<$E:ident>($($arg:expr),* $(,)?)) => {{
+        let mut $j = 0;
+        while $j + $S::LANES <= $count {
+            $function::<$S, $E>($($arg),*);
+            $j += $S::LANES;
+        }
+        while $j < $count {
+            $function::<$crate::flex::simd::Lanes<1>, $E>($($arg),*);
+            $j += 1;
+        }
+    }};
+}
+pub(crate) use each_vector;

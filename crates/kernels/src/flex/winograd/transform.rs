@@ -275,7 +275,7 @@ unsafe fn output_points<S: Simd, E: Element, F: Form>(
                         if let Some(residual) = epilogue.residual {
                             v = S::add(v, E::load::<S>(residual.as_ptr().add(at)));
                         }
-                        E::store::<S>(out.add(at), if epilogue.relu { S::positive(v) } else { v });
+                        E::store::<S>(out.add(at), if epilogue.relu { S::max(S::splat(0.0), v) } else { v });
                     }
                 }
             }
