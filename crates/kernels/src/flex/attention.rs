@@ -8,7 +8,7 @@
 use super::conv::pair_rows;
 use super::element::Element;
 use super::math::exp;
-use super::product::{Left, panel_columns, product};
+use super::product::{Left, Panel, panel_columns, product};
 use super::simd::{Simd, each_vector, multiversion};
 use crate::HeadOrder;
 use rayon::prelude::*;
@@ -128,7 +128,7 @@ fn multiply<E: Element>(left: Left<E>, right: &[E], out: &mut Vec<f32>) -> usize
     let width = right.len() / panel * wide;
     out.resize(left.rows * width, 0.0);
     for (p, right) in right.chunks_exact(panel).enumerate() {
-        product(&mut out[p * wide..], width, left, right, false);
+        product(&mut out[p * wide..], width, left, Panel::packed(right), false);
     }
     width
 }

@@ -5,10 +5,10 @@
 
 #![allow(unsafe_code, reason = "vectors, and tasks that share an output")]
 
-use super::buffer::{Shared, filled};
+use super::buffer::{Shared, filled, with_scratch};
 use super::element::Element;
-use super::product::{Left, panel_columns, product};
-use super::simd::{Lanes, Simd, multiversion};
+use super::product::{Left, Panel, panel_columns, product};
+use super::simd::{Lanes, Simd, each_vector, multiversion};
 use super::winograd::{self, Direction};
 use rayon::prelude::*;
 
@@ -192,6 +192,14 @@ multiversion! {
         for (block, panel) in panel.chunks_mut(PACKED * wide).enumerate() {
             let first = block * PACKED;
             let count = PACKED.min(depth - first);
+            if column_stride == 1 {
+                for k in 0..count {
+                    let from = &from[(first + k) * depth_stride..][..columns];
+                    let to = panel[k / E::STEP * wide * E::STEP + k % E::STEP..].iter_mut().step_by(E::STEP);
+                    to.zip(from).for_each(|(to, &v)| *to = E::from_f32(v));
+                }
+                continue;
+            }
             for j in 0..columns {
                 let from = &from[first * depth_stride + j * column_stride..];
                 for k in 0..count {
@@ -217,28 +225,28 @@ fn multiply<E: Element>(
     let bias = padded_bias(epilogue.bias, outputs.next_multiple_of(columns));
     let shared = rows.div_ceil(2 * rayon::current_num_threads());
     let block = shared.clamp(12, BLOCK_ROWS).next_multiple_of(12);
+    let gathered = if direct.is_some() { 0 } else { block * width };
     let write = |out: Shared<E>| {
-        (0..rows.div_ceil(block)).into_par_iter().for_each_init(
-            || vec![E::default(); if direct.is_some() { 0 } else { block * width }],
-            |scratch, task| {
-                let (first, count) = (task * block, block.min(rows - task * block));
+        (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
+            let (first, count) = (task * block, block.min(rows - task * block));
+            with_scratch(gathered, |scratch: &mut [E]| {
                 let data = if let Some(rows) = direct {
                     &rows[first * width..]
                 } else {
                     gather(first, count, scratch);
                     scratch
                 };
-                let mut sums = vec![0.0f32; count * columns];
-                for (p, packed) in packed.chunks_exact(width * columns).enumerate() {
-                    let lhs =
-                        Left { data, rows: count, cells: width / E::STEP, row_stride: width, cell_stride: E::STEP };
-                    product(&mut sums, columns, lhs, packed, false);
-                    let channels = p * columns..outputs.min((p + 1) * columns);
-                    let bias = &bias[channels.clone()];
-                    finish(&sums, columns, first..first + count, outputs, channels, bias, epilogue, &out);
-                }
-            },
-        );
+                let lhs = Left { data, rows: count, cells: width / E::STEP, row_stride: width, cell_stride: E::STEP };
+                with_scratch(count * columns, |sums: &mut [f32]| {
+                    for (p, packed) in packed.chunks_exact(width * columns).enumerate() {
+                        product(sums, columns, lhs, Panel::packed(packed), false);
+                        let channels = p * columns..outputs.min((p + 1) * columns);
+                        let bias = &bias[channels.clone()];
+                        finish(sums, columns, first..first + count, outputs, channels, bias, epilogue, &out);
+                    }
+                });
+            });
+        });
     };
     // SAFETY: the blocks cover all rows, the panels all outputs, and `finish` writes those of each.
     unsafe { filled(rows * outputs, write) }
@@ -351,7 +359,7 @@ pub(crate) fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32]) ->
             let grad: Vec<f32> = grad.iter().map(|v| v.to_f32()).collect();
             let lhs = Left { data: &grad, rows: pixels, cells: g.o, row_stride: g.o, cell_stride: 1 };
             for (p, packed) in packed.chunks_exact(g.o * columns).enumerate() {
-                product(&mut col[p * columns..], col_width, lhs, packed, false);
+                product(&mut col[p * columns..], col_width, lhs, Panel::packed(packed), false);
             }
             sums.fill(0.0);
             g.scatter(col, col_width, sums);
@@ -416,8 +424,7 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<
         let (from, outputs) = (task * SUMMED_OUTPUTS, weight.len() / depth);
         let mut sums = vec![0.0; outputs * width];
         let mut gathered = if g.is_pointwise() { Vec::new() } else { vec![E::default(); BLOCK_ROWS * depth] };
-        let mut panels = vec![E::default(); BLOCK_ROWS * width];
-        let mut grads = vec![E::default(); BLOCK_ROWS * outputs];
+        let (mut panels, mut grads) = (Vec::new(), Vec::new());
         for first in (0..rows).step_by(BLOCK_ROWS) {
             let count = BLOCK_ROWS.min(rows - first);
             let col = if g.is_pointwise() {
@@ -427,10 +434,26 @@ pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> (Vec<
                 &gathered[..count * depth]
             };
             let cells = count.div_ceil(E::STEP);
-            pair_rows(col, depth, 0, depth, columns, &mut panels);
-            pair_rows(&grad[first * g.o..(first + count) * g.o], g.o, from, outputs, outputs, &mut grads);
-            let lhs = Left { data: &grads, rows: outputs, cells, row_stride: E::STEP, cell_stride: outputs * E::STEP };
-            for (p, panel) in panels.chunks_exact(cells * E::STEP * columns).take(width / columns).enumerate() {
+            let grad = &grad[first * g.o..(first + count) * g.o];
+            let lhs = if E::STEP == 1 {
+                // A cell is a value: the matrix is there.
+                Left { data: &grad[from..], rows: outputs, cells, row_stride: 1, cell_stride: g.o }
+            } else {
+                grads.resize(BLOCK_ROWS * outputs, E::default());
+                pair_rows(grad, g.o, from, outputs, outputs, &mut grads);
+                Left { data: &grads, rows: outputs, cells, row_stride: E::STEP, cell_stride: outputs * E::STEP }
+            };
+            let whole = E::STEP == 1 && width == depth;
+            if !whole {
+                panels.resize(BLOCK_ROWS * width, E::default());
+                pair_rows(col, depth, 0, depth, columns, &mut panels);
+            }
+            for p in 0..width / columns {
+                let panel = if whole {
+                    Panel { data: &col[p * columns..], stride: depth }
+                } else {
+                    Panel::packed(&panels[p * cells * E::STEP * columns..])
+                };
                 product(&mut sums[p * columns..], width, lhs, panel, true);
             }
         }
@@ -462,9 +485,29 @@ fn column_sums<E: Element>(values: &[E], width: usize) -> Vec<f32> {
 }
 
 multiversion! {
+    /// Adds every row to `sums`.
     fn add_rows<S, E: Element>(rows: &[E], sums: &mut [f32]) {
-        for row in rows.chunks_exact(sums.len()) {
-            sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.to_f32());
+        let width = sums.len();
+        let count = rows.len() / width;
+        // SAFETY: the vectors of all rows lie in `rows`, those of their sums in `sums`.
+        unsafe {
+            let (rows, sums) = (rows.as_ptr(), sums.as_mut_ptr());
+            each_vector!(S, width, j => add_column::<E>(rows.add(j), count, width, sums.add(j)));
         }
+    }
+}
+
+/// # Safety
+/// `rows` is valid for a vector of every row, `sum` for one; the machine has the instruction set.
+#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#[inline(always)]
+unsafe fn add_column<S: Simd, E: Element>(rows: *const E, count: usize, width: usize, sum: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut all = S::load(sum);
+        for row in 0..count {
+            all = S::add(all, E::load::<S>(rows.add(row * width)));
+        }
+        S::store(sum, all);
     }
 }

@@ -41,14 +41,16 @@ impl Extent {
     }
 
     /// Of one image: mean, then 1/√(var + eps) of each channel's group, into `[2, C]`.
-    fn statistics<E: Element>(&self, x: &[E], stats: &mut [f32], work: &mut Work) {
+    fn statistics<E: Element>(&self, x: &[E], stats: &mut [f32], partial: &mut [f32]) {
         let (mean, rstd) = stats.split_at_mut(self.c);
-        work.sums.fill(0.0);
-        sum_channels(x, &mut work.sums, &mut work.row);
-        self.group_means(&work.sums, mean);
-        work.sums.fill(0.0);
-        sum_squared_deviations(x, mean, &mut work.sums, &mut work.row);
-        self.group_means(&work.sums, rstd);
+        with_scratch(self.c, |sums: &mut [f64]| {
+            sums.fill(0.0);
+            sum_channels(x, sums, partial);
+            self.group_means(sums, mean);
+            sums.fill(0.0);
+            sum_squared_deviations(x, mean, sums, partial);
+            self.group_means(sums, rstd);
+        });
         for var in rstd {
             *var = 1.0 / (*var + self.norm.eps).sqrt();
         }
@@ -74,21 +76,10 @@ pub(crate) struct Affine<'a> {
     pub(crate) film: &'a [f32],
 }
 
-/// Channels that a task works with, image after image.
-struct Work {
-    sums: Vec<f64>,
-    row: Vec<f32>,
-    slope: Vec<f32>,
-    offset: Vec<f32>,
-    m1: Vec<f32>,
-    m2: Vec<f32>,
-}
-
-impl Work {
-    fn new(c: usize) -> Self {
-        let zeros = || vec![0.0; c];
-        Self { sums: vec![0.0; c], row: zeros(), slope: zeros(), offset: zeros(), m1: zeros(), m2: zeros() }
-    }
+/// `N` rows of `c` values.
+fn rows<const N: usize>(values: &mut [f32], c: usize) -> [&mut [f32]; N] {
+    let mut rows = values.chunks_exact_mut(c);
+    std::array::from_fn(|_| rows.next().expect("as many rows as values were asked for"))
 }
 
 multiversion! {
@@ -115,19 +106,18 @@ pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>
             .par_chunks_mut(2 * e.c)
             .zip(x.par_chunks(e.image()).zip(affine.film.par_chunks(2 * e.c)))
             .enumerate()
-            .for_each_init(
-                || Work::new(e.c),
-                |work, (i, (stats, (x, film)))| {
-                    e.statistics(x, stats, work);
-                    let Work { slope, offset, .. } = work;
+            .for_each(|(i, (stats, (x, film)))| {
+                with_scratch(3 * e.c, |work| {
+                    let [partial, slope, offset] = rows(work, e.c);
+                    e.statistics(x, stats, partial);
                     slopes(affine, stats, film, slope, offset);
                     let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
                     for (chunk, x) in x.chunks(e.chunk()).enumerate() {
                         let at = i * e.image() + chunk * e.chunk();
                         modulate(&out, at, x, mask.next(x.len()), slope, offset, e.norm.silu);
                     }
-                },
-            );
+                });
+            });
     };
     // SAFETY: every value of `x` lies in one image and chunk, and `modulate` writes the output at its place.
     let out = unsafe { filled(x.len(), write) };
@@ -435,21 +425,21 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
             .zip(grad.par_chunks(e.image()).zip(x.par_chunks(e.image())))
             .zip(stats.par_chunks(2 * c).zip(film.par_chunks(2 * c)))
             .enumerate()
-            .for_each_init(
-                || Work::new(c),
-                |work, (i, (((dfilm, sums), (grad, x)), (stats, film)))| {
-                    let (mean, rstd) = stats.split_at(c);
-                    let Work { sums: scaled, slope, offset, m1, m2, .. } = work;
+            .for_each(|(i, (((dfilm, sums), (grad, x)), (stats, film)))| {
+                let (mean, rstd) = stats.split_at(c);
+                let (du_sum, dux_sum) = sums.split_at_mut(c);
+                let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
+                with_scratch(4 * c + e.image(), |work| {
+                    let (work, du) = work.split_at_mut(4 * c);
+                    let [slope, offset, m1, m2] = rows(work, c);
                     slopes(affine, stats, film, slope, offset);
                     let channels = Channels { mean, rstd, slope, offset };
-                    let (du_sum, dux_sum) = sums.split_at_mut(c);
-                    let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
-                    with_scratch(e.image(), |du: &mut [f32]| {
-                        let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
-                        for ((du, grad), x) in chunks {
-                            let factors = mask.next(x.len());
-                            activation_grad(du, grad, x, factors, channels, e.norm.silu, du_sum, dux_sum);
-                        }
+                    let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
+                    for ((du, grad), x) in chunks {
+                        let factors = mask.next(x.len());
+                        activation_grad(du, grad, x, factors, channels, e.norm.silu, du_sum, dux_sum);
+                    }
+                    with_scratch(c, |scaled: &mut [f64]| {
                         for (sums, means) in [(&*du_sum, &mut *m1), (&*dux_sum, &mut *m2)] {
                             let values = sums.iter().zip(weight).zip(film);
                             for (scaled, ((s, w), scale)) in scaled.iter_mut().zip(values) {
@@ -457,16 +447,16 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
                             }
                             e.group_means(scaled, means);
                         }
-                        for (chunk, (du, x)) in du.chunks(e.chunk()).zip(x.chunks(e.chunk())).enumerate() {
-                            input_grad(&dx, i * e.image() + chunk * e.chunk(), du, x, channels, m1, m2);
-                        }
                     });
-                    for i in 0..c {
-                        dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
-                        dfilm[c + i] = du_sum[i];
+                    for (chunk, (du, x)) in du.chunks(e.chunk()).zip(x.chunks(e.chunk())).enumerate() {
+                        input_grad(&dx, i * e.image() + chunk * e.chunk(), du, x, channels, m1, m2);
                     }
-                },
-            );
+                });
+                for i in 0..c {
+                    dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
+                    dfilm[c + i] = du_sum[i];
+                }
+            });
     };
     // SAFETY: every value of `x` lies in one image, and `input_grad` writes the gradient at its place.
     let dx = unsafe { filled(x.len(), write) };

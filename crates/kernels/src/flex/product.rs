@@ -1,6 +1,6 @@
 //! Matrix products with a packed right-hand side: the inner loop of convolutions and attention.
 //!
-//! A panel holds [`panel_columns`] columns as `[cells][columns][STEP]`. A product of rows with a panel keeps a tile of the
+//! A panel holds [`panel_columns`] columns, cell by cell. A product of rows with a panel keeps a tile of the
 //! result in registers and goes through the summed dimension once, in order: a row's values depend neither on how many
 //! rows there are nor on who computes them.
 
@@ -20,6 +20,20 @@ pub(crate) struct Left<'a, E> {
     pub(crate) cell_stride: usize,
 }
 
+/// A panel: the cell `k` of its columns begins at `data[k * stride]`, column by column.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a, E> {
+    pub(crate) data: &'a [E],
+    pub(crate) stride: usize,
+}
+
+impl<'a, E: Element> Panel<'a, E> {
+    /// One whose cells follow each other.
+    pub(crate) fn packed(data: &'a [E]) -> Self {
+        Self { data, stride: panel_columns() * E::STEP }
+    }
+}
+
 multiversion! {
     /// Columns of a panel: two vectors.
     pub(crate) fn panel_columns<S>() -> usize {
@@ -34,14 +48,15 @@ multiversion! {
         dst: &mut [f32],
         dst_stride: usize,
         lhs: Left<E>,
-        panel: &[E],
+        panel: Panel<E>,
         accumulate: bool,
     ) {
         let columns = 2 * S::LANES;
         if lhs.rows == 0 {
             return;
         }
-        assert!(lhs.cells > 0 && panel.len() >= lhs.cells * columns * E::STEP, "a panel is too short");
+        assert!(lhs.cells > 0, "a product of nothing");
+        assert!((lhs.cells - 1) * panel.stride + columns * E::STEP <= panel.data.len(), "a panel is too short");
         assert!(columns <= dst_stride && (lhs.rows - 1) * dst_stride + columns <= dst.len(), "product out of bounds");
         let last = (lhs.rows - 1) * lhs.row_stride + (lhs.cells - 1) * lhs.cell_stride;
         assert!(last + E::STEP <= lhs.data.len(), "matrix view reaches past its data");
@@ -52,7 +67,7 @@ multiversion! {
             unsafe {
                 let a = lhs.data.as_ptr().add(row * lhs.row_stride);
                 let c = dst.as_mut_ptr().add(row * dst_stride);
-                let run = Run { a, lhs: &lhs, b: panel.as_ptr(), c, dst_stride, accumulate };
+                let run = Run { a, lhs: &lhs, panel, c, dst_stride, accumulate };
                 row += match lhs.rows - row {
                     left if left >= S::ROWS => match S::ROWS {
                         12 => run.tile::<S, 12>(),
@@ -71,7 +86,7 @@ multiversion! {
 struct Run<'a, E> {
     a: *const E,
     lhs: &'a Left<'a, E>,
-    b: *const E,
+    panel: Panel<'a, E>,
     c: *mut f32,
     dst_stride: usize,
     accumulate: bool,
@@ -81,14 +96,14 @@ impl<E: Element> Run<'_, E> {
     /// Computes M rows and returns M.
     ///
     /// # Safety
-    /// The machine has the instruction set, `a` has M rows, and `b` and `c` are valid for a panel's columns.
+    /// The machine has the instruction set, `a` has M rows, and panel and `c` are valid for a panel's columns.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self) -> usize {
         let Left { cells, row_stride, cell_stride, .. } = *self.lhs;
         // SAFETY: all offsets stay inside what the caller has checked.
         unsafe {
             let mut sums = [[S::splat(0.0); 2]; M];
-            let (mut a, mut b) = (self.a, self.b);
+            let (mut a, mut b) = (self.a, self.panel.data.as_ptr());
             for _ in 0..cells {
                 let right = [S::load(b.cast()), S::load(b.add(S::LANES * E::STEP).cast())];
                 for (r, sums) in sums.iter_mut().enumerate() {
@@ -98,7 +113,7 @@ impl<E: Element> Run<'_, E> {
                     }
                 }
                 a = a.wrapping_add(cell_stride);
-                b = b.add(2 * S::LANES * E::STEP);
+                b = b.wrapping_add(self.panel.stride);
             }
             for (r, sums) in sums.into_iter().enumerate() {
                 for (i, sum) in sums.into_iter().enumerate() {

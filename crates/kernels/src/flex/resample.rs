@@ -1,8 +1,12 @@
 //! Doubling and halving of image sides, channels last. Each is the other's transpose up to a factor.
 
+#![allow(unsafe_code, reason = "vectors, and outputs that are written before they are read")]
+
+use super::buffer::{Shared, filled};
 use super::element::Element;
-use super::simd::multiversion;
+use super::simd::{Simd, each_vector, multiversion};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Repeats every pixel in a 2x2 square, times `scale`: `[N, h, w, C]` to `[N, 2h, 2w, C]`.
 pub(crate) fn repeat<E: Element>(x: &[E], [w, c]: [usize; 2], scale: f32) -> Vec<E> {
@@ -46,31 +50,56 @@ multiversion! {
     }
 }
 
+/// Pixels of one task where channels are copied.
+const PIXELS: usize = 256;
+
 /// The channels of `a`, then those of `b`, pixel by pixel.
 pub(crate) fn concat<E: Element>(a: &[E], b: &[E], [ca, cb]: [usize; 2]) -> Vec<E> {
-    /// Pixels of one task.
-    const PIXELS: usize = 256;
-    let mut out = vec![E::default(); a.len() + b.len()];
-    out.par_chunks_mut(PIXELS * (ca + cb)).zip(a.par_chunks(PIXELS * ca).zip(b.par_chunks(PIXELS * cb))).for_each(
-        |(out, (a, b))| {
-            for (out, (a, b)) in out.chunks_exact_mut(ca + cb).zip(a.chunks_exact(ca).zip(b.chunks_exact(cb))) {
-                out[..ca].copy_from_slice(a);
-                out[ca..].copy_from_slice(b);
-            }
-        },
-    );
-    out
+    let c = ca + cb;
+    assert!(a.len() / ca * ca == a.len() && a.len() / ca * cb == b.len(), "other numbers of pixels");
+    let write = |out: Shared<E>| {
+        a.par_chunks(PIXELS * ca).zip(b.par_chunks(PIXELS * cb)).enumerate().for_each(|(task, (a, b))| {
+            copy_channels(a, ca, 0..ca, &out, task * PIXELS * c, c);
+            copy_channels(b, cb, 0..cb, &out, task * PIXELS * c + ca, c);
+        });
+    };
+    // SAFETY: the tasks cover all pixels, and both halves of each.
+    unsafe { filled(a.len() + b.len(), write) }
 }
 
 /// The channels `from .. from + count` of every pixel of `x`, which has `c`.
 pub(crate) fn channels<E: Element>(x: &[E], c: usize, from: usize, count: usize) -> Vec<E> {
-    /// Pixels of one task.
-    const PIXELS: usize = 256;
-    let mut out = vec![E::default(); x.len() / c * count];
-    out.par_chunks_mut(PIXELS * count).zip(x.par_chunks(PIXELS * c)).for_each(|(out, x)| {
-        for (out, x) in out.chunks_exact_mut(count).zip(x.chunks_exact(c)) {
-            out.copy_from_slice(&x[from..from + count]);
+    assert!(x.len().is_multiple_of(c) && from + count <= c, "channels that are not there");
+    let write = |out: Shared<E>| {
+        x.par_chunks(PIXELS * c).enumerate().for_each(|(task, x)| {
+            copy_channels(x, c, from..from + count, &out, task * PIXELS * count, count);
+        });
+    };
+    // SAFETY: the tasks cover all pixels.
+    unsafe { filled(x.len() / c * count, write) }
+}
+
+multiversion! {
+    /// Some channels of every pixel of `x`, which has `c`, to places `stride` apart from `at` on.
+    fn copy_channels<S, E: Element>(x: &[E], c: usize, which: Range<usize>, out: &Shared<E>, at: usize, stride: usize) {
+        let (pixels, count) = (x.len() / c, which.len());
+        assert!(which.end <= c && count <= stride, "channels that are not there");
+        out.assert_inside(at + pixels.saturating_sub(1) * stride + count);
+        // SAFETY: the channels of every pixel lie in `x`, and their place in the buffer (checked above) is this task's.
+        unsafe {
+            let (from, to) = (x.as_ptr().add(which.start), out.pointer().add(at));
+            for i in 0..pixels {
+                each_vector!(S, count, j => copy_vector::<E>(from.add(i * c + j), to.add(i * stride + j)));
+            }
         }
-    });
-    out
+    }
+}
+
+/// # Safety
+/// Both are valid for a vector, and the machine has the instruction set.
+#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#[inline(always)]
+unsafe fn copy_vector<S: Simd, E: Element>(from: *const E, to: *mut E) {
+    // SAFETY: the caller's promise. Values that came from E round to themselves.
+    unsafe { E::store::<S>(to, E::load::<S>(from)) }
 }

@@ -30,7 +30,7 @@ mod weight_grad;
 use super::buffer::{Shared, filled, with_scratch};
 use super::conv::{Epilogue, Geometry, padded_bias};
 use super::element::Element;
-use super::product::{Left, panel_columns, product};
+use super::product::{Left, Panel, panel_columns, product};
 use form::{F2, F4, Form};
 use pack::{pack, packed_len, point_plane};
 use rayon::prelude::*;
@@ -104,7 +104,7 @@ fn run<E: Element, F: Form>(
                                     row_stride: width,
                                     cell_stride: E::STEP,
                                 };
-                                product(&mut sums[point * sum_plane..], columns, lhs, packed, false);
+                                product(&mut sums[point * sum_plane..], columns, lhs, Panel::packed(packed), false);
                             }
                             let channels = p * columns..g.o.min((p + 1) * columns);
                             let (block, bias) = (block.clone(), &bias[p * columns..]);

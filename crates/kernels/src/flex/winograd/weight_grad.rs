@@ -7,7 +7,7 @@ use super::transform::{grad_cells, input_cells, plane};
 use crate::flex::buffer::{Shared, filled, with_scratch};
 use crate::flex::conv::Geometry;
 use crate::flex::element::Element;
-use crate::flex::product::{Left, panel_columns, product};
+use crate::flex::product::{Left, Panel, panel_columns, product};
 use crate::flex::simd::multiversion;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -101,7 +101,7 @@ fn sum_part<E: Element, F: Form>(tiles: &Tiles, x: &[E], grad: &[E], part: &Part
                 for p in 0..width / columns {
                     let panel = &grads[j * grad_plane + p * columns * cells * E::STEP..];
                     let sums = &mut sums[j * count * width + p * columns..];
-                    product(sums, width, lhs, panel, first != part.tiles.start);
+                    product(sums, width, lhs, Panel::packed(panel), first != part.tiles.start);
                 }
             }
         }
