@@ -35,8 +35,8 @@ pub struct InceptionFeatures {
 pub struct Inception {
     stem: Vec<Step>,
     blocks: Vec<Vec<Vec<Step>>>,
-    /// `[1008, 2048, 1, 1]`
-    classes: Tensor<4>,
+    /// `[1008, 2048]`
+    classes: Tensor<2>,
     device: Device,
 }
 
@@ -97,12 +97,12 @@ impl Inception {
     pub fn load<E>(get: &mut Get<'_, E>, device: &Device) -> Result<Self, E> {
         let mut b = Builder { get, device };
         let stem = vec![
-            b.conv("Conv2d_1a_3x3", 3, 32, [3, 3], Conv2d { stride: 2, padding: Padding::Valid })?,
-            b.conv("Conv2d_2a_3x3", 32, 32, [3, 3], Conv2d { stride: 1, padding: Padding::Valid })?,
-            b.conv("Conv2d_2b_3x3", 32, 64, [3, 3], Conv2d::same(1))?,
+            b.conv("Conv2d_1a_3x3", 3, 32, Conv2d { kernel: [3, 3], stride: 2, padding: Padding::Valid })?,
+            b.conv("Conv2d_2a_3x3", 32, 32, Conv2d { kernel: [3, 3], stride: 1, padding: Padding::Valid })?,
+            b.conv("Conv2d_2b_3x3", 32, 64, Conv2d::same([3, 3], 1))?,
             Step::Pool(HALVED),
-            b.conv("Conv2d_3b_1x1", 64, 80, [1, 1], Conv2d::same(1))?,
-            b.conv("Conv2d_4a_3x3", 80, 192, [3, 3], Conv2d { stride: 1, padding: Padding::Valid })?,
+            b.conv("Conv2d_3b_1x1", 64, 80, Conv2d::same([1, 1], 1))?,
+            b.conv("Conv2d_4a_3x3", 80, 192, Conv2d { kernel: [3, 3], stride: 1, padding: Padding::Valid })?,
             Step::Pool(HALVED),
         ];
         let blocks = vec![
@@ -119,12 +119,7 @@ impl Inception {
             b.block_e("Mixed_7c", 2048, LARGEST)?,
         ];
         let shape = [Self::CLASSES, Self::WIDTH];
-        let classes = Tensor::<2>::from_data(TensorData::new((b.get)("fc.weight", &shape)?, shape), device).reshape([
-            Self::CLASSES,
-            Self::WIDTH,
-            1,
-            1,
-        ]);
+        let classes = Tensor::from_data(TensorData::new((b.get)("fc.weight", &shape)?, shape), device);
         Ok(Self { stem, blocks, classes, device: device.clone() })
     }
 
@@ -177,12 +172,13 @@ impl Inception {
         if n == 0 {
             return Vec::new();
         }
-        let x = Tensor::<4>::from_data(TensorData::new(pool.to_vec(), [1, 1, n, Self::WIDTH]), &self.device);
-        host(conv2d(x, self.classes.clone(), Tensor::zeros([Self::CLASSES], &self.device), None, Conv2d::same(1)))
+        let x = Tensor::<2>::from_data(TensorData::new(pool.to_vec(), [n, Self::WIDTH]), &self.device);
+        let bias = Tensor::zeros([Self::CLASSES], &self.device);
+        host(conv2d(x, self.classes.clone(), bias, None, Conv2d::same([1, 1], 1)))
     }
 }
 
-fn host(x: Tensor<4>) -> Vec<f32> {
+fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().try_into_vec().expect("features are f32")
 }
 
@@ -196,7 +192,8 @@ type Branches = Vec<Vec<Step>>;
 
 impl<E> Builder<'_, E> {
     /// A convolution without bias and its batch normalisation, as one layer.
-    fn layer(&mut self, name: &str, from: usize, to: usize, [k, l]: [usize; 2], conv: Conv2d) -> Result<Layer, E> {
+    fn layer(&mut self, name: &str, from: usize, to: usize, conv: Conv2d) -> Result<Layer, E> {
+        let [k, l] = conv.kernel;
         let mut weight = (self.get)(&format!("{name}.conv.weight"), &[to, from, k, l])?;
         let mut of_norm = |part: &str| (self.get)(&format!("{name}.bn.{part}"), &[to]);
         let (gain, shift) = (of_norm("weight")?, of_norm("bias")?);
@@ -216,8 +213,8 @@ impl<E> Builder<'_, E> {
         })
     }
 
-    fn conv(&mut self, name: &str, from: usize, to: usize, kernel: [usize; 2], conv: Conv2d) -> Result<Step, E> {
-        Ok(Step::Conv(Box::new(self.layer(name, from, to, kernel, conv)?)))
+    fn conv(&mut self, name: &str, from: usize, to: usize, conv: Conv2d) -> Result<Step, E> {
+        Ok(Step::Conv(Box::new(self.layer(name, from, to, conv)?)))
     }
 
     /// Convolutions one after another: name, output channels and kernel of each. All keep the size.
@@ -225,7 +222,7 @@ impl<E> Builder<'_, E> {
         let mut from = from;
         let mut steps = Vec::with_capacity(layers.len());
         for &(name, to, kernel) in layers {
-            steps.push(self.conv(&format!("{block}.{name}"), from, to, kernel, Conv2d::same(1))?);
+            steps.push(self.conv(&format!("{block}.{name}"), from, to, Conv2d::same(kernel, 1))?);
             from = to;
         }
         Ok(steps)
@@ -241,8 +238,8 @@ impl<E> Builder<'_, E> {
     ) -> Result<Vec<Step>, E> {
         let mut steps = self.chain(block, from, layers)?;
         let from = layers.last().map_or(from, |&(_, to, _)| to);
-        let conv = Conv2d { stride: 2, padding: Padding::Valid };
-        steps.push(self.conv(&format!("{block}.{name}"), from, to, [3, 3], conv)?);
+        let conv = Conv2d { kernel: [3, 3], stride: 2, padding: Padding::Valid };
+        steps.push(self.conv(&format!("{block}.{name}"), from, to, conv)?);
         Ok(steps)
     }
 
@@ -323,10 +320,9 @@ impl<E> Builder<'_, E> {
 
     /// A row and a column of 384 channels each.
     fn split(&mut self, block: &str, [row, column]: [&str; 2]) -> Result<Step, E> {
-        let same = Conv2d::same(1);
         Ok(Step::Split(Box::new([
-            self.layer(&format!("{block}.{row}"), 384, 384, [1, 3], same)?,
-            self.layer(&format!("{block}.{column}"), 384, 384, [3, 1], same)?,
+            self.layer(&format!("{block}.{row}"), 384, 384, Conv2d::same([1, 3], 1))?,
+            self.layer(&format!("{block}.{column}"), 384, 384, Conv2d::same([3, 1], 1))?,
         ])))
     }
 }

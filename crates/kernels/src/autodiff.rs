@@ -22,8 +22,7 @@ impl<B: Kernels + GradKernels, const N: usize> Backward<B, N> for Conv2dBackward
         let x: FloatTensor<B> = saved.retrieve_node_output(x);
         let weight: FloatTensor<B> = saved.retrieve_node_output(weight);
         if let Some(node) = &ops.parents[0] {
-            let [n, h, w, c] = x.shape().dims();
-            let dx = B::conv2d_input_grad(grad.clone(), weight.clone(), [n, h, w, c], conv);
+            let dx = B::conv2d_input_grad(grad.clone(), weight.clone(), x.shape(), conv);
             grads.register::<B>(node.id, dx);
         }
         if ops.parents[1].is_some() || ops.parents[2].is_some() {

@@ -16,7 +16,7 @@ pub use memory::keep_freed_memory;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{Shape, Tensor};
 
 /// What a sliding window sees beyond the border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ impl Padding {
 /// A convolution with odd kernel sides.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv2d {
+    /// Rows and columns of the kernel.
+    pub kernel: [usize; 2],
     /// Step between output pixels, in input pixels.
     pub stride: usize,
     /// Zeros around the input.
@@ -50,13 +52,13 @@ pub struct Conv2d {
 
 impl Conv2d {
     /// A convolution whose output has the input's size divided by the stride, rounded up.
-    pub const fn same(stride: usize) -> Self {
-        Self { stride, padding: Padding::Same }
+    pub const fn same(kernel: [usize; 2], stride: usize) -> Self {
+        Self { kernel, stride, padding: Padding::Same }
     }
 
-    /// Height and width of the output for an input's and a kernel's.
-    pub fn output_size(&self, input: [usize; 2], kernel: [usize; 2]) -> [usize; 2] {
-        [0, 1].map(|axis| self.padding.places(input[axis], kernel[axis], self.stride))
+    /// Height and width of the output for an input's.
+    pub fn output_size(&self, input: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|axis| self.padding.places(input[axis], self.kernel[axis], self.stride))
     }
 }
 
@@ -213,11 +215,11 @@ pub trait Kernels: Backend {
 /// only networks that measure do.
 #[backend_extension(Flex)]
 pub trait GradKernels: Backend {
-    /// Gradient of a convolution's input `[N, H, W, C]`, from that of its output `[N, H', W', O]`.
+    /// Gradient of a convolution's input of that shape, from that of its output.
     fn conv2d_input_grad(
         grad: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        input: [usize; 4],
+        input: Shape,
         conv: Conv2d,
     ) -> FloatTensor<Self>;
 
@@ -288,17 +290,18 @@ pub trait GradKernels: Backend {
 }
 
 /// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, l]` and `bias` `[O]`, plus `residual` if there is one:
-/// `[N, H', W', O]`.
+/// `[N, H', W', O]`. Rows `x` `[N, C]` are images of one pixel and give rows. The weight may have any shape, such as that of a
+/// flat parameter: its values count.
 ///
 /// # Panics
 /// Panics if the shapes do not fit, or if k or l is even.
-pub fn conv2d(
-    x: Tensor<4>,
-    weight: Tensor<4>,
+pub fn conv2d<const D: usize, const W: usize>(
+    x: Tensor<D>,
+    weight: Tensor<W>,
     bias: Tensor<1>,
-    residual: Option<Tensor<4>>,
+    residual: Option<Tensor<D>>,
     conv: Conv2d,
-) -> Tensor<4> {
+) -> Tensor<D> {
     let output = check_conv(&x, &weight, &bias, conv);
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(match residual {
@@ -311,19 +314,28 @@ pub fn conv2d(
 }
 
 /// The shape of a convolution's output.
-fn check_conv(x: &Tensor<4>, weight: &Tensor<4>, bias: &Tensor<1>, conv: Conv2d) -> [usize; 4] {
-    let ([n, h, w, c], [o, i, k, l]) = (x.dims(), weight.dims());
-    assert!(i == c && k % 2 == 1 && l % 2 == 1, "a kernel {:?} for an input {:?}", weight.dims(), x.dims());
-    assert_eq!(bias.dims(), [o], "shape of the bias");
-    let [height, width] = conv.output_size([h, w], [k, l]);
-    [n, height, width, o]
+fn check_conv<const D: usize, const W: usize>(
+    x: &Tensor<D>,
+    weight: &Tensor<W>,
+    bias: &Tensor<1>,
+    conv: Conv2d,
+) -> [usize; D] {
+    let (mut dims, [k, l], [o]) = (x.dims(), conv.kernel, bias.dims());
+    assert!(D == 2 || D == 4, "an input of {D} dimensions");
+    let fits = weight.shape().num_elements() == o * dims[D - 1] * k * l;
+    assert!(fits && k % 2 == 1 && l % 2 == 1, "a kernel {k}x{l} {:?} for an input {dims:?}", weight.dims());
+    if D == 4 {
+        [dims[1], dims[2]] = conv.output_size([dims[1], dims[2]]);
+    }
+    dims[D - 1] = o;
+    dims
 }
 
 /// ReLU of a [`conv2d`], without a derivative.
 ///
 /// # Panics
 /// As [`conv2d`].
-pub fn conv2d_relu(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, conv: Conv2d) -> Tensor<4> {
+pub fn conv2d_relu<const W: usize>(x: Tensor<4>, weight: Tensor<W>, bias: Tensor<1>, conv: Conv2d) -> Tensor<4> {
     check_conv(&x, &weight, &bias, conv);
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(<Dispatch as GradKernels>::conv2d_relu(x, weight, bias, conv))
@@ -359,13 +371,13 @@ pub fn group_norm<const D: usize>(
     ))
 }
 
-/// Multi-head self-attention (Vaswani et al., arXiv 1706.03762): `qkv` `[N, T, 3C]` to `[N, T, C]`, with `heads`
+/// Multi-head self-attention (Vaswani et al., arXiv 1706.03762) over all positions: `qkv` `[N, …, 3C]` to `[N, …, C]`, with `heads`
 /// dividing C.
 ///
 /// # Panics
 /// Panics if the channels are not three times a multiple of `heads`.
-pub fn attention(qkv: Tensor<3>, heads: usize, order: HeadOrder) -> Tensor<3> {
-    let [.., width] = qkv.dims();
+pub fn attention<const D: usize>(qkv: Tensor<D>, heads: usize, order: HeadOrder) -> Tensor<D> {
+    let width = qkv.dims()[D - 1];
     assert!(width.is_multiple_of(3 * heads), "{width} channels for {heads} heads of queries, keys and values");
     Tensor::from_dispatch(<Dispatch as Kernels>::self_attention(qkv.into_dispatch(), heads, order))
 }

@@ -125,7 +125,7 @@ impl Classifier {
     /// Logits of an adaptive head's [`features`](Self::features).
     pub(crate) fn logits(&self, p: &Parameters, features: Tensor<2>) -> Option<Tensor<2>> {
         let Head::Adaptive { conv, .. } = &self.head else { return None };
-        Some(conv.forward_rows(p, features))
+        Some(conv.forward(p, features))
     }
 
     /// Logits `[N, classes]` for `x` `[N, C, H, W]` at times `t` `[N]` as the network sees them.
@@ -135,7 +135,7 @@ impl Classifier {
     pub fn forward(&self, p: &Parameters, x: Tensor<4>, t: &[f32], position: Option<RunPosition>) -> Tensor<2> {
         let (h, mut means) = self.encode(p, x, t, position);
         match &self.head {
-            Head::Adaptive { norm, conv } => conv.forward_rows(p, mean_of_positions(norm.forward(p, h))),
+            Head::Adaptive { norm, conv } => conv.forward(p, mean_of_positions(norm.forward(p, h))),
             Head::Attention { norm, positions, qkv, proj, heads } => {
                 let h = norm.forward(p, h);
                 let [n, height, width, c] = h.dims();
@@ -144,18 +144,17 @@ impl Classifier {
                 let h = Tensor::cat(vec![h.clone().mean_dim(1), h], 1);
                 let positions = p.get(*positions, [c, self.config.bottom_size.pow(2) + 1]).swap_dims(0, 1);
                 let h = (h + positions.unsqueeze_dim(0)).reshape([n, 1, pixels + 1, c]);
-                let qkv = qkv.forward(p, h).reshape([n, pixels + 1, 3 * c]);
-                let out = ddpm_kernels::attention(qkv, *heads, HeadOrder::QkvFirst);
-                proj.forward_rows(p, out.slice([0..n, 0..1, 0..c]).reshape([n, c]))
+                let out = ddpm_kernels::attention(qkv.forward(p, h), *heads, HeadOrder::QkvFirst);
+                proj.forward(p, out.slice([0..n, 0..1, 0..1, 0..c]).reshape([n, c]))
             }
             Head::Spatial([first, second]) => {
                 means.push(mean_of_positions(h));
-                second.forward_rows(p, relu(first.forward_rows(p, Tensor::cat(means, 1))))
+                second.forward(p, relu(first.forward(p, Tensor::cat(means, 1))))
             }
             Head::SpatialV2 { first, norm, second } => {
                 means.push(mean_of_positions(h));
-                let hidden = first.forward_rows(p, Tensor::cat(means, 1));
-                second.forward_rows(p, norm.forward_rows(p, hidden))
+                let hidden = first.forward(p, Tensor::cat(means, 1));
+                second.forward(p, norm.forward(p, hidden))
             }
         }
     }

@@ -4,7 +4,7 @@ use super::parameters::{Init, Parameters, Spec};
 use crate::config::{Layout, NORM_GROUPS};
 use burn::tensor::ops::PadMode;
 use burn::tensor::{DType, Tensor};
-use ddpm_kernels::{Dropout, GroupNorm, HeadOrder};
+use ddpm_kernels::{Conv2d, Dropout, GroupNorm, HeadOrder};
 
 /// Collects the parameters of a network as its layers are made.
 #[derive(Default)]
@@ -37,62 +37,56 @@ impl Builder {
 /// A convolution; a linear map is one over a single pixel. The bias follows the weight in the list.
 pub(crate) struct Conv {
     place: usize,
-    shape: [usize; 4],
+    kernel: [usize; 2],
     stride: usize,
 }
 
 impl Conv {
     pub(crate) fn new(b: &mut Builder, name: &str, from: usize, to: usize, kernel: usize) -> Self {
-        let shape = [to, from, kernel, kernel];
-        Self { place: b.affine(name, &shape, false), shape, stride: 1 }
+        let kernel = [kernel; 2];
+        Self { place: b.affine(name, &[to, from, kernel[0], kernel[1]], false), kernel, stride: 1 }
     }
 
     /// A convolution that begins as zero.
     pub(crate) fn zero(b: &mut Builder, name: &str, from: usize, to: usize, kernel: usize) -> Self {
-        let shape = [to, from, kernel, kernel];
-        Self { place: b.affine(name, &shape, true), shape, stride: 1 }
+        let kernel = [kernel; 2];
+        Self { place: b.affine(name, &[to, from, kernel[0], kernel[1]], true), kernel, stride: 1 }
     }
 
     /// A map of the channels of each position: PyTorch's `Conv1d` with kernel 1.
     pub(crate) fn pointwise(b: &mut Builder, name: &str, from: usize, to: usize, zero: bool) -> Self {
-        Self { place: b.affine(name, &[to, from, 1], zero), shape: [to, from, 1, 1], stride: 1 }
+        Self { place: b.affine(name, &[to, from, 1], zero), kernel: [1, 1], stride: 1 }
     }
 
     /// PyTorch's `Linear`.
     pub(crate) fn linear(b: &mut Builder, name: &str, from: usize, to: usize) -> Self {
-        Self { place: b.affine(name, &[to, from], false), shape: [to, from, 1, 1], stride: 1 }
+        Self { place: b.affine(name, &[to, from], false), kernel: [1, 1], stride: 1 }
     }
 
-    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+    /// On images `[N, H, W, C]` or rows `[N, C]`; a row's values do not depend on the others.
+    pub(crate) fn forward<const D: usize>(&self, p: &Parameters, x: Tensor<D>) -> Tensor<D> {
         self.forward_onto(p, x, None)
+    }
+
+    fn settings(&self) -> Conv2d {
+        Conv2d::same(self.kernel, self.stride)
     }
 
     /// The outputs of layers of one input and one kernel size, in turn, as one layer.
     fn forward_joined(layers: &[Self], p: &Parameters, x: Tensor<4>) -> Tensor<4> {
-        let weights = layers.iter().map(|l| p.get(l.place, l.shape)).collect();
-        let biases = layers.iter().map(|l| p.get(l.place + 1, [l.shape[0]])).collect();
-        let conv = ddpm_kernels::Conv2d::same(1);
-        ddpm_kernels::conv2d(x, Tensor::cat(weights, 0), Tensor::cat(biases, 0), None, conv)
+        let joined = |offset: usize| Tensor::cat(layers.iter().map(|l| p.flat(l.place + offset)).collect(), 0);
+        ddpm_kernels::conv2d(x, joined(0), joined(1), None, layers[0].settings())
     }
 
     /// The layer's output plus the residual.
-    fn forward_onto(&self, p: &Parameters, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
-        let weight = p.get(self.place, self.shape);
-        let bias = p.get(self.place + 1, [self.shape[0]]);
-        ddpm_kernels::conv2d(x, weight, bias, residual, ddpm_kernels::Conv2d::same(self.stride))
-    }
-
-    /// On `[N, C]`: through the same kernel, whose rows do not depend on their number.
-    pub(crate) fn forward_rows(&self, p: &Parameters, x: Tensor<2>) -> Tensor<2> {
-        let [n, c] = x.dims();
-        self.forward(p, x.reshape([n, 1, 1, c])).reshape([n, self.shape[0]])
+    fn forward_onto<const D: usize>(&self, p: &Parameters, x: Tensor<D>, residual: Option<Tensor<D>>) -> Tensor<D> {
+        ddpm_kernels::conv2d(x, p.flat(self.place), p.flat(self.place + 1), residual, self.settings())
     }
 }
 
 /// Group normalisation with the reference's 32 groups, then modulation and SiLU where asked.
 pub(crate) struct Norm {
     place: usize,
-    channels: usize,
     silu: bool,
     eps: f32,
 }
@@ -105,29 +99,24 @@ impl Norm {
             Layout::Adm => 1e-5,
             Layout::Ddim => 1e-6,
         };
-        Self { place, channels, silu, eps }
+        Self { place, silu, eps }
     }
 
-    pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
+    /// On `[N, …, C]`.
+    pub(crate) fn forward<const D: usize>(&self, p: &Parameters, x: Tensor<D>) -> Tensor<D> {
         self.forward_modulated(p, x, None, None)
     }
 
-    /// On `[N, C]`.
-    pub(crate) fn forward_rows(&self, p: &Parameters, x: Tensor<2>) -> Tensor<2> {
-        let [n, c] = x.dims();
-        self.forward(p, x.reshape([n, 1, 1, c])).reshape([n, c])
-    }
-
     /// `film` is scale and shift `[N, 2C]`; without it the layer is plain.
-    fn forward_modulated(
+    fn forward_modulated<const D: usize>(
         &self,
         p: &Parameters,
-        x: Tensor<4>,
+        x: Tensor<D>,
         film: Option<Tensor<2>>,
         dropout: Option<Dropout>,
-    ) -> Tensor<4> {
-        let film = film.unwrap_or_else(|| Tensor::zeros([x.dims()[0], 2 * self.channels], &x.device()));
-        let (weight, bias) = (p.get(self.place, [self.channels]), p.get(self.place + 1, [self.channels]));
+    ) -> Tensor<D> {
+        let film = film.unwrap_or_else(|| Tensor::zeros([x.dims()[0], 2 * x.dims()[D - 1]], &x.device()));
+        let (weight, bias) = (p.flat(self.place), p.flat(self.place + 1));
         let norm = GroupNorm { groups: NORM_GROUPS, eps: self.eps, silu: self.silu, dropout };
         ddpm_kernels::group_norm(x, weight, bias, film, norm)
     }
@@ -207,7 +196,7 @@ impl ResBlock {
         let h = self.in_norm.forward(p, x.clone());
         let (h, x) = (scale.apply(h), scale.apply(x));
         let h = self.in_conv.forward(p, h);
-        let embedding = self.embedding.forward_rows(p, context.embedding.clone());
+        let embedding = self.embedding.forward(p, context.embedding.clone());
         let (h, film) = if self.config.scale_shift_norm {
             (h, Some(embedding))
         } else {
@@ -279,14 +268,13 @@ impl AttentionBlock {
     }
 
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor<4>) -> Tensor<4> {
-        let [n, h, w, c] = x.dims();
         let normalised = self.norm.forward(p, x.clone());
         let qkv = match self.qkv.as_slice() {
             [qkv] => qkv.forward(p, normalised),
             layers => Conv::forward_joined(layers, p, normalised),
         };
-        let out = ddpm_kernels::attention(qkv.reshape([n, h * w, 3 * c]), self.heads, self.order);
-        self.proj.forward_onto(p, out.reshape([n, h, w, c]), Some(x))
+        let out = ddpm_kernels::attention(qkv, self.heads, self.order);
+        self.proj.forward_onto(p, out, Some(x))
     }
 }
 

@@ -122,6 +122,11 @@ impl Parameters {
         )
     }
 
+    /// The parameter at a place.
+    pub(crate) fn flat(&self, place: usize) -> Tensor<1> {
+        self.0[place].clone()
+    }
+
     /// The parameter at a place, in its shape.
     pub(crate) fn get<const D: usize>(&self, place: usize, shape: [usize; D]) -> Tensor<D> {
         self.0[place].clone().reshape(shape)

@@ -142,7 +142,7 @@ impl Trunk {
     ) -> Tensor<2> {
         let sines = timestep_embedding(t, config.model_channels, config.layout);
         let sines = Tensor::from_data(TensorData::new(sines, [t.len(), config.model_channels]), device);
-        let embedding = self.time_embed[1].forward_rows(p, silu(self.time_embed[0].forward_rows(p, sines)));
+        let embedding = self.time_embed[1].forward(p, silu(self.time_embed[0].forward(p, sines)));
         assert_eq!(labels.is_some(), self.label_emb.is_some(), "labels if and only if the network has classes");
         let (Some(labels), Some(place)) = (labels, self.label_emb) else { return silu(embedding) };
         let shape = [config.num_classes.unwrap_or(0), 4 * config.model_channels];

@@ -18,7 +18,7 @@ mod winograd;
 use crate::profile::timed;
 use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Pool2d, Resample};
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{Bytes, DType, bf16};
+use burn::tensor::{Bytes, DType, Shape, bf16};
 use burn_flex::{FlexTensor, Layout};
 use bytemuck::Pod;
 use element::Element;
@@ -68,11 +68,21 @@ fn conv_work(pass: &str, g: conv::Geometry, x: &FlexTensor) -> (String, f64) {
     (named(&format!("convolution {k}x{l} {pass} ({})", g.method()), x), g.flop())
 }
 
-fn geometry(conv: Conv2d, x: &[usize], weight: &FlexTensor) -> conv::Geometry {
-    let w = weight.shape();
-    let kernel = [w[2], w[3]];
-    let padding = kernel.map(|k| conv.padding.pixels(k));
-    conv::Geometry { n: x[0], h: x[1], w: x[2], c: x[3], o: w[0], kernel, padding, stride: conv.stride }
+/// Of images `[N, H, W, C]` or rows `[N, C]`.
+fn geometry(conv: Conv2d, x: &Shape, o: usize) -> conv::Geometry {
+    let (c, [h, w]) = if let &[_, h, w, c] = x.as_slice() { (c, [h, w]) } else { (x[1], [1, 1]) };
+    let Conv2d { kernel, stride, .. } = conv;
+    conv::Geometry { n: x[0], h, w, c, o, kernel, padding: kernel.map(|k| conv.padding.pixels(k)), stride }
+}
+
+/// The shape with other sizes than `x` has: of the output of a convolution.
+fn output_shape(x: &Shape, g: conv::Geometry) -> Vec<usize> {
+    if x.num_dims() == 4 { vec![g.n, g.out_h(), g.out_w(), g.o] } else { vec![g.n, g.o] }
+}
+
+/// The last dimension.
+fn channels(x: &FlexTensor) -> usize {
+    x.shape().as_slice().last().copied().unwrap_or(1)
 }
 
 /// Sizes of a normalisation over `[N, …, C]`.
@@ -84,7 +94,8 @@ fn extent(norm: GroupNorm, x: &FlexTensor) -> norm::Extent {
 
 fn attention_extent(qkv: &FlexTensor, heads: usize, order: HeadOrder) -> attention::Extent {
     let shape = qkv.shape();
-    attention::Extent { n: shape[0], t: shape[1], heads, ch: shape[2] / (3 * heads), order }
+    let positions = &shape.as_slice()[1..shape.num_dims() - 1];
+    attention::Extent { n: shape[0], t: positions.iter().product(), heads, ch: channels(qkv) / (3 * heads), order }
 }
 
 fn convolve(
@@ -98,12 +109,11 @@ fn convolve(
     let dtype = x.dtype();
     let (x, weight, bias) = (widen(x), weight.to_contiguous(), bias.to_contiguous());
     let residual = residual.map(widen);
-    let g = geometry(conv, &x.shape().to_vec(), &weight);
+    let g = geometry(conv, &x.shape(), channels(&bias));
     let run = || {
         by_type!(x, E => {
             let epilogue = conv::Epilogue { bias: Some(values(&bias)), residual: residual.as_ref().map(values), relu };
-            let output = [g.n, g.out_h(), g.out_w(), g.o];
-            tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), output)
+            tensor(conv::forward::<E>(g, values(&x), values(&weight), epilogue), output_shape(&x.shape(), g))
         })
     };
     narrow(timed(|| conv_work("forward", g, &x), run), dtype)
@@ -160,17 +170,21 @@ impl Kernels for Flex {
         let dtype = qkv.dtype();
         let qkv = widen(qkv);
         let e = attention_extent(&qkv, heads, order);
-        let run = || by_type!(qkv, E => tensor(attention::forward::<E>(e, values(&qkv)), [e.n, e.t, e.c()]));
+        let mut output = qkv.shape().to_vec();
+        output.iter_mut().last().into_iter().for_each(|c| *c = e.c());
+        let run = || by_type!(qkv, E => tensor(attention::forward::<E>(e, values(&qkv)), output));
         narrow(timed(|| (named("attention forward", &qkv), 2.0 * e.product_flop()), run), dtype)
     }
 }
 
 impl GradKernels for Flex {
-    fn conv2d_input_grad(grad: FlexTensor, weight: FlexTensor, input: [usize; 4], conv: Conv2d) -> FlexTensor {
+    fn conv2d_input_grad(grad: FlexTensor, weight: FlexTensor, input: Shape, conv: Conv2d) -> FlexTensor {
         let dtype = grad.dtype();
         let (grad, weight) = (widen(grad), weight.to_contiguous());
-        let g = geometry(conv, &input, &weight);
-        let run = || by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input));
+        let g = geometry(conv, &input, channels(&grad));
+        let run = || {
+            by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input.to_vec()))
+        };
         narrow(timed(|| conv_work("input gradient", g, &grad), run), dtype)
     }
 
@@ -181,10 +195,10 @@ impl GradKernels for Flex {
         conv: Conv2d,
     ) -> (FlexTensor, FlexTensor) {
         let (x, grad) = (widen(x), widen(grad));
-        let g = geometry(conv, &x.shape().to_vec(), &weight);
+        let g = geometry(conv, &x.shape(), channels(&grad));
         let run = || by_type!(x, E => conv::weight_grad::<E>(g, values(&x), values(&grad)));
-        let (weight, bias) = timed(|| conv_work("weight gradient", g, &x), run);
-        (tensor(weight, [g.o, g.c, g.kernel[0], g.kernel[1]]), tensor(bias, [g.o]))
+        let (dweight, dbias) = timed(|| conv_work("weight gradient", g, &x), run);
+        (tensor(dweight, weight.shape().to_vec()), tensor(dbias, [g.o]))
     }
 
     fn group_norm_forward(
@@ -248,7 +262,9 @@ impl GradKernels for Flex {
         let dtype = qkv.dtype();
         let (grad, qkv) = (widen(grad), widen(qkv));
         let e = attention_extent(&qkv, heads, order);
-        let run = || by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), [e.n, e.t, 3 * e.c()]));
+        let run = || {
+            by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), qkv.shape().to_vec()))
+        };
         narrow(timed(|| (named("attention backward", &qkv), 5.0 * e.product_flop()), run), dtype)
     }
 

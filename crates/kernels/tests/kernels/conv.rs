@@ -169,7 +169,7 @@ fn a_layer_used_twice_sums_its_gradients() {
     let s = Conv::same([1, 4, 3], [2, 2], 3, 1);
     let i = inputs(s, 19);
     let (x, weight, bias) = (tracked(&i.x, s.input()), tracked(&i.weight, s.weight()), tracked(&i.bias, [s.o]));
-    let conv = Conv2d::same(1);
+    let conv = s.settings();
     let y =
         conv2d(conv2d(x.clone(), weight.clone(), bias.clone(), None, conv), weight.clone(), bias.clone(), None, conv);
     let grads = backward(y, &i.w);
@@ -191,7 +191,7 @@ fn views_give_what_their_copies_give() {
     let weight =
         tensor(&read(tensor(&i.weight, s.weight()).swap_dims(0, 3)), [s.k[1], s.c, s.k[0], s.o]).swap_dims(0, 3);
     let bias = tensor(&[&[9.0], &i.bias[..]].concat(), [s.o + 1]).narrow(0, 1, s.o);
-    assert_eq!(read(conv2d(x, weight, bias, None, Conv2d::same(2))), expected);
+    assert_eq!(read(conv2d(x, weight, bias, None, s.settings())), expected);
 }
 
 #[test]
@@ -272,6 +272,6 @@ fn a_kernel_for_other_channels_is_refused() {
         tensor(&[0.0; 54], [2, 3, 3, 3]),
         tensor(&[0.0; 2], [2]),
         None,
-        Conv2d::same(1),
+        Conv2d::same([3, 3], 1),
     );
 }

@@ -7,8 +7,8 @@ use ddpm_math::{Domain, Stream};
 #[test]
 fn a_residual_is_added_and_takes_the_whole_gradient() {
     for (kernel, stride) in [(1, 1), (3, 1), (3, 2)] {
-        let (shape, conv) = ([2, 5, 7, 6], Conv2d::same(stride));
-        let [h, w] = conv.output_size([5, 7], [kernel; 2]);
+        let (shape, conv) = ([2, 5, 7, 6], Conv2d::same([kernel; 2], stride));
+        let [h, w] = conv.output_size([5, 7]);
         let out = [2, h, w, 35];
         let (count, weight_shape) = (out.iter().product(), [35, 6, kernel, kernel]);
         let mut random = Random(7);
@@ -31,7 +31,7 @@ fn a_residual_is_added_and_takes_the_whole_gradient() {
 #[should_panic(expected = "shape of the residual")]
 fn a_residual_of_another_shape_is_refused() {
     let x = || tensor(&[0.0; 8], [1, 2, 2, 2]);
-    let _ = conv2d(x(), tensor(&[0.0; 6], [3, 2, 1, 1]), tensor(&[0.0; 3], [3]), Some(x()), Conv2d::same(1));
+    let _ = conv2d(x(), tensor(&[0.0; 6], [3, 2, 1, 1]), tensor(&[0.0; 3], [3]), Some(x()), Conv2d::same([1, 1], 1));
 }
 
 #[test]

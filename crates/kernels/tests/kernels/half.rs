@@ -58,10 +58,6 @@ impl<const D: usize> Case<D> {
     }
 }
 
-const fn stride(stride: usize) -> Conv2d {
-    Conv2d::same(stride)
-}
-
 #[test]
 fn convolutions() {
     // Odd sizes everywhere: the last cell of two values, tile, panel and block are not full.
@@ -69,38 +65,35 @@ fn convolutions() {
         name: "3x3",
         shape: [3, 7, 9, 37],
         parameters: vec![vec![41, 37, 3, 3], vec![41]],
-        layer: |x, p| conv2d(x, p[0].clone().reshape([41, 37, 3, 3]), p[1].clone(), None, stride(1)),
+        layer: |x, p| conv2d(x, p[0].clone(), p[1].clone(), None, Conv2d::same([3, 3], 1)),
     }
     .check();
     Case {
         name: "3x3 of one pixel and channel",
         shape: [1, 1, 1, 1],
         parameters: vec![vec![1, 1, 3, 3], vec![1]],
-        layer: |x, p| conv2d(x, p[0].clone().reshape([1, 1, 3, 3]), p[1].clone(), None, stride(1)),
+        layer: |x, p| conv2d(x, p[0].clone(), p[1].clone(), None, Conv2d::same([3, 3], 1)),
     }
     .check();
     Case {
         name: "1x1",
         shape: [3, 7, 9, 37],
         parameters: vec![vec![41, 37], vec![41]],
-        layer: |x, p| conv2d(x, p[0].clone().reshape([41, 37, 1, 1]), p[1].clone(), None, stride(1)),
+        layer: |x, p| conv2d(x, p[0].clone(), p[1].clone(), None, Conv2d::same([1, 1], 1)),
     }
     .check();
     Case {
         name: "strided",
         shape: [3, 7, 9, 37],
         parameters: vec![vec![41, 37, 3, 3], vec![41]],
-        layer: |x, p| conv2d(x, p[0].clone().reshape([41, 37, 3, 3]), p[1].clone(), None, stride(2)),
+        layer: |x, p| conv2d(x, p[0].clone(), p[1].clone(), None, Conv2d::same([3, 3], 2)),
     }
     .check();
     Case {
         name: "5x5 onto a residual",
         shape: [2, 6, 5, 12],
         parameters: vec![vec![12, 12, 5, 5], vec![12]],
-        layer: |x, p| {
-            let weight = p[0].clone().reshape([12, 12, 5, 5]);
-            conv2d(x.clone(), weight, p[1].clone(), Some(x), stride(1))
-        },
+        layer: |x, p| conv2d(x.clone(), p[0].clone(), p[1].clone(), Some(x), Conv2d::same([5, 5], 1)),
     }
     .check();
 }
@@ -170,35 +163,36 @@ fn nan_and_infinity_survive() {
     for dtype in [DType::BF16, DType::F16] {
         for bad in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xffff_8001), f32::INFINITY] {
             let x = tensor(&[1.0, bad], [1, 1, 1, 2]).cast(dtype);
-            let y = read(conv2d(x, ones(), tensor(&[0.0; 2], [2]), None, stride(1)).cast(DType::F32));
+            let y = read(conv2d(x, ones(), tensor(&[0.0; 2], [2]), None, Conv2d::same([1, 1], 1)).cast(DType::F32));
             assert!(y.iter().all(|v| !v.is_finite()), "{bad}: {y:?}");
             let x = tensor(&[1.0, 1.0], [1, 1, 1, 2]).cast(dtype);
-            let y = read(conv2d(x, ones(), tensor(&[bad; 2], [2]), None, stride(1)).cast(DType::F32));
+            let y = read(conv2d(x, ones(), tensor(&[bad; 2], [2]), None, Conv2d::same([1, 1], 1)).cast(DType::F32));
             assert!(y.iter().all(|v| v.is_nan() == bad.is_nan() && !v.is_finite()), "bias {bad}: {y:?}");
         }
     }
     // What is too large for f16 becomes infinity, not its largest value.
     let x = tensor(&[300.0, 300.0], [1, 1, 1, 2]).cast(DType::F16);
     let weight = tensor(&[300.0; 4], [2, 2, 1, 1]);
-    let y = read(conv2d(x, weight, tensor(&[0.0; 2], [2]), None, stride(1)).cast(DType::F32));
+    let y = read(conv2d(x, weight, tensor(&[0.0; 2], [2]), None, Conv2d::same([1, 1], 1)).cast(DType::F32));
     assert!(y.iter().all(|v| v.is_infinite()), "{y:?}");
 }
 
 /// Threads keep memory for their next task, which must not see what is in it.
 #[test]
 fn nothing_left_by_an_earlier_call_enters() {
-    let run = |channels: usize, value: f32| {
-        let shape = [2, 6, 6, channels];
-        let x = tracked(&vec![value; 72 * channels], shape);
+    let run = |dtype: DType, channels: usize, value: f32| {
+        let shape = [2, 7, 7, channels];
+        let x = tracked(&vec![value; 98 * channels], shape);
         let weight = tracked(&vec![0.5; channels * channels * 9], [channels, channels, 3, 3]);
         let bias = tracked(&vec![0.0; channels], [channels]);
-        let half = x.clone().cast(DType::BF16);
-        let y = conv2d(half, weight.clone(), bias, None, stride(1)).cast(DType::F32);
-        let grads = backward(y.clone(), &vec![value; 72 * channels]);
+        let y = conv2d(x.clone().cast(dtype), weight.clone(), bias, None, Conv2d::same([3, 3], 1)).cast(DType::F32);
+        let grads = backward(y.clone(), &vec![value; 98 * channels]);
         [read(y), grad(&x, &grads), grad(&weight, &grads)]
     };
     rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread pool").install(|| {
-        assert!(run(64, f32::NAN).iter().flatten().all(|v| v.is_nan()));
-        assert!(run(5, 1.0).iter().flatten().all(|v| v.is_finite()));
+        for dtype in [DType::BF16, DType::F32] {
+            assert!(run(dtype, 64, f32::NAN).iter().flatten().all(|v| v.is_nan()));
+            assert!(run(dtype, 5, 1.0).iter().flatten().all(|v| v.is_finite()));
+        }
     });
 }

@@ -23,7 +23,7 @@ impl Conv {
     }
 
     pub(crate) fn settings(&self) -> Conv2d {
-        Conv2d { stride: self.stride, padding: self.padding }
+        Conv2d { kernel: self.k, stride: self.stride, padding: self.padding }
     }
 
     /// Zeros on each side.
