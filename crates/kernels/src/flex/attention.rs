@@ -10,6 +10,7 @@ use super::element::Element;
 use super::math::exp;
 use super::product::{Left, Panel, panel_columns, product};
 use super::simd::{Simd, each_vector, multiversion};
+use super::transpose::transpose;
 use crate::HeadOrder;
 use rayon::prelude::*;
 
@@ -101,21 +102,27 @@ impl<'a, E: Element> View<'a, E> {
     /// The transpose as a right-hand side: panels of its rows, with cells along the columns.
     fn right_transposed(&self, scratch: &mut Vec<E>) {
         let wide = panel_columns();
-        scratch.clear();
-        scratch.resize(self.rows.next_multiple_of(wide) * self.columns.next_multiple_of(E::STEP), E::default());
-        transpose(self.values, self.stride, self.offset, self.columns, scratch);
+        let deep = self.columns.next_multiple_of(E::STEP);
+        scratch.resize(self.rows.next_multiple_of(wide) * deep, E::default());
+        for (rows, panel) in self.values.chunks(wide * self.stride).zip(scratch.chunks_exact_mut(wide * deep)) {
+            if E::STEP == 1 {
+                let (from, count) = (&rows[self.offset..], rows.len() / self.stride);
+                let to = bytemuck::cast_slice_mut(panel);
+                transpose(bytemuck::cast_slice(from), self.stride, [count, self.columns], to, wide);
+            } else {
+                panel.fill(E::default());
+                pair_columns(rows, self.stride, self.offset, self.columns, panel);
+            }
+        }
     }
 }
 
 multiversion! {
-    fn transpose<S, E: Element>(values: &[E], stride: usize, offset: usize, columns: usize, out: &mut [E]) {
-        let wide = 2 * S::LANES;
-        let panel = wide * columns.next_multiple_of(E::STEP);
-        for (rows, panel) in values.chunks(wide * stride).zip(out.chunks_exact_mut(panel)) {
-            for (r, row) in rows.chunks_exact(stride).enumerate() {
-                for (k, &v) in row[offset..offset + columns].iter().enumerate() {
-                    panel[(k / E::STEP * wide + r) * E::STEP + k % E::STEP] = v;
-                }
+    /// `columns` values from `offset` on of every row of `stride`, as the columns of a panel whose cells go along them.
+    fn pair_columns<S, E: Element>(rows: &[E], stride: usize, offset: usize, columns: usize, panel: &mut [E]) {
+        for (r, row) in rows.chunks_exact(stride).enumerate() {
+            for (k, &v) in row[offset..offset + columns].iter().enumerate() {
+                panel[(k / E::STEP * 2 * S::LANES + r) * E::STEP + k % E::STEP] = v;
             }
         }
     }

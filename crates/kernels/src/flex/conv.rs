@@ -9,6 +9,7 @@ use super::buffer::{Shared, filled, with_scratch};
 use super::element::Element;
 use super::product::{Left, Panel, panel_columns, product};
 use super::simd::{Lanes, Simd, each_vector, multiversion};
+use super::transpose::transpose;
 use super::winograd::{self, Direction};
 use rayon::prelude::*;
 
@@ -170,41 +171,32 @@ fn restore(packed: &[f32], c: usize, taps: usize) -> Vec<f32> {
     weight
 }
 
-/// Rows that [`pack`] turns together.
-const PACKED: usize = 16;
-
-/// A matrix `[depth, columns]` with strides, as panels `[panel][depth / STEP][column][STEP]` with zeros beyond its end.
+/// A matrix `[depth, columns]` with strides, one of which is 1, as panels `[panel][depth / STEP][column][STEP]` with zeros
+/// beyond the depth and anything beyond the last column.
 fn pack<E: Element>(values: &[f32], [depth, columns]: [usize; 2], [depth_stride, column_stride]: [usize; 2]) -> Vec<E> {
     let (wide, deep) = (panel_columns(), depth.next_multiple_of(E::STEP));
     let mut packed = vec![E::default(); columns.next_multiple_of(wide) * deep];
     packed.par_chunks_mut(wide * deep).enumerate().for_each(|(p, panel)| {
         let from = &values[p * wide * column_stride..];
-        pack_panel(from, depth, columns.min((p + 1) * wide) - p * wide, [depth_stride, column_stride], panel);
+        let columns = columns.min((p + 1) * wide) - p * wide;
+        if depth_stride == 1 && E::STEP == 1 {
+            transpose(from, column_stride, [columns, depth], bytemuck::cast_slice_mut(panel), wide);
+        } else {
+            pack_panel(from, [depth, columns], [depth_stride, column_stride], panel);
+        }
     });
     packed
 }
 
 multiversion! {
-    /// One panel of `columns` columns.
-    fn pack_panel<S, E: Element>(from: &[f32], depth: usize, columns: usize, strides: [usize; 2], panel: &mut [E]) {
-        let wide = 2 * S::LANES;
-        let [depth_stride, column_stride] = strides;
-        for (block, panel) in panel.chunks_mut(PACKED * wide).enumerate() {
-            let first = block * PACKED;
-            let count = PACKED.min(depth - first);
-            if column_stride == 1 {
-                for k in 0..count {
-                    let from = &from[(first + k) * depth_stride..][..columns];
-                    let to = panel[k / E::STEP * wide * E::STEP + k % E::STEP..].iter_mut().step_by(E::STEP);
-                    to.zip(from).for_each(|(to, &v)| *to = E::from_f32(v));
-                }
-                continue;
-            }
-            for j in 0..columns {
-                let from = &from[first * depth_stride + j * column_stride..];
-                for k in 0..count {
-                    panel[(k / E::STEP * wide + j) * E::STEP + k % E::STEP] = E::from_f32(from[k * depth_stride]);
-                }
+    /// One panel.
+    fn pack_panel<S, E: Element>(from: &[f32], size: [usize; 2], strides: [usize; 2], panel: &mut [E]) {
+        let ([depth, columns], [depth_stride, column_stride]) = (size, strides);
+        for (cell, panel) in panel.chunks_exact_mut(2 * S::LANES * E::STEP).enumerate() {
+            for k in cell * E::STEP..depth.min((cell + 1) * E::STEP) {
+                let from = from[k * depth_stride..].iter().step_by(column_stride).take(columns);
+                let to = panel[k % E::STEP..].iter_mut().step_by(E::STEP);
+                to.zip(from).for_each(|(to, &v)| *to = E::from_f32(v));
             }
         }
     }

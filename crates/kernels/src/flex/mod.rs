@@ -13,6 +13,7 @@ mod pool;
 mod product;
 mod resample;
 pub(crate) mod simd;
+mod transpose;
 mod winograd;
 
 use crate::profile::timed;

@@ -39,6 +39,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn power_of_two(n: Self::V) -> Self::V;
     /// Per lane, c + the product of two pairs of bf16, the even one in the low half.
     unsafe fn dot_bf16(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Writes the transpose of `LANES` rows of `LANES` values, `stride` apart, to rows `to_stride` apart.
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
     /// Writes pairs of bf16, `even` in the low halves, as `2·LANES` values.
     unsafe fn store_pairs(to: *mut u16, even: Self::V, odd: Self::V);
 }
@@ -162,6 +164,15 @@ impl<const N: usize> Simd for Lanes<N> {
     #[inline(always)]
     unsafe fn dot_bf16(a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
         lanes!(i => mul_add(high(a[i]), high(b[i]), mul_add(low(a[i]), low(b[i]), c[i])))
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..N {
+            for j in 0..N {
+                // SAFETY: the caller's pointers are valid for N rows.
+                unsafe { to.add(j * to_stride + i).write(from.add(i * stride + j).read()) };
+            }
+        }
     }
     #[inline(always)]
     unsafe fn store_pairs(to: *mut u16, even: [f32; N], odd: [f32; N]) {
@@ -299,6 +310,34 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            // SAFETY: as `splat`.
+            unsafe {
+                let mut rows = [_mm256_setzero_ps(); 8];
+                for i in 0..8 {
+                    rows[i] = _mm256_loadu_ps(from.add(i * stride));
+                }
+                // Squares of two, then of four, then of eight.
+                let mut twos = rows;
+                for i in [0, 2, 4, 6] {
+                    twos[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+                    twos[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+                }
+                let mut fours = rows;
+                for i in [0, 4] {
+                    fours[i] = _mm256_shuffle_ps::<0x44>(twos[i], twos[i + 2]);
+                    fours[i + 1] = _mm256_shuffle_ps::<0xee>(twos[i], twos[i + 2]);
+                    fours[i + 2] = _mm256_shuffle_ps::<0x44>(twos[i + 1], twos[i + 3]);
+                    fours[i + 3] = _mm256_shuffle_ps::<0xee>(twos[i + 1], twos[i + 3]);
+                }
+                for i in 0..4 {
+                    let (low, high) = (fours[i], fours[i + 4]);
+                    _mm256_storeu_ps(to.add(i * to_stride), _mm256_permute2f128_ps::<0x20>(low, high));
+                    _mm256_storeu_ps(to.add((i + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(low, high));
+                }
+            }
+        }
+        #[inline(always)]
         unsafe fn store_pairs(to: *mut u16, even: __m256, odd: __m256) {
             // SAFETY: as `splat`.
             unsafe {
@@ -382,6 +421,39 @@ mod x86 {
             unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
                 // SAFETY: as `splat`.
                 unsafe { _mm512_fmadd_ps(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+                // SAFETY: as `splat`.
+                unsafe {
+                    let mut rows = [_mm512_setzero_ps(); 16];
+                    for i in 0..16 {
+                        rows[i] = _mm512_loadu_ps(from.add(i * stride));
+                    }
+                    // Squares of two, then of four, inside quarters of the vectors.
+                    let mut twos = rows;
+                    for i in [0, 2, 4, 6, 8, 10, 12, 14] {
+                        twos[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+                        twos[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+                    }
+                    let mut fours = rows;
+                    for i in [0, 4, 8, 12] {
+                        fours[i] = _mm512_shuffle_ps::<0x44>(twos[i], twos[i + 2]);
+                        fours[i + 1] = _mm512_shuffle_ps::<0xee>(twos[i], twos[i + 2]);
+                        fours[i + 2] = _mm512_shuffle_ps::<0x44>(twos[i + 1], twos[i + 3]);
+                        fours[i + 3] = _mm512_shuffle_ps::<0xee>(twos[i + 1], twos[i + 3]);
+                    }
+                    // Quarters of four vectors: the even ones, the odd ones, of both the even and the odd.
+                    for i in 0..4 {
+                        let (a, b, c, d) = (fours[i], fours[i + 4], fours[i + 8], fours[i + 12]);
+                        let (even_ab, odd_ab) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                        let (even_cd, odd_cd) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                        _mm512_storeu_ps(to.add(i * to_stride), _mm512_shuffle_f32x4::<0x88>(even_ab, even_cd));
+                        _mm512_storeu_ps(to.add((i + 4) * to_stride), _mm512_shuffle_f32x4::<0x88>(odd_ab, odd_cd));
+                        _mm512_storeu_ps(to.add((i + 8) * to_stride), _mm512_shuffle_f32x4::<0xdd>(even_ab, even_cd));
+                        _mm512_storeu_ps(to.add((i + 12) * to_stride), _mm512_shuffle_f32x4::<0xdd>(odd_ab, odd_cd));
+                    }
+                }
             }
             #[inline(always)]
             unsafe fn max(a: __m512, b: __m512) -> __m512 {
