@@ -39,6 +39,30 @@ impl<B: Kernels + GradKernels, const N: usize> Backward<B, N> for Conv2dBackward
     }
 }
 
+/// Parents: input, weight, bias and perhaps scale and shift.
+#[derive(Debug)]
+struct GroupNormBackward;
+
+impl<B: Kernels + GradKernels, const N: usize> Backward<B, N> for GroupNormBackward {
+    type State = ([NodeId; N], FloatTensor<B>, GroupNorm);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let (inputs, statistics, norm) = ops.state;
+        let grad = grads.consume::<B>(&ops.node);
+        let mut inputs = inputs.into_iter().map(|input| saved.retrieve_node_output::<FloatTensor<B>>(input));
+        let mut next = || inputs.next().expect("as many inputs as parents");
+        let (x, weight, bias) = (next(), next(), next());
+        let (dx, dweight, dbias, dfilm) =
+            B::group_norm_grads(grad, x, statistics, weight, bias, inputs.next(), norm);
+        let all = [Some(dx), Some(dweight), Some(dbias), dfilm];
+        for (node, grad) in ops.parents.into_iter().zip(all) {
+            if let (Some(node), Some(grad)) = (node, grad) {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
 impl<B: Kernels + GradKernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn conv2d_nhwc(
         x: FloatTensor<Self>,
@@ -85,33 +109,37 @@ impl<B: Kernels + GradKernels, C: CheckpointStrategy> Kernels for Autodiff<B, C>
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        film: FloatTensor<Self>,
         norm: GroupNorm,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct GroupNormBackward;
-        impl<B: Kernels + GradKernels> Backward<B, 4> for GroupNormBackward {
-            type State = ([NodeId; 4], FloatTensor<B>, GroupNorm);
-            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, saved: &mut Checkpointer) {
-                let ([x, weight, bias, film], statistics, norm) = ops.state;
-                let grad = grads.consume::<B>(&ops.node);
-                let x: FloatTensor<B> = saved.retrieve_node_output(x);
-                let weight: FloatTensor<B> = saved.retrieve_node_output(weight);
-                let bias: FloatTensor<B> = saved.retrieve_node_output(bias);
-                let film: FloatTensor<B> = saved.retrieve_node_output(film);
-                let (dx, dweight, dbias, dfilm) = B::group_norm_grads(grad, x, statistics, weight, bias, film, norm);
-                for (node, grad) in ops.parents.into_iter().zip([dx, dweight, dbias, dfilm]) {
-                    if let Some(node) = node {
-                        grads.register::<B>(node.id, grad);
-                    }
-                }
-            }
-        }
         let (y, statistics) = B::group_norm_forward(
             x.primitive().clone(),
             weight.primitive().clone(),
             bias.primitive().clone(),
-            film.primitive().clone(),
+            None,
+            norm,
+        );
+        let nodes = [x.node(), weight.node(), bias.node()];
+        match GroupNormBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&x, &weight, &bias].map(|input| prep.checkpoint(input));
+                prep.finish((inputs, statistics, norm), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn group_norm_film(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        film: FloatTensor<Self>,
+        norm: GroupNorm,
+    ) -> FloatTensor<Self> {
+        let (y, statistics) = B::group_norm_forward(
+            x.primitive().clone(),
+            weight.primitive().clone(),
+            bias.primitive().clone(),
+            Some(film.primitive().clone()),
             norm,
         );
         let nodes = [x.node(), weight.node(), bias.node(), film.node()];

@@ -197,6 +197,14 @@ pub trait Kernels: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        norm: GroupNorm,
+    ) -> FloatTensor<Self>;
+
+    /// See [`group_norm`].
+    fn group_norm_film(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         film: FloatTensor<Self>,
         norm: GroupNorm,
     ) -> FloatTensor<Self>;
@@ -211,9 +219,7 @@ pub trait Kernels: Backend {
     fn self_attention(qkv: FloatTensor<Self>, heads: usize, order: HeadOrder) -> FloatTensor<Self>;
 }
 
-/// The operations without a derivative, per backend: the parts of the backward passes, the optimizer's updates, and what
-/// only networks that measure do.
-#[backend_extension(Flex)]
+/// The parts of the differentiable operations' passes, on the backend beneath autodiff.
 pub trait GradKernels: Backend {
     /// Gradient of a convolution's input of that shape, from that of its output.
     fn conv2d_input_grad(
@@ -236,20 +242,20 @@ pub trait GradKernels: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        film: FloatTensor<Self>,
+        film: Option<FloatTensor<Self>>,
         norm: GroupNorm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Gradients of `x`, `weight`, `bias` and `film`.
+    /// Gradients of `x`, `weight`, `bias` and, where there is one, `film`.
     fn group_norm_grads(
         grad: FloatTensor<Self>,
         x: FloatTensor<Self>,
         statistics: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        film: FloatTensor<Self>,
+        film: Option<FloatTensor<Self>>,
         norm: GroupNorm,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, Option<FloatTensor<Self>>);
 
     /// The channels `from .. from + count` of `[N, H, W, C]`.
     fn take_channels(x: FloatTensor<Self>, from: usize, count: usize) -> FloatTensor<Self>;
@@ -261,7 +267,11 @@ pub trait GradKernels: Backend {
         heads: usize,
         order: HeadOrder,
     ) -> FloatTensor<Self>;
+}
 
+/// The operations without a derivative, per backend: the optimizer's updates, and what only networks that measure do.
+#[backend_extension(Flex)]
+pub trait PlainKernels: Backend {
     /// See [`adamw`].
     fn adamw(
         param: FloatTensor<Self>,
@@ -338,15 +348,15 @@ fn check_conv<const D: usize, const W: usize>(
 pub fn conv2d_relu<const W: usize>(x: Tensor<4>, weight: Tensor<W>, bias: Tensor<1>, conv: Conv2d) -> Tensor<4> {
     check_conv(&x, &weight, &bias, conv);
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as GradKernels>::conv2d_relu(x, weight, bias, conv))
+    Tensor::from_dispatch(<Dispatch as PlainKernels>::conv2d_relu(x, weight, bias, conv))
 }
 
 /// Pooling of `x` `[N, H, W, C]` over 3x3 windows, without a derivative: `[N, H', W', C]`.
 pub fn pool(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as GradKernels>::pool(x.into_dispatch(), pool))
+    Tensor::from_dispatch(<Dispatch as PlainKernels>::pool(x.into_dispatch(), pool))
 }
 
-/// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then
+/// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then, if there is one,
 /// `·(1 + scale) + shift` from `film` `[N, 2C]` (scale before shift), then SiLU and dropout if `norm` says so.
 ///
 /// # Panics
@@ -355,20 +365,20 @@ pub fn group_norm<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,
     bias: Tensor<1>,
-    film: Tensor<2>,
+    film: Option<Tensor<2>>,
     norm: GroupNorm,
 ) -> Tensor<D> {
     let (n, c) = (x.dims()[0], x.dims()[D - 1]);
     assert!(c.is_multiple_of(norm.groups), "{} groups do not divide {c} channels", norm.groups);
     assert_eq!((weight.dims(), bias.dims()), ([c], [c]), "shapes of weight and bias");
-    assert_eq!(film.dims(), [n, 2 * c], "shape of scale and shift");
-    Tensor::from_dispatch(<Dispatch as Kernels>::group_norm(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-        bias.into_dispatch(),
-        film.into_dispatch(),
-        norm,
-    ))
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(match film {
+        None => <Dispatch as Kernels>::group_norm(x, weight, bias, norm),
+        Some(film) => {
+            assert_eq!(film.dims(), [n, 2 * c], "shape of scale and shift");
+            <Dispatch as Kernels>::group_norm_film(x, weight, bias, film.into_dispatch(), norm)
+        }
+    })
 }
 
 /// Multi-head self-attention (Vaswani et al., arXiv 1706.03762) over all positions: `qkv` `[N, …, 3C]` to `[N, …, C]`, with `heads`
@@ -418,7 +428,7 @@ pub fn adamw(
     adamw: AdamW,
 ) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
     assert_eq!([grad.dims(), m.dims(), v.dims()], [param.dims(); 3], "lengths of gradient and moments");
-    let (param, m, v) = <Dispatch as GradKernels>::adamw(
+    let (param, m, v) = <Dispatch as PlainKernels>::adamw(
         param.into_dispatch(),
         grad.into_dispatch(),
         m.into_dispatch(),
@@ -434,10 +444,10 @@ pub fn adamw(
 /// Panics if the lengths differ.
 pub fn ema(target: Tensor<1>, source: Tensor<1>, rate: f64) -> Tensor<1> {
     assert_eq!(target.dims(), source.dims(), "lengths of target and source");
-    Tensor::from_dispatch(<Dispatch as GradKernels>::ema(target.into_dispatch(), source.into_dispatch(), rate))
+    Tensor::from_dispatch(<Dispatch as PlainKernels>::ema(target.into_dispatch(), source.into_dispatch(), rate))
 }
 
 /// Σ x² as a tensor of one value.
 pub fn sum_squares(x: Tensor<1>) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as GradKernels>::sum_squares(x.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as PlainKernels>::sum_squares(x.into_dispatch()))
 }

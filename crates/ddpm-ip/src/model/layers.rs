@@ -115,7 +115,6 @@ impl Norm {
         film: Option<Tensor<2>>,
         dropout: Option<Dropout>,
     ) -> Tensor<D> {
-        let film = film.unwrap_or_else(|| Tensor::zeros([x.dims()[0], 2 * x.dims()[D - 1]], &x.device()));
         let (weight, bias) = (p.flat(self.place), p.flat(self.place + 1));
         let norm = GroupNorm { groups: NORM_GROUPS, eps: self.eps, silu: self.silu, dropout };
         ddpm_kernels::group_norm(x, weight, bias, film, norm)

@@ -17,7 +17,7 @@ mod transpose;
 mod winograd;
 
 use crate::profile::timed;
-use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, Pool2d, Resample};
+use crate::{AdamW, Conv2d, GradKernels, GroupNorm, HeadOrder, Kernels, PlainKernels, Pool2d, Resample};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape, bf16};
 use burn_flex::{FlexTensor, Layout};
@@ -135,14 +135,18 @@ impl Kernels for Flex {
         convolve(x, weight, bias, Some(residual), false, conv)
     }
 
-    fn group_norm(
+    fn group_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, norm: GroupNorm) -> FlexTensor {
+        Self::group_norm_forward(x, weight, bias, None, norm).0
+    }
+
+    fn group_norm_film(
         x: FlexTensor,
         weight: FlexTensor,
         bias: FlexTensor,
         film: FlexTensor,
         norm: GroupNorm,
     ) -> FlexTensor {
-        Self::group_norm_forward(x, weight, bias, film, norm).0
+        Self::group_norm_forward(x, weight, bias, Some(film), norm).0
     }
 
     fn resample(x: FlexTensor, to: Resample, scale: f32) -> FlexTensor {
@@ -206,13 +210,14 @@ impl GradKernels for Flex {
         x: FlexTensor,
         weight: FlexTensor,
         bias: FlexTensor,
-        film: FlexTensor,
+        film: Option<FlexTensor>,
         norm: GroupNorm,
     ) -> (FlexTensor, FlexTensor) {
         let dtype = x.dtype();
-        let [x, weight, bias, film] = [x, weight, bias, film].map(widen);
+        let ([x, weight, bias], film) = ([x, weight, bias].map(widen), film.map(widen));
         let e = extent(norm, &x);
-        let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
+        let film = film.as_ref().map(values);
+        let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film };
         let run = || {
             by_type!(x, E => {
                 let (y, statistics) = norm::forward::<E>(e, values(&x), affine);
@@ -229,13 +234,15 @@ impl GradKernels for Flex {
         statistics: FlexTensor,
         weight: FlexTensor,
         bias: FlexTensor,
-        film: FlexTensor,
+        film: Option<FlexTensor>,
         norm: GroupNorm,
-    ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+    ) -> (FlexTensor, FlexTensor, FlexTensor, Option<FlexTensor>) {
         let dtype = x.dtype();
-        let [grad, x, statistics, weight, bias, film] = [grad, x, statistics, weight, bias, film].map(widen);
+        let ([grad, x, statistics, weight, bias], film) =
+            ([grad, x, statistics, weight, bias].map(widen), film.map(widen));
         let e = extent(norm, &x);
-        let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film: values(&film) };
+        let film = film.as_ref().map(values);
+        let affine = norm::Affine { weight: values(&weight), bias: values(&bias), film };
         let run = || {
             by_type!(x, E => {
                 let g = norm::backward::<E>(e, values(&grad), values(&x), values(&statistics), affine);
@@ -243,7 +250,7 @@ impl GradKernels for Flex {
                     tensor(g.x, x.shape().to_vec()),
                     tensor(g.weight, [e.c]),
                     tensor(g.bias, [e.c]),
-                    tensor(g.film, [e.n, 2 * e.c]),
+                    film.map(|_| tensor(g.film, [e.n, 2 * e.c])),
                 )
             })
         };
@@ -268,7 +275,9 @@ impl GradKernels for Flex {
         };
         narrow(timed(|| (named("attention backward", &qkv), 5.0 * e.product_flop()), run), dtype)
     }
+}
 
+impl PlainKernels for Flex {
     fn adamw(
         param: FlexTensor,
         grad: FlexTensor,

@@ -73,7 +73,17 @@ pub(crate) struct Affine<'a> {
     /// `[C]`.
     pub(crate) bias: &'a [f32],
     /// Scale, then shift: `[N, 2C]`.
-    pub(crate) film: &'a [f32],
+    pub(crate) film: Option<&'a [f32]>,
+}
+
+impl<'a> Affine<'a> {
+    /// Scale and shift of an image with `c` channels.
+    fn of(&self, image: usize, c: usize) -> Option<[&'a [f32]; 2]> {
+        self.film.map(|film| {
+            let (scale, shift) = film[image * 2 * c..][..2 * c].split_at(c);
+            [scale, shift]
+        })
+    }
 }
 
 /// `N` rows of `c` values.
@@ -84,33 +94,40 @@ fn rows<const N: usize>(values: &mut [f32], c: usize) -> [&mut [f32]; N] {
 
 multiversion! {
     /// Per channel of one image: the slope and offset that take x straight to the activation's input.
-    fn slopes<S>(affine: Affine<'_>, stats: &[f32], film: &[f32], slope: &mut [f32], offset: &mut [f32]) {
+    fn slopes<S>(affine: Affine<'_>, image: usize, stats: &[f32], slope: &mut [f32], offset: &mut [f32]) {
         let c = slope.len();
         let (mean, rstd) = (&stats[..c], &stats[c..][..c]);
-        let (scale, shift) = (&film[..c], &film[c..][..c]);
         let (weight, bias, offset) = (&affine.weight[..c], &affine.bias[..c], &mut offset[..c]);
+        slope.copy_from_slice(weight);
+        offset.copy_from_slice(bias);
+        if let Some([scale, shift]) = affine.of(image, c) {
+            for i in 0..c {
+                slope[i] *= 1.0 + scale[i];
+                offset[i] = offset[i] * (1.0 + scale[i]) + shift[i];
+            }
+        }
         for i in 0..c {
-            let (a, b) = (weight[i] * (1.0 + scale[i]), bias[i] * (1.0 + scale[i]) + shift[i]);
-            slope[i] = rstd[i] * a;
-            offset[i] = b - mean[i] * rstd[i] * a;
+            slope[i] *= rstd[i];
+            offset[i] -= mean[i] * slope[i];
         }
     }
 }
 
 /// The layer's output, shaped as `x`, and the statistics `[N, 2, C]` that the backward pass needs.
 pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>, Vec<f32>) {
-    assert_eq!((x.len(), affine.film.len()), (e.n * e.image(), e.n * 2 * e.c), "values of other sizes");
+    assert_eq!(x.len(), e.n * e.image(), "values of another size");
+    assert!(affine.film.is_none_or(|film| film.len() == e.n * 2 * e.c), "scale and shift of another size");
     let mut stats = vec![0.0; e.n * 2 * e.c];
     let write = |out: Shared<E>| {
         stats
             .par_chunks_mut(2 * e.c)
-            .zip(x.par_chunks(e.image()).zip(affine.film.par_chunks(2 * e.c)))
+            .zip(x.par_chunks(e.image()))
             .enumerate()
-            .for_each(|(i, (stats, (x, film)))| {
+            .for_each(|(i, (stats, x))| {
                 with_scratch(3 * e.c, |work| {
                     let [partial, slope, offset] = rows(work, e.c);
                     e.statistics(x, stats, partial);
-                    slopes(affine, stats, film, slope, offset);
+                    slopes(affine, i, stats, slope, offset);
                     let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
                     for (chunk, x) in x.chunks(e.chunk()).enumerate() {
                         let at = i * e.image() + chunk * e.chunk();
@@ -406,6 +423,7 @@ pub(crate) struct Grads<E> {
     pub(crate) x: Vec<E>,
     pub(crate) weight: Vec<f32>,
     pub(crate) bias: Vec<f32>,
+    /// Empty where there is none.
     pub(crate) film: Vec<f32>,
 }
 
@@ -414,25 +432,23 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
     let c = e.c;
     let Affine { weight, bias, film } = affine;
     let (image, pair) = (e.n * e.image(), e.n * 2 * c);
-    assert_eq!([x.len(), grad.len(), stats.len(), film.len()], [image, image, pair, pair], "values of other sizes");
-    let mut dfilm = vec![0.0; film.len()];
+    assert_eq!([x.len(), grad.len(), stats.len()], [image, image, pair], "values of other sizes");
+    assert!(film.is_none_or(|film| film.len() == pair), "scale and shift of another size");
     // Per image and channel: Σ du and Σ du·x̂, from which the parameters' gradients follow.
-    let mut sums = vec![0.0f32; e.n * 2 * c];
+    let mut sums = vec![0.0f32; pair];
     let write = |dx: Shared<E>| {
-        dfilm
-            .par_chunks_mut(2 * c)
-            .zip(sums.par_chunks_mut(2 * c))
+        sums.par_chunks_mut(2 * c)
             .zip(grad.par_chunks(e.image()).zip(x.par_chunks(e.image())))
-            .zip(stats.par_chunks(2 * c).zip(film.par_chunks(2 * c)))
+            .zip(stats.par_chunks(2 * c))
             .enumerate()
-            .for_each(|(i, (((dfilm, sums), (grad, x)), (stats, film)))| {
+            .for_each(|(i, ((sums, (grad, x)), stats))| {
                 let (mean, rstd) = stats.split_at(c);
                 let (du_sum, dux_sum) = sums.split_at_mut(c);
                 let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
                 with_scratch(4 * c + e.image(), |work| {
                     let (work, du) = work.split_at_mut(4 * c);
                     let [slope, offset, m1, m2] = rows(work, c);
-                    slopes(affine, stats, film, slope, offset);
+                    slopes(affine, i, stats, slope, offset);
                     let channels = Channels { mean, rstd, slope, offset };
                     let chunks = du.chunks_mut(e.chunk()).zip(grad.chunks(e.chunk())).zip(x.chunks(e.chunk()));
                     for ((du, grad), x) in chunks {
@@ -441,9 +457,11 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
                     }
                     with_scratch(c, |scaled: &mut [f64]| {
                         for (sums, means) in [(&*du_sum, &mut *m1), (&*dux_sum, &mut *m2)] {
-                            let values = sums.iter().zip(weight).zip(film);
-                            for (scaled, ((s, w), scale)) in scaled.iter_mut().zip(values) {
-                                *scaled = f64::from(s * (w * (1.0 + scale)));
+                            for (scaled, (s, w)) in scaled.iter_mut().zip(sums.iter().zip(weight)) {
+                                *scaled = f64::from(s * w);
+                            }
+                            if let Some([scale, _]) = affine.of(i, c) {
+                                scaled.iter_mut().zip(scale).for_each(|(s, &scale)| *s *= f64::from(1.0 + scale));
                             }
                             e.group_means(scaled, means);
                         }
@@ -452,20 +470,25 @@ pub(crate) fn backward<E: Element>(e: Extent, grad: &[E], x: &[E], stats: &[f32]
                         input_grad(&dx, i * e.image() + chunk * e.chunk(), du, x, channels, m1, m2);
                     }
                 });
-                for i in 0..c {
-                    dfilm[i] = weight[i] * dux_sum[i] + bias[i] * du_sum[i];
-                    dfilm[c + i] = du_sum[i];
-                }
             });
     };
     // SAFETY: every value of `x` lies in one image, and `input_grad` writes the gradient at its place.
     let dx = unsafe { filled(x.len(), write) };
-    let mut dweight = vec![0.0; c];
-    let mut dbias = vec![0.0; c];
-    for (sums, film) in sums.chunks_exact(2 * c).zip(film.chunks_exact(2 * c)) {
-        for i in 0..c {
-            dweight[i] += (1.0 + film[i]) * sums[c + i];
-            dbias[i] += (1.0 + film[i]) * sums[i];
+    let (mut dweight, mut dbias) = (vec![0.0; c], vec![0.0; c]);
+    let mut dfilm = vec![0.0; if film.is_some() { pair } else { 0 }];
+    for (i, sums) in sums.chunks_exact(2 * c).enumerate() {
+        let (du, dux) = sums.split_at(c);
+        let Some([scale, _]) = affine.of(i, c) else {
+            dweight.iter_mut().zip(dux).for_each(|(d, s)| *d += s);
+            dbias.iter_mut().zip(du).for_each(|(d, s)| *d += s);
+            continue;
+        };
+        let (dscale, dshift) = dfilm[i * 2 * c..][..2 * c].split_at_mut(c);
+        for j in 0..c {
+            dweight[j] += (1.0 + scale[j]) * dux[j];
+            dbias[j] += (1.0 + scale[j]) * du[j];
+            dscale[j] = weight[j] * dux[j] + bias[j] * du[j];
+            dshift[j] = du[j];
         }
     }
     Grads { x: dx, weight: dweight, bias: dbias, film: dfilm }

@@ -61,7 +61,7 @@ fn normalised(first: usize, dropout: Option<Dropout>, w: &[f32]) -> (Vec<f32>, V
     let (weight, bias) = (weight.to_device(&autodiff), bias.to_device(&autodiff));
     let film = untracked(&vec![0.5; (n - first) * 2 * c], [n - first, 2 * c]);
     let norm = GroupNorm { groups: 4, eps: 1e-5, silu: true, dropout };
-    let y = group_norm(x.clone(), weight, bias, film, norm);
+    let y = group_norm(x.clone(), weight, bias, Some(film), norm);
     let grads = backward(y.clone(), &w[first * image..]);
     (read(y), grad(&x, &grads))
 }

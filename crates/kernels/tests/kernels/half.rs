@@ -113,7 +113,7 @@ fn group_norms() {
 
 fn normalise(x: Tensor<4>, p: &[Tensor<1>], silu: bool) -> Tensor<4> {
     let norm = GroupNorm { groups: 6, eps: 1e-5, silu, dropout: None };
-    group_norm(x, p[0].clone(), p[1].clone(), p[2].clone().reshape([3, 72]), norm)
+    group_norm(x, p[0].clone(), p[1].clone(), Some(p[2].clone().reshape([3, 72])), norm)
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn forward(s: Norm, i: &[Vec<f32>]) -> Vec<f32> {
         tensor(&i[0], [s.n, s.pixels, s.c]),
         tensor(&i[1], [s.c]),
         tensor(&i[2], [s.c]),
-        tensor(&i[3], [s.n, 2 * s.c]),
+        Some(tensor(&i[3], [s.n, 2 * s.c])),
         settings(s),
     );
     assert_eq!(y.dims(), [s.n, s.pixels, s.c]);
@@ -38,7 +38,7 @@ fn forward(s: Norm, i: &[Vec<f32>]) -> Vec<f32> {
 fn gradients(s: Norm, i: &[Vec<f32>], w: &[f32]) -> Vec<Vec<f32>> {
     let x = tracked(&i[0], [s.n, s.pixels, s.c]);
     let (weight, bias, film) = (tracked(&i[1], [s.c]), tracked(&i[2], [s.c]), tracked(&i[3], [s.n, 2 * s.c]));
-    let y = group_norm(x.clone(), weight.clone(), bias.clone(), film.clone(), settings(s));
+    let y = group_norm(x.clone(), weight.clone(), bias.clone(), Some(film.clone()), settings(s));
     let grads = backward(y, w);
     vec![grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads), grad(&film, &grads)]
 }
@@ -115,19 +115,36 @@ fn results_do_not_depend_on_the_threads() {
     });
 }
 
+/// Without scale and shift the layer is that with zeros.
+#[test]
+fn a_plain_layer_is_one_that_is_not_modulated() {
+    for silu in [false, true] {
+        let s = Norm { n: 3, pixels: 21, c: 36, groups: 6, eps: 1e-5, silu };
+        let mut i = inputs(s, 13);
+        i[3].fill(0.0);
+        let w = Random(14).values(i[0].len());
+        let (x, weight, bias) = (tracked(&i[0], [3, 21, 36]), tracked(&i[1], [36]), tracked(&i[2], [36]));
+        let y = group_norm(x.clone(), weight.clone(), bias.clone(), None, settings(s));
+        assert_eq!(read(y.clone()), forward(s, &i));
+        let grads = backward(y, &w);
+        let found = [grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads)];
+        assert_eq!(found[..], gradients(s, &i, &w)[..3]);
+    }
+}
+
 #[test]
 fn any_number_of_dimensions_is_normalised_alike() {
     let s = Norm { n: 2, pixels: 15, c: 6, groups: 3, eps: 1e-5, silu: true };
     let i = inputs(s, 7);
     let [weight, bias] = [1, 2].map(|p| tensor(&i[p], [s.c]));
-    let y = group_norm(tensor(&i[0], [2, 3, 5, 6]), weight, bias, tensor(&i[3], [2, 12]), settings(s));
+    let y = group_norm(tensor(&i[0], [2, 3, 5, 6]), weight, bias, Some(tensor(&i[3], [2, 12])), settings(s));
     assert_eq!(y.dims(), [2, 3, 5, 6]);
     assert_eq!(read(y), forward(s, &i));
     let s = Norm { n: 2, pixels: 1, ..s };
     let i = inputs(s, 8);
     let [weight, bias] = [1, 2].map(|p| tensor(&i[p], [s.c]));
     assert_eq!(
-        read(group_norm(tensor(&i[0], [2, 6]), weight, bias, tensor(&i[3], [2, 12]), settings(s))),
+        read(group_norm(tensor(&i[0], [2, 6]), weight, bias, Some(tensor(&i[3], [2, 12])), settings(s))),
         forward(s, &i)
     );
 }
@@ -139,7 +156,7 @@ fn views_give_what_their_copies_give() {
     let x = tensor(&read(tensor(&i[0], [2, 7, 6]).swap_dims(1, 2)), [2, 6, 7]).swap_dims(1, 2);
     let joined = tensor(&[&i[1][..], &i[2]].concat(), [12]);
     let film = tensor(&[&[5.0; 12], &i[3][..]].concat(), [3, 12]).narrow(0, 1, 2);
-    let y = group_norm(x, joined.clone().narrow(0, 0, 6), joined.narrow(0, 6, 6), film, settings(s));
+    let y = group_norm(x, joined.clone().narrow(0, 0, 6), joined.narrow(0, 6, 6), Some(film), settings(s));
     assert_eq!(read(y), forward(s, &i));
 }
 
@@ -230,5 +247,5 @@ fn an_empty_batch_gives_an_empty_batch() {
 fn modulation_of_another_batch_is_refused() {
     let norm = GroupNorm { groups: 1, eps: 1e-5, silu: false, dropout: None };
     let (weight, bias) = (tensor(&[1.0; 3], [3]), tensor(&[0.0; 3], [3]));
-    let _ = group_norm(tensor(&[0.0; 6], [2, 1, 3]), weight, bias, tensor(&[0.0; 6], [1, 6]), norm);
+    let _ = group_norm(tensor(&[0.0; 6], [2, 1, 3]), weight, bias, Some(tensor(&[0.0; 6], [1, 6])), norm);
 }
