@@ -52,8 +52,7 @@ impl<B: Kernels + GradKernels, const N: usize> Backward<B, N> for GroupNormBackw
         let mut inputs = inputs.into_iter().map(|input| saved.retrieve_node_output::<FloatTensor<B>>(input));
         let mut next = || inputs.next().expect("as many inputs as parents");
         let (x, weight, bias) = (next(), next(), next());
-        let (dx, dweight, dbias, dfilm) =
-            B::group_norm_grads(grad, x, statistics, weight, bias, inputs.next(), norm);
+        let (dx, dweight, dbias, dfilm) = B::group_norm_grads(grad, x, statistics, weight, bias, inputs.next(), norm);
         let all = [Some(dx), Some(dweight), Some(dbias), dfilm];
         for (node, grad) in ops.parents.into_iter().zip(all) {
             if let (Some(node), Some(grad)) = (node, grad) {

@@ -9,14 +9,23 @@ pub const ISA_VARIABLE: &str = "DDPM_IP_ISA";
 /// An instruction set that the kernels are compiled for, from the plainest to the fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every processor of the architecture has; on 64-bit ARM that includes NEON.
+    /// What every processor of the architecture has, as the compiler finds it.
     Portable,
+    /// 128-bit vectors of 64-bit ARM, in pairs.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// 256-bit vectors with fused multiply-add.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 512-bit vectors (F, BW, DQ, VL).
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// AVX-512 with products of bf16 pairs.
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// That, and products of bf16 in tiles.
+    #[cfg(target_arch = "x86_64")]
+    AmxBf16,
 }
 
 /// A forced instruction set that is unknown or that this machine does not have.
@@ -40,21 +49,40 @@ impl fmt::Display for UnknownIsa {
 impl std::error::Error for UnknownIsa {}
 
 impl Isa {
-    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    const ALL: &[Self] = &[
+        Self::Portable,
+        #[cfg(target_arch = "aarch64")]
+        Self::Neon,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Bf16,
+        #[cfg(target_arch = "x86_64")]
+        Self::AmxBf16,
+    ];
 
     /// Its name, as in `DDPM_IP_ISA`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxBf16 => "amx-bf16",
         }
     }
 
     /// Those that this machine has, the fastest last.
     pub fn available() -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(|isa| isa.is_available())
+        Self::ALL.iter().copied().filter(|isa| isa.is_available())
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -67,12 +95,15 @@ impl Isa {
             Self::Avx2 => avx2(),
             Self::Avx512 => avx512(),
             Self::Avx512Bf16 => avx512() && has!("avx512bf16"),
+            Self::AmxBf16 => avx512() && has!("avx512bf16") && crate::flex::amx::is_usable(),
         }
     }
 
+    /// 64-bit ARM always has NEON.
     #[cfg(not(target_arch = "x86_64"))]
+    #[expect(clippy::unused_self, reason = "there is nothing to ask the machine for")]
     fn is_available(self) -> bool {
-        self == Self::Portable
+        true
     }
 
     /// The fastest that this machine has, or the one that `forced` names.
@@ -101,7 +132,7 @@ impl Isa {
     }
 
     /// As [`selected`](Self::selected), and the fastest if the choice was wrong.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn current() -> Self {
         static CURRENT: OnceLock<Isa> = OnceLock::new();
         *CURRENT.get_or_init(|| Self::selected().unwrap_or_else(|_| Self::available().last().unwrap_or(Self::Portable)))

@@ -92,6 +92,8 @@ pub fn peak_flop_per_sec(precision: DType) -> f64 {
     /// Multiply-adds of one thread and lane.
     const ROUNDS: usize = 2_000_000;
     let run = match precision {
+        #[cfg(target_arch = "x86_64")]
+        DType::BF16 if crate::Isa::current() == crate::Isa::AmxBf16 => crate::flex::amx::peak_loop,
         DType::BF16 => peak_loop::<bf16>,
         _ => peak_loop::<f32>,
     };

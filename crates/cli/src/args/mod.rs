@@ -16,8 +16,8 @@ use std::path::PathBuf;
 const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
     Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; OPENAI_LOG_FORMAT says how \
     training logs (some of stdout, log, csv, json, tensorboard); RAYON_NUM_THREADS sets the number of threads; \
-    DDPM_IP_ISA forces an instruction set (portable, avx2, avx512, avx512-bf16); DDPM_IP_CACHE is the folder for features and \
-    weights.";
+    DDPM_IP_ISA forces an instruction set (portable, avx2, avx512, avx512-bf16, amx-bf16; on ARM neon); DDPM_IP_CACHE is the \
+    folder for features and weights.";
 
 /// The whole command line.
 pub(crate) fn command() -> Command {

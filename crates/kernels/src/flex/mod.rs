@@ -1,5 +1,7 @@
 //! The kernels on the CPU backend.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod attention;
 mod buffer;
 mod conv;
@@ -187,9 +189,8 @@ impl GradKernels for Flex {
         let dtype = grad.dtype();
         let (grad, weight) = (widen(grad), weight.to_contiguous());
         let g = geometry(conv, &input, channels(&grad));
-        let run = || {
-            by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input.to_vec()))
-        };
+        let run =
+            || by_type!(grad, E => tensor(conv::input_grad::<E>(g, values(&grad), values(&weight)), input.to_vec()));
         narrow(timed(|| conv_work("input gradient", g, &grad), run), dtype)
     }
 
@@ -270,9 +271,7 @@ impl GradKernels for Flex {
         let dtype = qkv.dtype();
         let (grad, qkv) = (widen(grad), widen(qkv));
         let e = attention_extent(&qkv, heads, order);
-        let run = || {
-            by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), qkv.shape().to_vec()))
-        };
+        let run = || by_type!(qkv, E => tensor(attention::backward::<E>(e, values(&grad), values(&qkv)), qkv.shape().to_vec()));
         narrow(timed(|| (named("attention backward", &qkv), 5.0 * e.product_flop()), run), dtype)
     }
 }

@@ -119,22 +119,18 @@ pub(crate) fn forward<E: Element>(e: Extent, x: &[E], affine: Affine) -> (Vec<E>
     assert!(affine.film.is_none_or(|film| film.len() == e.n * 2 * e.c), "scale and shift of another size");
     let mut stats = vec![0.0; e.n * 2 * e.c];
     let write = |out: Shared<E>| {
-        stats
-            .par_chunks_mut(2 * e.c)
-            .zip(x.par_chunks(e.image()))
-            .enumerate()
-            .for_each(|(i, (stats, x))| {
-                with_scratch(3 * e.c, |work| {
-                    let [partial, slope, offset] = rows(work, e.c);
-                    e.statistics(x, stats, partial);
-                    slopes(affine, i, stats, slope, offset);
-                    let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
-                    for (chunk, x) in x.chunks(e.chunk()).enumerate() {
-                        let at = i * e.image() + chunk * e.chunk();
-                        modulate(&out, at, x, mask.next(x.len()), slope, offset, e.norm.silu);
-                    }
-                });
+        stats.par_chunks_mut(2 * e.c).zip(x.par_chunks(e.image())).enumerate().for_each(|(i, (stats, x))| {
+            with_scratch(3 * e.c, |work| {
+                let [partial, slope, offset] = rows(work, e.c);
+                e.statistics(x, stats, partial);
+                slopes(affine, i, stats, slope, offset);
+                let mut mask = Mask::new(e.norm.dropout.as_ref(), i);
+                for (chunk, x) in x.chunks(e.chunk()).enumerate() {
+                    let at = i * e.image() + chunk * e.chunk();
+                    modulate(&out, at, x, mask.next(x.len()), slope, offset, e.norm.silu);
+                }
             });
+        });
     };
     // SAFETY: every value of `x` lies in one image and chunk, and `modulate` writes the output at its place.
     let out = unsafe { filled(x.len(), write) };

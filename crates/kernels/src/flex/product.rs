@@ -41,10 +41,19 @@ multiversion! {
     }
 }
 
+/// `dst = rows · panel`, or `dst += rows · panel` with `accumulate`: a row of `dst` has `dst_stride` values, of which a
+/// panel's columns are written.
+pub(crate) fn product<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E>, panel: Panel<E>, accumulate: bool) {
+    #[cfg(target_arch = "x86_64")]
+    if E::STEP == 2 && crate::Isa::current() == crate::Isa::AmxBf16 {
+        return super::amx::product(dst, dst_stride, lhs, panel, accumulate);
+    }
+    vector_product(dst, dst_stride, lhs, panel, accumulate);
+}
+
 multiversion! {
-    /// `dst = rows · panel`, or `dst += rows · panel` with `accumulate`: a row of `dst` has `dst_stride` values, of which a
-    /// panel's columns are written.
-    pub(crate) fn product<S, E: Element>(
+    /// [`product`] in vectors.
+    fn vector_product<S, E: Element>(
         dst: &mut [f32],
         dst_stride: usize,
         lhs: Left<E>,

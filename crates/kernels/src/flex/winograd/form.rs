@@ -137,14 +137,7 @@ impl Form for F4 {
             let (p2, q2) = (S::splat(P2), S::splat(Q2));
             let (even_p, odd_p) = (S::mul_add(p2, y[2], y[0]), S::mul(S::splat(P), S::mul_add(p2, y[3], y[1])));
             let (even_q, odd_q) = (S::mul_add(q2, y[2], y[0]), S::mul(S::splat(Q), S::mul_add(q2, y[3], y[1])));
-            [
-                y[0],
-                S::add(even_p, odd_p),
-                S::sub(even_p, odd_p),
-                S::add(even_q, odd_q),
-                S::sub(even_q, odd_q),
-                y[3],
-            ]
+            [y[0], S::add(even_p, odd_p), S::sub(even_p, odd_p), S::add(even_q, odd_q), S::sub(even_q, odd_q), y[3]]
         }
     }
     #[inline(always)]

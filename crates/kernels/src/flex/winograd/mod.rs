@@ -66,7 +66,11 @@ pub(crate) fn convolve<E: Element>(
 
 /// The gradient of the weights `[O, C, 3, 3]`, from the input and the output's gradient.
 pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> Vec<f32> {
-    if is_large::<E>(g) { weight_grad::weight_grad::<E, F4>(g, x, grad) } else { weight_grad::weight_grad::<E, F2>(g, x, grad) }
+    if is_large::<E>(g) {
+        weight_grad::weight_grad::<E, F4>(g, x, grad)
+    } else {
+        weight_grad::weight_grad::<E, F2>(g, x, grad)
+    }
 }
 
 fn run<E: Element, F: Form>(

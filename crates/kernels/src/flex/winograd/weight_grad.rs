@@ -59,7 +59,13 @@ pub(super) fn weight_grad<E: Element, F: Form>(g: Geometry, x: &[E], grad: &[E])
             with_scratch(shares * len, |sums: &mut [f32]| {
                 sums.par_chunks_mut(len).enumerate().for_each(|(i, sums)| {
                     let end = tiles.count().min((i + 1) * share);
-                    sum_part::<E, F>(&tiles, x, grad, &Part { tiles: (i * share).min(end)..end, ..whole.clone() }, sums);
+                    sum_part::<E, F>(
+                        &tiles,
+                        x,
+                        grad,
+                        &Part { tiles: (i * share).min(end)..end, ..whole.clone() },
+                        sums,
+                    );
                 });
                 let (first, others) = sums.split_at_mut(len);
                 for other in others.chunks_exact(len) {
