@@ -300,8 +300,8 @@ pub trait PlainKernels: Backend {
 }
 
 /// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, l]` and `bias` `[O]`, plus `residual` if there is one:
-/// `[N, H', W', O]`. Rows `x` `[N, C]` are images of one pixel and give rows. The weight may have any shape, such as that of a
-/// flat parameter: its values count.
+/// `[N, H', W', O]`. Rows `x` `[N, C]` are images of one pixel and give rows. The weight may have any shape, such as that of
+/// a flat parameter: its values count.
 ///
 /// # Panics
 /// Panics if the shapes do not fit, or if k or l is even.
@@ -356,8 +356,8 @@ pub fn pool(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as PlainKernels>::pool(x.into_dispatch(), pool))
 }
 
-/// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then, if there is one,
-/// `·(1 + scale) + shift` from `film` `[N, 2C]` (scale before shift), then SiLU and dropout if `norm` says so.
+/// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then
+/// `·(1 + scale) + shift` if there is a `film` `[N, 2C]` (scale before shift), then SiLU and dropout if `norm` says so.
 ///
 /// # Panics
 /// Panics if the shapes do not fit, or if the groups do not divide C.
@@ -381,8 +381,8 @@ pub fn group_norm<const D: usize>(
     })
 }
 
-/// Multi-head self-attention (Vaswani et al., arXiv 1706.03762) over all positions: `qkv` `[N, …, 3C]` to `[N, …, C]`, with `heads`
-/// dividing C.
+/// Multi-head self-attention (Vaswani et al., arXiv 1706.03762) over all positions: `qkv` `[N, …, 3C]` to `[N, …, C]`,
+/// with `heads` dividing C.
 ///
 /// # Panics
 /// Panics if the channels are not three times a multiple of `heads`.

@@ -43,14 +43,12 @@ pub(crate) struct Conv {
 
 impl Conv {
     pub(crate) fn new(b: &mut Builder, name: &str, from: usize, to: usize, kernel: usize) -> Self {
-        let kernel = [kernel; 2];
-        Self { place: b.affine(name, &[to, from, kernel[0], kernel[1]], false), kernel, stride: 1 }
+        Self { place: b.affine(name, &[to, from, kernel, kernel], false), kernel: [kernel; 2], stride: 1 }
     }
 
     /// A convolution that begins as zero.
     pub(crate) fn zero(b: &mut Builder, name: &str, from: usize, to: usize, kernel: usize) -> Self {
-        let kernel = [kernel; 2];
-        Self { place: b.affine(name, &[to, from, kernel[0], kernel[1]], true), kernel, stride: 1 }
+        Self { place: b.affine(name, &[to, from, kernel, kernel], true), kernel: [kernel; 2], stride: 1 }
     }
 
     /// A map of the channels of each position: PyTorch's `Conv1d` with kernel 1.

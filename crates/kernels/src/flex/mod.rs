@@ -78,7 +78,7 @@ fn geometry(conv: Conv2d, x: &Shape, o: usize) -> conv::Geometry {
     conv::Geometry { n: x[0], h, w, c, o, kernel, padding: kernel.map(|k| conv.padding.pixels(k)), stride }
 }
 
-/// The shape with other sizes than `x` has: of the output of a convolution.
+/// The shape of a convolution's output, for an input of that shape.
 fn output_shape(x: &Shape, g: conv::Geometry) -> Vec<usize> {
     if x.num_dims() == 4 { vec![g.n, g.out_h(), g.out_w(), g.o] } else { vec![g.n, g.o] }
 }
@@ -178,7 +178,9 @@ impl Kernels for Flex {
         let qkv = widen(qkv);
         let e = attention_extent(&qkv, heads, order);
         let mut output = qkv.shape().to_vec();
-        output.iter_mut().last().into_iter().for_each(|c| *c = e.c());
+        if let Some(width) = output.last_mut() {
+            *width = e.c();
+        }
         let run = || by_type!(qkv, E => tensor(attention::forward::<E>(e, values(&qkv)), output));
         narrow(timed(|| (named("attention forward", &qkv), 2.0 * e.product_flop()), run), dtype)
     }

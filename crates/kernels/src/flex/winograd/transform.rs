@@ -110,7 +110,7 @@ unsafe fn input_points<S: Simd, E: Element, F: Form>(from: &Sources<E>, to: *mut
 
 /// Defines a transform into cells along the tiles: `$columns` turns the columns of a tile, `$matrix` the rows.
 macro_rules! transform_cells {
-    ($(#[$meta:meta])* $name:ident, $one:ident, $sources:ident, $len:ident, $columns:ident, $matrix:ident) => {
+    ($(#[$meta:meta])* $name:ident, $one:ident, $sources:ident of $all:ident, $len:ident, $columns:ident, $matrix:ident) => {
         multiversion! {
             $(#[$meta])*
             pub(super) fn $name<S, E: Element, F: Form>(
@@ -124,7 +124,8 @@ macro_rules! transform_cells {
                 plane: usize,
             ) {
                 let (count, cells) = (channels.len(), block.len().div_ceil(E::STEP));
-                assert!(block.end <= tiles.count() && channels.end <= zeros.len(), "tiles or channels that are not there");
+                assert!(block.end <= tiles.count() && channels.end <= tiles.g.$all, "tiles or channels that are not there");
+                assert!(tiles.g.$all <= zeros.len(), "too few zeros");
                 assert_eq!(values.len(), tiles.g.$len(), "an image of another shape");
                 assert!(
                     (F::POINTS - 1) * plane + count.next_multiple_of(panel) * cells * E::STEP <= out.len(),
@@ -180,11 +181,11 @@ macro_rules! transform_cells {
 }
 transform_cells!(
     /// Bᵀ d B of a block's tiles and some channels, as `[point][panel][tile / STEP][channel][STEP]`.
-    input_cells, input_cell, inputs, input_len, input_columns, b_transposed
+    input_cells, input_cell, inputs of c, input_len, input_columns, b_transposed
 );
 transform_cells!(
     /// A y Aᵀ of a block's tiles and some channels, as `[point][panel][tile / STEP][channel][STEP]`.
-    grad_cells, grad_cell, outputs, output_len, grad_columns, a
+    grad_cells, grad_cell, outputs of o, output_len, grad_columns, a
 );
 
 multiversion! {
