@@ -176,11 +176,10 @@ unsafe fn product_of<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E
         for (i, last) in last_rows.iter_mut().take(if rest > 0 { count } else { 0 }).enumerate() {
             last[..2 * rest].copy_from_slice(&lhs.data[(row + i) * lhs.row_stride + 2 * whole * SIDE..][..2 * rest]);
         }
-        let shape = Shape::new(rows);
-        let is_new = std::mem::replace(&mut shaped, rows) != rows;
         // SAFETY: the tiles' rows lie inside the operands: `count` rows of whole cells, checked above, or of the arrays.
         unsafe {
-            if is_new {
+            if std::mem::replace(&mut shaped, rows) != rows {
+                let shape = Shape::new(rows);
                 asm!("ldtilecfg [{}]", in(reg) &raw const shape, options(nostack, preserves_flags));
             }
             let (c, low) = (dst.as_mut_ptr().add(row * dst_stride), SIDE * dst_stride);

@@ -208,6 +208,18 @@ fn large_values_stay_right() {
     }
 }
 
+/// The larger tiles of Winograd's algorithm lose little: plain sums in f32 are off by half as much (`docs/winograd.py`).
+#[test]
+fn large_tiles_keep_the_digits() {
+    let s = Conv::same([1, 16, 16], [32, 16], 3, 1);
+    let i = inputs(s, 41);
+    let (expected, found) = (expected(s, &i), forward(s, &i.x, &i.weight, &i.bias));
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let off = norm(&mut found.iter().zip(&expected).map(|(&f, e)| f64::from(f) - e));
+    let all = norm(&mut expected.iter().copied());
+    assert!(off < 1e-6 * all, "off by {} of the norm", off / all);
+}
+
 /// A NaN reaches the outputs that see it, those that are computed with them (up to three pixels further), and no others.
 #[test]
 fn nan_spreads_as_far_as_the_kernel_sees() {

@@ -57,20 +57,14 @@ pub(crate) fn convolve<E: Element>(
     direction: Direction,
     epilogue: Epilogue<E>,
 ) -> Vec<E> {
-    if is_large::<E>(g) {
-        run::<E, F4>(g, x, weight, direction, epilogue)
-    } else {
-        run::<E, F2>(g, x, weight, direction, epilogue)
-    }
+    let run = if is_large::<E>(g) { run::<E, F4> } else { run::<E, F2> };
+    run(g, x, weight, direction, epilogue)
 }
 
 /// The gradient of the weights `[O, C, 3, 3]`, from the input and the output's gradient.
 pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E]) -> Vec<f32> {
-    if is_large::<E>(g) {
-        weight_grad::weight_grad::<E, F4>(g, x, grad)
-    } else {
-        weight_grad::weight_grad::<E, F2>(g, x, grad)
-    }
+    let run = if is_large::<E>(g) { weight_grad::run::<E, F4> } else { weight_grad::run::<E, F2> };
+    run(g, x, grad)
 }
 
 fn run<E: Element, F: Form>(

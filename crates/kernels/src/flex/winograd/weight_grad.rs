@@ -44,7 +44,7 @@ impl Part {
 
 /// The gradient of the weights `[O, C, 3, 3]`, from the input and the output's gradient. What is summed in which order
 /// depends on the layer and the batch alone.
-pub(super) fn weight_grad<E: Element, F: Form>(g: Geometry, x: &[E], grad: &[E]) -> Vec<f32> {
+pub(super) fn run<E: Element, F: Form>(g: Geometry, x: &[E], grad: &[E]) -> Vec<f32> {
     let tiles = Tiles::new::<F>(g);
     let (rows, columns) = (g.c.div_ceil(BLOCK_CHANNELS), g.o.div_ceil(BLOCK_CHANNELS));
     let block = |i: usize, of: usize| i * BLOCK_CHANNELS..of.min((i + 1) * BLOCK_CHANNELS);
