@@ -19,7 +19,6 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let matches = args::parse(std::env::args_os());
-    ddpm_ip::prepare_process();
     match ddpm_ip::instruction_set().map_err(anyhow::Error::from).and_then(|_| commands::run(&matches)) {
         Ok(ddpm_ip::Outcome::Finished) => ExitCode::SUCCESS,
         Ok(ddpm_ip::Outcome::Interrupted) => INTERRUPTED.into(),

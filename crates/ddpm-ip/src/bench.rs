@@ -1,16 +1,16 @@
 //! How fast this machine trains and samples, as a whole and kernel by kernel.
 
-use crate::config::{Arch, Config, ConfigError, NetworkConfig, Precision};
+use crate::config::{Arch, Config, ConfigError, Precision};
 use crate::data::Batch;
 use crate::diffusion::{Diffusion, Reverse};
 use crate::event::{Emit, Event};
-use crate::model::{Parameters, Unet};
 use crate::sample::{Chain, Seeded};
-use crate::train::{StepReport, Trainer};
+use crate::train::{StepReport, Task, Trainer};
 use crate::{Error, Outcome};
-use burn::tensor::{Device, Tensor};
 use ddpm_kernels::profile;
 use ddpm_math::{Domain, Respacing, Stream};
+use ddpm_net::network::{Network, Unet};
+use ddpm_net::{Device, Engine, Parameters};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -140,7 +140,7 @@ pub struct Job<'a> {
 ///
 /// # Errors
 /// A configuration that cannot be used; a loss that is not finite.
-pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Report), Error> {
+pub fn run(job: Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Report), Error> {
     let mut config = job.config.clone();
     if config.model.class_cond && config.model.num_classes == 0 {
         config.model.num_classes = CLASSES;
@@ -159,30 +159,32 @@ pub fn run(job: Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         );
         return Err(ConfigError(message).into());
     }
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
+    let network = Unet::new(config.model.network(config.diffusion.variance)?);
+    let count = network.parameter_count();
+    let engine = Engine::new(network, device);
     let precision = config.model.precision;
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION").into(),
-        parameters: network.parameter_count(),
+        parameters: count,
         image_size: config.model.image_size,
         precision,
         use_checkpoint: config.model.use_checkpoint,
         batch_size: config.train.batch_size,
         threads: rayon::current_num_threads(),
         isa: crate::instruction_set()?.into(),
-        peak_flop_per_sec: profile::peak_flop_per_sec(precision.dtype()),
+        peak_flop_per_sec: profile::peak_flop_per_sec(precision == Precision::Bf16),
         ..Report::default()
     };
     // Sampling first: it needs less memory, and the most that a process held is never less later.
     if job.sample {
-        let Some(speed) = sampling(job, &config, &network, device, stop, emit)? else {
+        let Some(speed) = sampling(job, &config, &engine, stop, emit)? else {
             return Ok((Outcome::Interrupted, report));
         };
         report.sample_images_per_sec = Some(speed.median());
         report.sample = Some(speed);
     }
     if job.train {
-        let Some(speed) = training(job, &config, network, device, stop, emit)? else {
+        let Some(speed) = training(job, &config, engine, stop, emit)? else {
             return Ok((Outcome::Interrupted, report));
         };
         report.train_images_per_sec = Some(speed.median());
@@ -200,25 +202,24 @@ fn labels(config: &Config) -> Option<Vec<u32>> {
 fn sampling(
     job: Job,
     config: &Config,
-    network: &Unet,
-    device: &Device,
+    network: &Engine<Unet>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Option<Speed>, Error> {
-    let parameters = Parameters::initial(network.specs(), config.train.seed, device);
+    let parameters = Parameters::initial(network.network().layout(), config.train.seed);
     let steps = (1 + job.repeats + PROFILED).to_string().parse::<Respacing>().unwrap_or_default();
     let diffusion = Diffusion::new(&config.diffusion, &steps)?;
     let settings = &config.sample;
     let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
     let image_size = config.model.image_size;
     let guide = None;
-    let chain = Chain { diffusion: &diffusion, network, parameters: &parameters, reverse, guide, image_size, device };
+    let chain = Chain { diffusion: &diffusion, network, parameters: &parameters, reverse, guide, image_size };
     let images: Vec<u64> = (0..config.train.batch_size as u64).collect();
     let labels = labels(config);
-    let shape = [images.len(), config.model.in_channels, image_size, image_size];
-    let low_res = network.config().low_res.then(|| Tensor::zeros(shape, device));
+    let values = images.len() * config.model.in_channels * image_size.pow(2);
+    let low_res = network.network().config().low_res.then(|| vec![0.0; values]);
     let (mut secs, mut since) = (Vec::new(), Instant::now());
-    let done = chain.run(&images, labels.as_deref(), low_res, &Seeded(config.sample.seed), |step, _, _| {
+    let done = chain.run(&images, labels.as_deref(), low_res.as_deref(), &Seeded(config.sample.seed), |step, _, _| {
         secs.push(since.elapsed().as_secs_f64());
         emit(Event::Measured { what: "sampling", done: (step - 1).min(job.repeats), total: job.repeats });
         if step == 1 + job.repeats {
@@ -234,8 +235,7 @@ fn sampling(
 fn training(
     job: Job,
     config: &Config,
-    network: Unet,
-    device: &Device,
+    network: Engine<Unet>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Option<Speed>, Error> {
@@ -245,7 +245,7 @@ fn training(
     for v in &mut images {
         *v = v.clamp(-1.0, 1.0);
     }
-    let mut trainer = Trainer::new(config.clone(), network, None, device.clone())?;
+    let mut trainer = Trainer::new(config.clone(), Task::Diffusion(network), None)?;
     let mut secs = Vec::new();
     for step in 0..1 + job.repeats + PROFILED {
         if step == 1 + job.repeats {
@@ -272,7 +272,7 @@ fn training(
 
 /// Operations per second in f32 that all threads reach from registers.
 pub fn peak_flop_per_sec() -> f64 {
-    profile::peak_flop_per_sec(Precision::F32.dtype())
+    profile::peak_flop_per_sec(false)
 }
 
 /// The most memory that this process held at once, where the system says it.

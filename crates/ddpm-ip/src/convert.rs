@@ -3,9 +3,9 @@
 use crate::checkpoint::{self, Store, Trio, write_model, write_trio};
 use crate::config::{Config, ConfigError};
 use crate::event::{Emit, Event};
-use crate::train::task;
+use crate::train::Task;
 use crate::{Error, torch};
-use burn::tensor::Device;
+use ddpm_net::Device;
 use std::path::{Path, PathBuf};
 
 /// Whether a path ends in one of these.
@@ -22,25 +22,19 @@ fn ends(path: &Path, endings: &[&str]) -> bool {
 ///
 /// # Errors
 /// Settings that describe another network, damaged files, failing reads or writes, an output that exists.
-pub fn convert(
-    input: &Path,
-    output: &Path,
-    config: &Config,
-    device: &Device,
-    emit: &mut Emit,
-) -> Result<Vec<PathBuf>, Error> {
+pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) -> Result<Vec<PathBuf>, Error> {
     if output.exists() && !output.is_dir() {
         return Err(ConfigError(format!("{} exists: choose another name or remove it", output.display())).into());
     }
     if ends(output, &["pt", "pth", "safetensors"]) {
         let file = checkpoint::resolve(input)?;
         let config = checkpoint::with_classes(config, &file)?;
-        let task = task(&config)?;
-        let parameters = checkpoint::load(&file, task.specs(), device)?;
+        let task = Task::new(&config, Device::default())?;
+        let parameters = checkpoint::load(&file, task.layout())?;
         if ends(output, &["safetensors"]) {
-            checkpoint::write_parameters(output, task.specs(), &parameters, &config)?;
+            checkpoint::write_parameters(output, &parameters, &config)?;
         } else {
-            write_model(output, task.specs(), &parameters)?;
+            write_model(output, &parameters)?;
         }
         return Ok(vec![output.to_path_buf()]);
     }
@@ -52,7 +46,7 @@ pub fn convert(
         return Err(ConfigError(message).into());
     }
     if input.is_file() && torch::TorchFile::is_one(input) {
-        return to_run(input, output, config, device, emit);
+        return to_run(input, output, config, emit);
     }
     if input.is_file() {
         let message = format!(
@@ -68,8 +62,8 @@ pub fn convert(
     };
     let file = checkpoint::resolve(&folder)?;
     let config = checkpoint::with_classes(config, &file)?;
-    let task = task(&config)?;
-    let (state, fresh) = Store::load(&folder, task.specs(), &config.train.ema_rate, device)?;
+    let task = Task::new(&config, Device::default())?;
+    let (state, fresh) = Store::load(&folder, task.layout(), &config.train.ema_rate)?;
     if let Some(rate) = fresh.first() {
         return Err(Error::file(&folder, format!("has no average of rate {rate}, which its settings name")));
     }
@@ -78,27 +72,21 @@ pub fn convert(
             "the reference's files have no place for the time sampler's history: it is left out".into(),
         ));
     }
-    write_trio(output, task.specs(), &state, &config.train)
+    write_trio(output, &state, &config.train)
 }
 
 /// A run directory that goes on from the reference's files.
-fn to_run(
-    model: &Path,
-    output: &Path,
-    config: &Config,
-    device: &Device,
-    emit: &mut Emit,
-) -> Result<Vec<PathBuf>, Error> {
+fn to_run(model: &Path, output: &Path, config: &Config, emit: &mut Emit) -> Result<Vec<PathBuf>, Error> {
     let store = Store::new(output);
     if store.newest()?.is_some() {
         return Err(ConfigError(format!("{} holds a run already: choose another folder", output.display())).into());
     }
     let config = checkpoint::with_classes(config, model)?;
-    let task = task(&config)?;
+    let task = Task::new(&config, Device::default())?;
     let (rates, batch_size) = (&config.train.ema_rate, config.train.batch_size);
-    let (state, remarks) = Trio::new(model)?.load(task.specs(), rates, batch_size, device)?;
+    let (state, remarks) = Trio::new(model)?.load(task.layout(), rates, batch_size)?;
     for remark in remarks {
         emit(Event::Warning(remark));
     }
-    Ok(vec![store.save(&state, task.specs(), &config, 0)?])
+    Ok(vec![store.save(&state, &config, 0)?])
 }

@@ -1,16 +1,11 @@
 //! Devices by name.
 
 use crate::config::ConfigError;
-use burn::tensor::Device;
+use ddpm_net::Device;
 
 /// The devices this build can use.
 pub fn device_names() -> Vec<&'static str> {
-    vec!["cpu"]
-}
-
-/// Settings of the process that make long work faster: for programs to call once, at their beginning.
-pub fn prepare_process() {
-    ddpm_kernels::keep_freed_memory();
+    Device::ALL.map(Device::name).to_vec()
 }
 
 /// The instruction set that the CPU kernels use, as in `DDPM_IP_ISA`.
@@ -31,8 +26,7 @@ pub fn instruction_sets() -> Vec<&'static str> {
 /// # Errors
 /// A name that this build does not know.
 pub fn device(name: &str) -> Result<Device, ConfigError> {
-    match name {
-        "cpu" => Ok(Device::flex()),
-        _ => Err(ConfigError(format!("no device {name:?} in this build: known are {}", device_names().join(", ")))),
-    }
+    let known = Device::ALL.into_iter().find(|device| device.name() == name);
+    let unknown = || format!("no device {name:?} in this build: known are {}", device_names().join(", "));
+    known.ok_or_else(|| ConfigError(unknown()))
 }

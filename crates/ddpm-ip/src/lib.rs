@@ -1,22 +1,23 @@
 //! Train and sample diffusion models with input perturbation (DDPM-IP, arXiv 2301.11706).
 //!
-//! The reference is `forever208/DDPM-IP`; the mathematics without tensors is in `ddpm-math`, the hot path's operations
-//! in `ddpm-kernels`. This crate never touches a terminal: long work emits [`Event`]s and stops when a flag is set.
+//! The reference is `forever208/DDPM-IP`; the mathematics is in `ddpm-math`, the networks are in
+//! `ddpm-net`, their loops in `ddpm-kernels`. This crate never touches a terminal: long work emits [`Event`]s and stops when a flag is set.
 //!
 //! | module | holds |
 //! | --- | --- |
 //! | [`config`] | every setting of a run, presets, layering |
 //! | [`data`] | images on their way to the network |
 //! | [`prepare`] | published data sets into npz files and folders of PNGs |
-//! | [`model`] | the networks |
-//! | [`diffusion`] | noising, losses and reverse steps on tensors |
+//! | [`net`] | the networks and the engine that runs them, a crate of its own |
+//! | [`diffusion`] | noising, losses and reverse steps on batches of images |
+//! | [`low_res`] | small images as a super-resolution network sees them |
 //! | [`train`] | the training loop and its hooks |
 //! | [`sample`] | chains and files of samples |
 //! | [`nll`] | likelihoods in bits per dimension |
 //! | [`checkpoint`] | saved runs |
 //! | [`evaluate`], [`weights`] | distances between images; weights of feature networks |
 //! | [`predict`], [`info`] | one network call; what a file is |
-//! | [`bench`] | how fast this machine trains and samples |
+//! | [`bench`], [`memory`] | how fast this machine trains and samples, and how much memory that takes |
 //! | [`torch`], [`convert`] | PyTorch's files, and from one kind of checkpoint to another |
 //! | [`npz`], [`file`] | NumPy's archives; files that are whole or not there |
 
@@ -32,7 +33,8 @@ pub mod evaluate;
 mod event;
 pub mod file;
 pub mod info;
-pub mod model;
+pub mod low_res;
+pub mod memory;
 pub mod nll;
 pub mod npz;
 mod partial;
@@ -43,7 +45,7 @@ pub mod torch;
 pub mod train;
 pub mod weights;
 
-pub use burn::tensor::Device;
-pub use device::{device, device_names, instruction_set, instruction_sets, prepare_process};
+pub use ddpm_net::{self as net, Device};
+pub use device::{device, device_names, instruction_set, instruction_sets};
 pub use error::Error;
 pub use event::{Emit, Event, Outcome};

@@ -1,16 +1,16 @@
 //! The variational bound on the likelihood of images, in bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021).
 
-use crate::config::{Arch, Config, ConfigError, NetworkConfig};
+use crate::config::{Arch, Config, ConfigError};
 use crate::diffusion::Diffusion;
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{stamp, write_atomic};
-use crate::model::{Condition, Parameters, Unet, host_values};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
 use crate::train::open_data;
 use crate::{Error, checkpoint};
-use burn::tensor::{Device, Tensor, TensorData};
 use ddpm_math::{Domain, Stream};
+use ddpm_net::network::{Network, Unet};
+use ddpm_net::{Device, Engine, Feed, Parameters};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ pub struct Bound<'a> {
     /// The process, respaced to the steps of the bound.
     pub diffusion: &'a Diffusion,
     /// The network.
-    pub network: &'a Unet,
-    /// Its parameters, on a device without autodiff.
+    pub network: &'a Engine<Unet>,
+    /// Its parameters.
     pub parameters: &'a Parameters,
     /// Whether predicted images are clipped to [-1, 1].
     pub clip_denoised: bool,
@@ -67,42 +67,36 @@ impl Terms {
 }
 
 impl Bound<'_> {
-    /// The terms of images `x_start` `[N, C, H, W]`, with labels where the network has classes. `noise(i)` is the draw
-    /// `[N, C, H, W]` for index i of the process; `go_on`, asked before every step, may end it all.
+    /// The terms of `count` images `x_start` `[N, C, H, W]` of `size` rows and columns, with labels where the network has
+    /// classes. `noise(i)` is the draw `[N, C, H, W]` for index i of the process; `go_on`, asked before every step, may end
+    /// it all.
     pub fn terms(
         &self,
-        x_start: &Tensor<4>,
+        x_start: &[f32],
+        count: usize,
+        size: [usize; 2],
         labels: Option<&[u32]>,
-        noise: impl Fn(usize) -> Tensor<4>,
+        noise: impl Fn(usize) -> Vec<f32>,
         go_on: impl Fn() -> bool,
     ) -> Option<Vec<Terms>> {
         let diffusion = self.diffusion;
-        let count = x_start.dims()[0];
-        let prior = host_values(diffusion.prior_bound(x_start.clone()));
-        let mut terms: Vec<Terms> = prior
-            .into_iter()
-            .map(|prior| Terms { prior, vb: Vec::new(), xstart_mse: Vec::new(), mse: Vec::new() })
-            .collect();
+        let prior = |image| ddpm_math::prior_bound(&diffusion.schedule, image) as f32;
+        let none = |prior| Terms { prior, vb: Vec::new(), xstart_mse: Vec::new(), mse: Vec::new() };
+        let mut terms: Vec<Terms> = x_start.chunks_exact(x_start.len() / count).map(|x| none(prior(x))).collect();
         let unperturbed = ddpm_math::Perturbation::default().mix(0.0);
         for i in (0..diffusion.schedule.len()).rev() {
             if !go_on() {
                 return None;
             }
             let t = vec![i; count];
-            let noised = diffusion.noise(x_start.clone(), &t, &vec![unperturbed; count], noise(i), None);
+            let noised = diffusion.noise(x_start, &t, &vec![unperturbed; count], &noise(i), None);
             let times = diffusion.model_times(&t);
-            let outputs = self.network.shards().map(count, |part| {
-                let x = noised.x_t.clone().narrow(0, part.start, part.len());
-                let condition = Condition::labels(labels).part(part.clone());
-                self.network.forward(self.parameters, x, &times[part], condition, None)
-            });
-            let (vb, predicted) = diffusion.bound(&noised, Tensor::cat(outputs, 0), self.clip_denoised);
-            let [xstart_mse, mse] = diffusion.square_errors(&noised, predicted);
-            let lists = [vb, xstart_mse, mse].map(host_values);
-            for (n, terms) in terms.iter_mut().enumerate() {
-                terms.vb.push(lists[0][n]);
-                terms.xstart_mse.push(lists[1][n]);
-                terms.mse.push(lists[2][n]);
+            let feed = Feed { labels, ..Feed::new(&noised.x_t, size, &times) };
+            let output = self.network.forward(self.parameters, feed);
+            for (terms, found) in terms.iter_mut().zip(diffusion.bound(&noised, &output, self.clip_denoised)) {
+                terms.vb.push(found.vb as f32);
+                terms.xstart_mse.push(found.xstart_mse as f32);
+                terms.mse.push(found.mse as f32);
             }
         }
         Some(terms)
@@ -142,15 +136,16 @@ pub struct Report {
 ///
 /// # Errors
 /// Settings that do not fit the checkpoint or the images, damaged files, failing reads or writes.
-pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Option<Report>), Error> {
+pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Option<Report>), Error> {
     job.config.validate()?;
     if !matches!(job.config.model.arch, Arch::Adm | Arch::Ddim) {
         return Err(ConfigError("nll is for networks that draw whole images: --arch adm or ddim".into()).into());
     }
     let file = checkpoint::resolve(&job.checkpoint)?;
     let config = &checkpoint::with_classes(&job.config, &file)?;
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
-    let parameters = checkpoint::load(&file, network.specs(), device)?;
+    let network = Unet::new(config.model.network(config.diffusion.variance)?);
+    let parameters = checkpoint::load(&file, network.layout())?;
+    let network = Engine::new(network, device);
     let settings = &config.sample;
     let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
     let dataset = open_data(config)?;
@@ -158,7 +153,7 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     if total < settings.num_samples {
         emit(Event::Warning(format!("there are {total} images, not {} (--num-samples)", settings.num_samples)));
     }
-    let labels = match (network.config().num_classes, dataset.labels()) {
+    let labels = match (network.network().config().num_classes, dataset.labels()) {
         (None, _) => None,
         (Some(classes), Some(labels)) => match labels[..total].iter().find(|&&l| l as usize >= classes) {
             Some(wrong) => {
@@ -189,19 +184,18 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let first = done;
     while done < total {
         let batch = done..(done + settings.batch_size).min(total);
-        let shape = [batch.len(), channels, size, size];
-        let tensor = |values: Vec<f32>| Tensor::<4>::from_data(TensorData::new(values, shape), device);
-        let images = batch.clone().map(|i| dataset.plain_example(i)).collect::<Result<Vec<_>, _>>()?;
+        let per_image = channels * size * size;
+        let images = batch.clone().map(|i| dataset.plain_example(i)).collect::<Result<Vec<_>, _>>()?.concat();
         let noise = |i: usize| {
-            let mut values = vec![0.0; shape.iter().product()];
-            values.par_chunks_mut(channels * size * size).zip(batch.clone()).for_each(|(values, image)| {
+            let mut values = vec![0.0; batch.len() * per_image];
+            values.par_chunks_mut(per_image).zip(batch.clone()).for_each(|(values, image)| {
                 Stream::new(settings.seed, Domain::Likelihood, image as u64, i as u32).fill_normal(values);
             });
-            tensor(values)
+            values
         };
         let go_on = || !stop.load(Ordering::Relaxed);
         let labels = labels.map(|l| &l[batch.clone()]);
-        let Some(terms) = bound.terms(&tensor(images.concat()), labels, noise, go_on) else {
+        let Some(terms) = bound.terms(&images, batch.len(), [size; 2], labels, noise, go_on) else {
             return Ok((Outcome::Interrupted, None));
         };
         if terms.iter().any(|terms| !terms.total().is_finite()) {

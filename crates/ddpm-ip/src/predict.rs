@@ -1,41 +1,13 @@
 //! One network call on given input: the tool for anyone who ports or checks a model.
 
-use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig};
+use crate::config::{Config, ConfigError};
 use crate::file::write_atomic;
-use crate::model::{Classifier, Condition, Spec, Unet, host_values, low_res};
+use crate::low_res;
 use crate::npz::{Array, Npz, NpzWriter};
+use crate::train::Task;
 use crate::{Error, checkpoint};
-use burn::tensor::{Device, Tensor, TensorData};
+use ddpm_net::{Device, Feed};
 use std::path::Path;
-
-/// A network of either kind.
-enum Network {
-    Unet(Box<Unet>),
-    Classifier(Box<Classifier>),
-}
-
-impl Network {
-    fn new(config: &Config) -> Result<Self, ConfigError> {
-        Ok(match config.model.arch {
-            Arch::Classifier => Self::Classifier(Box::new(Classifier::new(ClassifierNetwork::new(config)?))),
-            _ => Self::Unet(Box::new(Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?))),
-        })
-    }
-
-    fn specs(&self) -> &[Spec] {
-        match self {
-            Self::Unet(network) => network.specs(),
-            Self::Classifier(network) => network.specs(),
-        }
-    }
-
-    fn config(&self) -> &NetworkConfig {
-        match self {
-            Self::Unet(network) => network.config(),
-            Self::Classifier(network) => &network.config().network,
-        }
-    }
-}
 
 /// Runs the network of `checkpoint` once on the arrays `x` `[N, C, H, W]`, `t` `[N]` (times as the network sees them),
 /// for a network with classes `y` `[N]`, and for one of super-resolution `low_res` `[N, C, h, w]`, of `input`, and writes
@@ -49,12 +21,13 @@ pub fn predict(
     config: &Config,
     input: &Path,
     output: &Path,
-    device: &Device,
+    device: Device,
 ) -> Result<Vec<usize>, Error> {
     let file = checkpoint::resolve(checkpoint)?;
     let config = checkpoint::with_classes(config, &file)?;
-    let network = Network::new(&config)?;
-    let parameters = checkpoint::load(&file, network.specs(), device)?;
+    let task = Task::new(&config, device)?;
+    let parameters = checkpoint::load(&file, task.layout())?;
+    let network = task.network();
     let mut npz = Npz::open(input)?;
     let x = npz.floats("x")?;
     let wrong = |message: String| Error::file(input, message);
@@ -80,29 +53,21 @@ pub fn predict(
     let labels = labels(&mut npz, network.config().num_classes, n, input)?;
     let low_res = if network.config().low_res {
         let small = npz.floats("low_res")?;
-        Some(enlarged(&small, [n, c, h, w], device).ok_or_else(|| {
+        Some(enlarged(&small, [n, c, h, w]).ok_or_else(|| {
             let expected = format!("expected [{n}, {c}, h, h] for the square images of `x` {:?}", x.shape);
             wrong(format!("`low_res` has shape {:?}, {expected}", small.shape))
         })?)
     } else {
         None
     };
-    let x = Tensor::<4>::from_data(TensorData::new(x.values, [n, c, h, w]), device);
-    let (shape, values) = match &network {
-        Network::Unet(network) => {
-            let condition = Condition { labels: labels.as_deref(), low_res };
-            let out = network.forward(&parameters, x, &t, condition, None);
-            (out.dims().to_vec(), host_values(out))
-        }
-        Network::Classifier(network) => {
-            let size = config.model.image_size;
-            if [h, w] != [size, size] {
-                return Err(wrong(format!("`x` has images of {w}x{h}; this classifier takes {size}x{size}")));
-            }
-            let out = network.forward(&parameters, x, &t, None);
-            (out.dims().to_vec(), host_values(out))
-        }
-    };
+    let feed = Feed { labels: labels.as_deref(), low_res: low_res.as_deref(), ..Feed::new(&x.values, [h, w], &t) };
+    let size = config.model.image_size;
+    if task.unet().is_none() && [h, w] != [size, size] {
+        return Err(wrong(format!("`x` has images of {w}x{h}; this classifier takes {size}x{size}")));
+    }
+    let values = task.forward(&parameters, feed);
+    let outputs = network.config().out_channels;
+    let shape = if task.unet().is_some() { vec![n, outputs, h, w] } else { vec![n, outputs] };
     write_atomic(output, |w| {
         let mut npz = NpzWriter::new(w);
         npz.array::<f32>("out", &shape, |push| push(&values))?;
@@ -131,11 +96,10 @@ fn labels(npz: &mut Npz, classes: Option<usize>, count: usize, input: &Path) -> 
 }
 
 /// Small images as the network sees them, if they fit.
-fn enlarged(small: &Array<f32>, [n, c, h, w]: [usize; 4], device: &Device) -> Option<Tensor<4>> {
+fn enlarged(small: &Array<f32>, [n, c, h, w]: [usize; 4]) -> Option<Vec<f32>> {
     let side = small.shape.last().copied().filter(|&side| side > 0 && h == w)?;
     if small.shape != [n, c, side, side] {
         return None;
     }
-    let values = low_res::enlarge(&small.values, side, h);
-    Some(Tensor::from_data(TensorData::new(values, [n, c, h, w]), device))
+    Some(low_res::enlarge(&small.values, side, h))
 }

@@ -1,7 +1,10 @@
 //! The Inception network of the Fréchet inception distance.
 
-use burn::tensor::{Device, Tensor, TensorData};
-use ddpm_kernels::{Conv2d, Padding, Pool2d, PoolKind, conv2d, conv2d_relu, pool};
+use ddpm_kernels::conv::{self, Epilogue, Geometry};
+use ddpm_kernels::{Conv2d, Padding, Pool2d, PoolKind};
+use ddpm_net::op::{self, Op};
+use ddpm_net::{Device, GradientPlace, Graph, Init, Layout, Plan, Plans, Precision, Shape, Spec, Value};
+use std::sync::Arc;
 
 use crate::resize::resize_tf1;
 
@@ -35,40 +38,32 @@ pub struct InceptionFeatures {
 pub struct Inception {
     stem: Vec<Step>,
     blocks: Vec<Vec<Vec<Step>>>,
+    layout: Arc<Layout>,
+    /// Weight and bias of each convolution.
+    parameters: Vec<f32>,
     /// `[1008, 2048]`
-    classes: Tensor<2>,
+    classes: Vec<f32>,
     device: Device,
+    /// For each number of images: the plan, its input, the last block and what sFID looks at.
+    plans: Plans<usize, (Plan, Value, [Value; 2])>,
 }
 
 /// A part of a branch.
 enum Step {
-    Conv(Box<Layer>),
+    Conv(op::Conv),
     Pool(Pool2d),
     /// Layers side by side, their channels joined.
-    Split(Box<[Layer; 2]>),
-}
-
-/// A convolution with ReLU.
-struct Layer {
-    weight: Tensor<4>,
-    bias: Tensor<1>,
-    conv: Conv2d,
-}
-
-impl Layer {
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        conv2d_relu(x, self.weight.clone(), self.bias.clone(), self.conv)
-    }
+    Split([op::Conv; 2]),
 }
 
 impl Step {
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    fn record(&self, graph: &mut Graph, x: Value) -> Value {
         match self {
-            Self::Conv(layer) => layer.forward(x),
-            Self::Pool(settings) => pool(x, *settings),
+            Self::Conv(layer) => graph.add(Op::Conv(layer.clone()), &[x]),
+            Self::Pool(settings) => graph.add(Op::Pool(*settings), &[x]),
             Self::Split(layers) => {
-                let [a, b] = &**layers;
-                Tensor::cat(vec![a.forward(x.clone()), b.forward(x)], 3)
+                let [a, b] = layers.clone().map(|layer| graph.add(Op::Conv(layer), &[x]));
+                graph.add(Op::Concat, &[a, b])
             }
         }
     }
@@ -94,8 +89,8 @@ impl Inception {
     ///
     /// # Errors
     /// What `get` says.
-    pub fn load<E>(get: &mut Get<'_, E>, device: &Device) -> Result<Self, E> {
-        let mut b = Builder { get, device };
+    pub fn load<E>(get: &mut Get<'_, E>, device: Device) -> Result<Self, E> {
+        let mut b = Builder { get, specs: Vec::new(), parameters: Vec::new() };
         let stem = vec![
             b.conv("Conv2d_1a_3x3", 3, 32, Conv2d { kernel: [3, 3], stride: 2, padding: Padding::Valid })?,
             b.conv("Conv2d_2a_3x3", 32, 32, Conv2d { kernel: [3, 3], stride: 1, padding: Padding::Valid })?,
@@ -118,9 +113,28 @@ impl Inception {
             b.block_e("Mixed_7b", 1280, AVERAGE)?,
             b.block_e("Mixed_7c", 2048, LARGEST)?,
         ];
-        let shape = [Self::CLASSES, Self::WIDTH];
-        let classes = Tensor::from_data(TensorData::new((b.get)("fc.weight", &shape)?, shape), device);
-        Ok(Self { stem, blocks, classes, device: device.clone() })
+        let Builder { get, specs, parameters } = b;
+        let classes = get("fc.weight", &[Self::CLASSES, Self::WIDTH])?;
+        let layout = Arc::new(Layout::new(specs));
+        Ok(Self { stem, blocks, layout, parameters, classes, device, plans: Plans::default() })
+    }
+
+    /// The network for `n` images.
+    fn plan(&self, n: usize) -> (Plan, Value, [Value; 2]) {
+        let mut graph = Graph::new(Arc::clone(&self.layout));
+        let input = graph.input(Shape { n, h: SIZE, w: SIZE, c: 3 }, Precision::F32);
+        let mut x = self.stem.iter().fold(input, |x, step| step.record(&mut graph, x));
+        let mut spatial = x;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let branch = |steps: &Vec<Step>| steps.iter().fold(x, |x, step| step.record(&mut graph, x));
+            let branches: Vec<Value> = block.iter().map(branch).collect();
+            if i == SPATIAL_BLOCK {
+                spatial = graph.add(Op::TakeChannels(0, SPATIAL_CHANNELS), &[branches[0]]);
+            }
+            x = graph.add(Op::Concat, &branches);
+        }
+        let wanted = [x, spatial];
+        (Plan::new(&graph, &wanted, GradientPlace::Outside), input, wanted)
     }
 
     /// Features of images `[N, H, W, C]` with 3 channels, or with 1 that counts three times.
@@ -139,23 +153,14 @@ impl Inception {
         for v in &mut values {
             *v = (*v - 128.0) / 128.0;
         }
-        let mut x = Tensor::<4>::from_data(TensorData::new(values, [n, SIZE, SIZE, 3]), &self.device);
-        for step in &self.stem {
-            x = step.forward(x);
-        }
-        let mut spatial = Vec::new();
-        for (i, block) in self.blocks.iter().enumerate() {
-            let branch = |steps: &Vec<Step>| steps.iter().fold(x.clone(), |x, step| step.forward(x));
-            let branches: Vec<Tensor<4>> = block.iter().map(branch).collect();
-            if i == SPATIAL_BLOCK {
-                spatial = host(branches[0].clone().narrow(3, 0, SPATIAL_CHANNELS));
-            }
-            x = Tensor::cat(branches, 3);
-        }
-        let [_, height, width, channels] = x.dims();
-        let positions = height * width;
+        let planned = self.plans.get(n, || self.plan(n));
+        let (plan, input, wanted) = &*planned;
+        let mut read = plan.run(self.device, &self.parameters, &[(*input, &values)], wanted).into_iter();
+        let [last, spatial] = [(); 2].map(|()| read.next().expect("both were asked for"));
+        let channels = Self::WIDTH;
+        let positions = last.len() / (n * channels);
         let mut means = Vec::with_capacity(n * channels);
-        for image in host(x).chunks_exact(positions * channels) {
+        for image in last.chunks_exact(positions * channels) {
             let mut sums = vec![0.0f64; channels];
             for pixel in image.chunks_exact(channels) {
                 sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += f64::from(v));
@@ -172,28 +177,26 @@ impl Inception {
         if n == 0 {
             return Vec::new();
         }
-        let x = Tensor::<2>::from_data(TensorData::new(pool.to_vec(), [n, Self::WIDTH]), &self.device);
-        let bias = Tensor::zeros([Self::CLASSES], &self.device);
-        host(conv2d(x, self.classes.clone(), bias, None, Conv2d::same([1, 1], 1)))
+        let g = Geometry::new(Conv2d::same([1, 1], 1), [n, 1, 1, Self::WIDTH], Self::CLASSES);
+        let mut logits = vec![0.0; n * Self::CLASSES];
+        conv::forward(g, pool, &self.classes, Epilogue { bias: None, residual: None, relu: false }, &mut logits);
+        logits
     }
-}
-
-fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().try_into_vec().expect("features are f32")
 }
 
 /// Takes parameters and makes layers of them.
 struct Builder<'a, E> {
     get: &'a mut Get<'a, E>,
-    device: &'a Device,
+    specs: Vec<Spec>,
+    parameters: Vec<f32>,
 }
 
 type Branches = Vec<Vec<Step>>;
 
 impl<E> Builder<'_, E> {
     /// A convolution without bias and its batch normalisation, as one layer.
-    fn layer(&mut self, name: &str, from: usize, to: usize, conv: Conv2d) -> Result<Layer, E> {
-        let [k, l] = conv.kernel;
+    fn layer(&mut self, name: &str, from: usize, to: usize, settings: Conv2d) -> Result<op::Conv, E> {
+        let [k, l] = settings.kernel;
         let mut weight = (self.get)(&format!("{name}.conv.weight"), &[to, from, k, l])?;
         let mut of_norm = |part: &str| (self.get)(&format!("{name}.bn.{part}"), &[to]);
         let (gain, shift) = (of_norm("weight")?, of_norm("bias")?);
@@ -206,15 +209,16 @@ impl<E> Builder<'_, E> {
             }
             bias.push((f64::from(shift[i]) - f64::from(mean[i]) * factor) as f32);
         }
-        Ok(Layer {
-            weight: Tensor::from_data(TensorData::new(weight, [to, from, k, l]), self.device),
-            bias: Tensor::from_data(TensorData::new(bias, [to]), self.device),
-            conv,
-        })
+        let places = vec![self.specs.len()];
+        for (part, shape, values) in [("weight", vec![to, from, k, l], weight), ("bias", vec![to], bias)] {
+            self.specs.push(Spec { name: format!("{name}.{part}"), shape, init: Init::Zero });
+            self.parameters.extend(values);
+        }
+        Ok(op::Conv { places, settings, relu: true })
     }
 
     fn conv(&mut self, name: &str, from: usize, to: usize, conv: Conv2d) -> Result<Step, E> {
-        Ok(Step::Conv(Box::new(self.layer(name, from, to, conv)?)))
+        Ok(Step::Conv(self.layer(name, from, to, conv)?))
     }
 
     /// Convolutions one after another: name, output channels and kernel of each. All keep the size.
@@ -320,9 +324,9 @@ impl<E> Builder<'_, E> {
 
     /// A row and a column of 384 channels each.
     fn split(&mut self, block: &str, [row, column]: [&str; 2]) -> Result<Step, E> {
-        Ok(Step::Split(Box::new([
+        Ok(Step::Split([
             self.layer(&format!("{block}.{row}"), 384, 384, Conv2d::same([1, 3], 1))?,
             self.layer(&format!("{block}.{column}"), 384, 384, Conv2d::same([3, 1], 1))?,
-        ])))
+        ]))
     }
 }

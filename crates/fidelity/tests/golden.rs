@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use ddpm_net::Device;
 use fidelity::{Features, Inception, InceptionScore, Moments, frechet_distance, precision_recall, resize_tf1};
 use serde_json::Value;
 
@@ -173,7 +173,7 @@ fn inception() -> Inception {
         };
         Ok(unit(name, count).map(|u| value(u) as f32).collect())
     };
-    let Ok(inception) = Inception::load(&mut get, &Device::flex());
+    let Ok(inception) = Inception::load(&mut get, Device::Cpu);
     inception
 }
 

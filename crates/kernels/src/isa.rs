@@ -95,7 +95,7 @@ impl Isa {
             Self::Avx2 => avx2(),
             Self::Avx512 => avx512(),
             Self::Avx512Bf16 => avx512() && has!("avx512bf16"),
-            Self::AmxBf16 => avx512() && has!("avx512bf16") && crate::flex::amx::is_usable(),
+            Self::AmxBf16 => avx512() && has!("avx512bf16") && crate::amx::is_usable(),
         }
     }
 

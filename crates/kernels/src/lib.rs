@@ -1,22 +1,39 @@
-//! Tensor operations of the diffusion networks that Burn does not have, or not fast enough.
+//! The loops of diffusion networks: functions over slices that write into slices they are given.
 //!
-//! Activations are channels-last, `[N, H, W, C]`, in f32 or bf16; weights keep PyTorch's `[O, C, k, l]` and are f32, and so
-//! are all sums and statistics. Every differentiable operation is a function on Burn tensors with a hand-written backward
-//! pass. On the CPU a result depends neither on the number of threads nor, image by image, on the batch size; from one
-//! [`Isa`] to another it differs by rounding.
+//! Activations are channels-last, `[N, H, W, C]`, in f32 or bf16 ([`Element`]); weights keep PyTorch's `[O, C, k, l]` and are
+//! f32, and so are all sums and statistics. f16 is kept and moved only: [`convert`] widens it for the kernels and rounds
+//! their results. Every output is written whole, whatever it held before, unless a function says otherwise. A result depends
+//! neither on the number of threads nor, image by image, on the batch size; from one [`Isa`] to another it differs by
+//! rounding. Batches may be empty.
+//!
+//! # Panics
+//! All functions panic if a slice has another length than the sizes say.
 
-mod autodiff;
-mod flex;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+pub mod attention;
+mod buffer;
+pub mod conv;
+pub mod convert;
+mod dropout;
+mod element;
+pub mod elementwise;
 mod isa;
-mod memory;
+mod math;
+pub mod norm;
+pub mod optim;
+pub mod pool;
+mod product;
 pub mod profile;
+pub mod resample;
+mod simd;
+mod transpose;
+mod winograd;
 
+pub use buffer::CacheLine;
+pub use element::Element;
+pub use half::{bf16, f16};
 pub use isa::{ISA_VARIABLE, Isa, UnknownIsa};
-pub use memory::keep_freed_memory;
-
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{Shape, Tensor};
 
 /// What a sliding window sees beyond the border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,17 +42,24 @@ pub enum Padding {
     Same,
     /// Nothing: the window stays inside.
     Valid,
+    /// `k / 2` pixels after the last alone: ermongroup/ddim's downsampling.
+    After,
 }
 
 impl Padding {
-    /// Pixels on each side of an axis for a window of `k`.
-    fn pixels(self, k: usize) -> usize {
-        if self == Self::Same { k / 2 } else { 0 }
+    /// Pixels before and after those of an axis for a window of `k`.
+    fn pixels(self, k: usize) -> [usize; 2] {
+        match self {
+            Self::Same => [k / 2, k / 2],
+            Self::Valid => [0, 0],
+            Self::After => [0, k / 2],
+        }
     }
 
     /// Places of a window of `k` along an axis.
     fn places(self, size: usize, k: usize, stride: usize) -> usize {
-        (size + 2 * self.pixels(k) + stride).saturating_sub(k) / stride
+        let [before, after] = self.pixels(k);
+        (before + size + after + stride).saturating_sub(k) / stride
     }
 }
 
@@ -170,284 +194,4 @@ impl AdamW {
             eps: self.eps as f32,
         }
     }
-}
-
-/// The differentiable operations, per backend.
-#[backend_extension(Flex, Autodiff)]
-pub trait Kernels: Backend {
-    /// See [`conv2d`].
-    fn conv2d_nhwc(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        conv: Conv2d,
-    ) -> FloatTensor<Self>;
-
-    /// See [`conv2d`].
-    fn conv2d_add_nhwc(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
-        conv: Conv2d,
-    ) -> FloatTensor<Self>;
-
-    /// See [`group_norm`].
-    fn group_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        norm: GroupNorm,
-    ) -> FloatTensor<Self>;
-
-    /// See [`group_norm`].
-    fn group_norm_film(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        film: FloatTensor<Self>,
-        norm: GroupNorm,
-    ) -> FloatTensor<Self>;
-
-    /// Doubles or halves height and width, times `scale`.
-    fn resample(x: FloatTensor<Self>, to: Resample, scale: f32) -> FloatTensor<Self>;
-
-    /// See [`concat`].
-    fn concat_channels(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// See [`attention`].
-    fn self_attention(qkv: FloatTensor<Self>, heads: usize, order: HeadOrder) -> FloatTensor<Self>;
-}
-
-/// The parts of the differentiable operations' passes, on the backend beneath autodiff.
-pub trait GradKernels: Backend {
-    /// Gradient of a convolution's input of that shape, from that of its output.
-    fn conv2d_input_grad(
-        grad: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        input: Shape,
-        conv: Conv2d,
-    ) -> FloatTensor<Self>;
-
-    /// Gradients of a convolution's weight and bias. Of `weight` only the shape is used.
-    fn conv2d_weight_grad(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        conv: Conv2d,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// The layer's output, and the mean and 1/√(variance + eps) of each image and channel's group, `[N, 2, C]`.
-    fn group_norm_forward(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        film: Option<FloatTensor<Self>>,
-        norm: GroupNorm,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// Gradients of `x`, `weight`, `bias` and, where there is one, `film`.
-    fn group_norm_grads(
-        grad: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        film: Option<FloatTensor<Self>>,
-        norm: GroupNorm,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, Option<FloatTensor<Self>>);
-
-    /// The channels `from .. from + count` of `[N, H, W, C]`.
-    fn take_channels(x: FloatTensor<Self>, from: usize, count: usize) -> FloatTensor<Self>;
-
-    /// Gradient of the queries, keys and values.
-    fn attention_grad(
-        grad: FloatTensor<Self>,
-        qkv: FloatTensor<Self>,
-        heads: usize,
-        order: HeadOrder,
-    ) -> FloatTensor<Self>;
-}
-
-/// The operations without a derivative, per backend: the optimizer's updates, and what only networks that measure do.
-#[backend_extension(Flex)]
-pub trait PlainKernels: Backend {
-    /// See [`adamw`].
-    fn adamw(
-        param: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        m: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        adamw: AdamW,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-
-    /// See [`ema`].
-    fn ema(target: FloatTensor<Self>, source: FloatTensor<Self>, rate: f64) -> FloatTensor<Self>;
-
-    /// See [`sum_squares`].
-    fn sum_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// See [`conv2d_relu`].
-    fn conv2d_relu(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        conv: Conv2d,
-    ) -> FloatTensor<Self>;
-
-    /// See [`pool`].
-    fn pool(x: FloatTensor<Self>, pool: Pool2d) -> FloatTensor<Self>;
-}
-
-/// Convolution of `x` `[N, H, W, C]` with `weight` `[O, C, k, l]` and `bias` `[O]`, plus `residual` if there is one:
-/// `[N, H', W', O]`. Rows `x` `[N, C]` are images of one pixel and give rows. The weight may have any shape, such as that of
-/// a flat parameter: its values count.
-///
-/// # Panics
-/// Panics if the shapes do not fit, or if k or l is even.
-pub fn conv2d<const D: usize, const W: usize>(
-    x: Tensor<D>,
-    weight: Tensor<W>,
-    bias: Tensor<1>,
-    residual: Option<Tensor<D>>,
-    conv: Conv2d,
-) -> Tensor<D> {
-    let output = check_conv(&x, &weight, &bias, conv);
-    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::from_dispatch(match residual {
-        None => <Dispatch as Kernels>::conv2d_nhwc(x, weight, bias, conv),
-        Some(residual) => {
-            assert_eq!(residual.dims(), output, "shape of the residual");
-            <Dispatch as Kernels>::conv2d_add_nhwc(x, weight, bias, residual.into_dispatch(), conv)
-        }
-    })
-}
-
-/// The shape of a convolution's output.
-fn check_conv<const D: usize, const W: usize>(
-    x: &Tensor<D>,
-    weight: &Tensor<W>,
-    bias: &Tensor<1>,
-    conv: Conv2d,
-) -> [usize; D] {
-    let (mut dims, [k, l], [o]) = (x.dims(), conv.kernel, bias.dims());
-    assert!(D == 2 || D == 4, "an input of {D} dimensions");
-    let fits = weight.shape().num_elements() == o * dims[D - 1] * k * l;
-    assert!(fits && k % 2 == 1 && l % 2 == 1, "a kernel {k}x{l} {:?} for an input {dims:?}", weight.dims());
-    if D == 4 {
-        [dims[1], dims[2]] = conv.output_size([dims[1], dims[2]]);
-    }
-    dims[D - 1] = o;
-    dims
-}
-
-/// ReLU of a [`conv2d`], without a derivative.
-///
-/// # Panics
-/// As [`conv2d`].
-pub fn conv2d_relu<const W: usize>(x: Tensor<4>, weight: Tensor<W>, bias: Tensor<1>, conv: Conv2d) -> Tensor<4> {
-    check_conv(&x, &weight, &bias, conv);
-    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as PlainKernels>::conv2d_relu(x, weight, bias, conv))
-}
-
-/// Pooling of `x` `[N, H, W, C]` over 3x3 windows, without a derivative: `[N, H', W', C]`.
-pub fn pool(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as PlainKernels>::pool(x.into_dispatch(), pool))
-}
-
-/// Group normalisation of `x` `[N, …, C]` (Wu & He, arXiv 1803.08494) with `weight` and `bias` `[C]`, then
-/// `·(1 + scale) + shift` if there is a `film` `[N, 2C]` (scale before shift), then SiLU and dropout if `norm` says so.
-///
-/// # Panics
-/// Panics if the shapes do not fit, or if the groups do not divide C.
-pub fn group_norm<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    film: Option<Tensor<2>>,
-    norm: GroupNorm,
-) -> Tensor<D> {
-    let (n, c) = (x.dims()[0], x.dims()[D - 1]);
-    assert!(c.is_multiple_of(norm.groups), "{} groups do not divide {c} channels", norm.groups);
-    assert_eq!((weight.dims(), bias.dims()), ([c], [c]), "shapes of weight and bias");
-    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::from_dispatch(match film {
-        None => <Dispatch as Kernels>::group_norm(x, weight, bias, norm),
-        Some(film) => {
-            assert_eq!(film.dims(), [n, 2 * c], "shape of scale and shift");
-            <Dispatch as Kernels>::group_norm_film(x, weight, bias, film.into_dispatch(), norm)
-        }
-    })
-}
-
-/// Multi-head self-attention (Vaswani et al., arXiv 1706.03762) over all positions: `qkv` `[N, …, 3C]` to `[N, …, C]`,
-/// with `heads` dividing C.
-///
-/// # Panics
-/// Panics if the channels are not three times a multiple of `heads`.
-pub fn attention<const D: usize>(qkv: Tensor<D>, heads: usize, order: HeadOrder) -> Tensor<D> {
-    let width = qkv.dims()[D - 1];
-    assert!(width.is_multiple_of(3 * heads), "{width} channels for {heads} heads of queries, keys and values");
-    Tensor::from_dispatch(<Dispatch as Kernels>::self_attention(qkv.into_dispatch(), heads, order))
-}
-
-/// Nearest-neighbour upsampling: `[N, H, W, C]` to `[N, 2H, 2W, C]`.
-pub fn upsample(x: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::resample(x.into_dispatch(), Resample::Up, 1.0))
-}
-
-/// Average pooling over 2x2 squares: `[N, 2H, 2W, C]` to `[N, H, W, C]`.
-///
-/// # Panics
-/// Panics if a side is odd.
-pub fn downsample(x: Tensor<4>) -> Tensor<4> {
-    let [_, h, w, _] = x.dims();
-    assert!(h % 2 == 0 && w % 2 == 0, "an image of {h} x {w} cannot be halved");
-    Tensor::from_dispatch(<Dispatch as Kernels>::resample(x.into_dispatch(), Resample::Down, 0.25))
-}
-
-/// The channels of `a` `[N, H, W, C]`, then those of `b` `[N, H, W, D]`: `[N, H, W, C + D]`.
-///
-/// # Panics
-/// Panics if the other sizes differ.
-pub fn concat(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
-    assert_eq!(a.dims()[..3], b.dims()[..3], "sizes of tensors to be joined");
-    Tensor::from_dispatch(<Dispatch as Kernels>::concat_channels(a.into_dispatch(), b.into_dispatch()))
-}
-
-/// One AdamW step on tensors without autodiff: the new parameter and moments. In place where a tensor has one owner.
-///
-/// # Panics
-/// Panics if the lengths differ.
-pub fn adamw(
-    param: Tensor<1>,
-    grad: Tensor<1>,
-    m: Tensor<1>,
-    v: Tensor<1>,
-    adamw: AdamW,
-) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
-    assert_eq!([grad.dims(), m.dims(), v.dims()], [param.dims(); 3], "lengths of gradient and moments");
-    let (param, m, v) = <Dispatch as PlainKernels>::adamw(
-        param.into_dispatch(),
-        grad.into_dispatch(),
-        m.into_dispatch(),
-        v.into_dispatch(),
-        adamw,
-    );
-    (Tensor::from_dispatch(param), Tensor::from_dispatch(m), Tensor::from_dispatch(v))
-}
-
-/// Exponential moving average: `target·rate + source·(1 − rate)`, in place where `target` has one owner.
-///
-/// # Panics
-/// Panics if the lengths differ.
-pub fn ema(target: Tensor<1>, source: Tensor<1>, rate: f64) -> Tensor<1> {
-    assert_eq!(target.dims(), source.dims(), "lengths of target and source");
-    Tensor::from_dispatch(<Dispatch as PlainKernels>::ema(target.into_dispatch(), source.into_dispatch(), rate))
-}
-
-/// Σ x² as a tensor of one value.
-pub fn sum_squares(x: Tensor<1>) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as PlainKernels>::sum_squares(x.into_dispatch()))
 }

@@ -1,7 +1,9 @@
 //! How long each kernel takes, measured inside real work.
 
-use crate::flex::{element::Element, simd::multiversion};
-use burn::tensor::{DType, bf16};
+use crate::element::Element;
+use crate::simd::multiversion;
+use half::bf16;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,6 +20,17 @@ pub struct KernelTime {
     pub secs: f64,
     /// Floating-point operations that the plain algorithm takes, all calls together; 0 where memory decides.
     pub flop: f64,
+    /// Bytes that have to be read and written, all calls together.
+    pub bytes: f64,
+}
+
+/// What one call of a kernel has to do at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Floating-point operations of the plain algorithm; 0 where memory decides.
+    pub flop: f64,
+    /// Bytes of operands and results.
+    pub bytes: f64,
 }
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
@@ -64,12 +77,12 @@ pub fn finish() -> Vec<KernelTime> {
     times
 }
 
-/// Runs a kernel, and measures it if that was asked for. `what` gives its name and operations.
-pub(crate) fn timed<R>(what: impl FnOnce() -> (String, f64), run: impl FnOnce() -> R) -> R {
+/// Runs a kernel, and measures it if that was asked for. `what` gives its name and work.
+pub fn timed<R>(what: impl FnOnce() -> (String, Work), run: impl FnOnce() -> R) -> R {
     if !RUNNING.load(Ordering::Relaxed) {
         return run();
     }
-    let (kernel, flop) = what();
+    let (kernel, work) = what();
     {
         let mut profile = profile();
         profile.credit();
@@ -83,24 +96,43 @@ pub(crate) fn timed<R>(what: impl FnOnce() -> (String, f64), run: impl FnOnce() 
     }
     let time = profile.times.entry(kernel).or_default();
     time.calls += 1;
-    time.flop += flop;
+    time.flop += work.flop;
+    time.bytes += work.bytes;
     result
 }
 
-/// Multiply-adds per second, times two, that all threads together reach from registers: the machine's limit.
-pub fn peak_flop_per_sec(precision: DType) -> f64 {
+/// Multiply-adds per second, times two, that all threads together reach from registers: the machine's limit. With `halves`
+/// of products of bf16, else of f32.
+pub fn peak_flop_per_sec(halves: bool) -> f64 {
     /// Multiply-adds of one thread and lane.
     const ROUNDS: usize = 2_000_000;
-    let run = match precision {
+    let run = match halves {
         #[cfg(target_arch = "x86_64")]
-        DType::BF16 if crate::Isa::current() == crate::Isa::AmxBf16 => crate::flex::amx::peak_loop,
-        DType::BF16 => peak_loop::<bf16>,
-        _ => peak_loop::<f32>,
+        true if crate::Isa::current() == crate::Isa::AmxBf16 => crate::amx::peak_loop,
+        true => peak_loop::<bf16>,
+        false => peak_loop::<f32>,
     };
     let once = || {
         let since = Instant::now();
         let flop: f64 = rayon::broadcast(|_| run(ROUNDS)).into_iter().sum();
         flop / since.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| once()).fold(0.0, f64::max)
+}
+
+/// Bytes per second, read and written together, that all threads together copy from memory to memory.
+pub fn peak_bytes_per_sec() -> f64 {
+    /// Bytes copied: four times the last-level cache of most machines, or of each core's share where there are many.
+    const LEAST: usize = 128 << 20;
+    const PER_THREAD: usize = 16 << 20;
+    let threads = rayon::current_num_threads();
+    let len = LEAST.max(threads * PER_THREAD);
+    let (from, mut to) = (vec![1u8; len], vec![0u8; len]);
+    let mut once = || {
+        let since = Instant::now();
+        let share = len.div_ceil(threads);
+        to.par_chunks_mut(share).zip(from.par_chunks(share)).for_each(|(to, from)| to.copy_from_slice(from));
+        2.0 * len as f64 / since.elapsed().as_secs_f64()
     };
     (0..5).map(|_| once()).fold(0.0, f64::max)
 }
@@ -121,5 +153,30 @@ multiversion! {
             std::hint::black_box(sums);
         }
         (2 * E::STEP * REGISTERS * S::LANES * rounds) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_counted_with_their_work() {
+        let call = |kernel: &str, flop| timed(|| (kernel.into(), Work { flop, bytes: 8.0 }), || 7);
+        assert_eq!(call("before the beginning", 1.0), 7);
+        start();
+        assert_eq!([call("one", 2.0), call("other", 3.0), call("one", 5.0)], [7; 3]);
+        let mut times = finish();
+        assert_eq!(call("after the end", 1.0), 7);
+        times.sort_by(|a, b| a.kernel.cmp(&b.kernel));
+        let found: Vec<_> = times.iter().map(|t| (t.kernel.as_str(), t.calls, t.flop, t.bytes)).collect();
+        assert_eq!(found, [("one", 2, 7.0, 16.0), ("other", 1, 3.0, 8.0)]);
+        assert!(finish().is_empty());
+    }
+
+    #[test]
+    fn the_machine_has_limits() {
+        assert!(peak_bytes_per_sec() > 1e7);
+        assert!(peak_flop_per_sec(false) > 1e7 && peak_flop_per_sec(true) > 1e7);
     }
 }

@@ -3,11 +3,11 @@
 use std::f64::consts::FRAC_2_PI;
 
 /// Pixel values are 256 levels 2/255 apart on [−1, 1]; a level owns this much to either side.
-const HALF_LEVEL: f64 = 1.0 / 255.0;
+pub(crate) const HALF_LEVEL: f64 = 1.0 / 255.0;
 /// Probabilities are clamped to this before their logarithm is taken.
-const MIN_PROBABILITY: f64 = 1e-12;
+pub(crate) const MIN_PROBABILITY: f64 = 1e-12;
 /// Beyond ±this, a value is the first or the last level.
-const EDGE: f64 = 0.999;
+pub(crate) const EDGE: f64 = 0.999;
 
 /// KL(N(mean1, e^logvar1) ‖ N(mean2, e^logvar2)) in nats:
 /// ½ (−1 + logvar2 − logvar1 + e^{logvar1 − logvar2} + (mean1 − mean2)² e^{−logvar2}).

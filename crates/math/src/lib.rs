@@ -35,26 +35,34 @@
 //! | [`variance`] | what the network's outputs mean and how they are scored | Nichol & Dhariwal 2021 |
 //! | [`gaussian`] | KL divergence and the decoder's likelihood | Ho et al. 2020 |
 //! | [`step`] | coefficients of one reverse step | Ho et al. 2020; Song et al. 2020 |
+//! | [`reverse`] | p(x_{t−1} \| x_t) from a network's output, and sampling steps | Ho et al. 2020; Song et al. 2020 |
+//! | [`loss`] | training losses, their derivatives, and terms of the likelihood | Ho et al. 2020; Nichol & Dhariwal 2021 |
 //! | [`timestep`] | which t to train on | Nichol & Dhariwal 2021 |
 //! | [`philox`] | counter-based randomness | Salmon et al. 2011 |
 
 mod name;
+mod real;
 
 pub mod beta;
 pub mod gaussian;
+pub mod loss;
 pub mod perturb;
 pub mod philox;
 pub mod respace;
+pub mod reverse;
 pub mod schedule;
 pub mod step;
 pub mod timestep;
 pub mod variance;
 
 pub use beta::{NoiseSchedule, betas};
+pub use loss::{BoundTerms, Graded, ImageBound, ImageLoss, Terms, cross_entropy, prior_bound};
 pub use name::UnknownName;
 pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength};
 pub use philox::{Domain, Stream, philox4x32_10_lanes};
+pub use real::Real;
 pub use respace::{Respacing, RespacingError};
+pub use reverse::{Moments, Reading, ReverseStep, Rule};
 pub use schedule::{Schedule, ScheduleError};
 pub use timestep::{TimeSampler, TimeSamplerError, TimeSamplerKind, TimeSamplerState};
 pub use variance::{LossKind, Prediction, Variance};

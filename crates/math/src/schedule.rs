@@ -150,16 +150,17 @@ impl Schedule {
         if rescale { timestep * (1000.0 / self.original_steps as f64) as f32 } else { timestep }
     }
 
+    /// log σ²_i of a model with fixed variance, at every index.
+    pub fn fixed_log_variance(&self, large: bool) -> Vec<f64> {
+        (0..self.len()).map(|i| self.fixed_log_variance_at(large, i)).collect()
+    }
+
     /// log σ²_i of a model with fixed variance.
     ///
     /// Small: [`posterior_log_variance_clipped`](Self::posterior_log_variance_clipped). Large: log β_i, except that
     /// index 0 takes the small one, which gives a better likelihood of the decoder at t = 0.
-    pub fn fixed_log_variance(&self, large: bool) -> Vec<f64> {
-        if !large {
-            return self.posterior_log_variance_clipped.clone();
-        }
-        let first = self.posterior_log_variance_clipped.iter().take(1).copied();
-        first.chain(self.betas.iter().skip(1).map(|&beta| libm::log(beta))).collect()
+    pub fn fixed_log_variance_at(&self, large: bool, i: usize) -> f64 {
+        if large && i > 0 { libm::log(self.betas[i]) } else { self.posterior_log_variance_clipped[i] }
     }
 
     /// Whether x at the last timestep holds no signal at all, ᾱ = 0. Then x_0 cannot be computed from ε there: a network

@@ -40,8 +40,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     layers.add(own_settings(&input, matches, &layers)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     complain_all(&notices);
-    let device = ddpm_ip::device("cpu")?;
-    let written = ddpm_ip::convert::convert(&input, &output, &config, &device, &mut |event| {
+    let written = ddpm_ip::convert::convert(&input, &output, &config, &mut |event| {
         if let Event::Warning(text) = event {
             complain(&text);
         }

@@ -218,7 +218,7 @@ pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let job = Job { reference: text("reference")?, samples: text("samples")?, settings: all_settings(matches)? };
     let device = args::device(matches)?;
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
-    let result = evaluate::evaluate(&job, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let result = evaluate::evaluate(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, report) = result?;
     print(&match report {
@@ -247,7 +247,7 @@ pub(super) fn statistics(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let device = args::device(matches)?;
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
     let result =
-        evaluate::statistics(images, out, &settings, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+        evaluate::statistics(images, out, &settings, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, statistics) = result?;
     print(&match statistics {

@@ -36,7 +36,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     layers.add(own_settings(&checkpoint, matches, &layers)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;
     complain_all(&notices);
-    let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, &args::device(matches)?)?;
+    let shape = ddpm_ip::predict::predict(&checkpoint, &config, &input, &output, args::device(matches)?)?;
     print(&if matches.get_flag("json") {
         serde_json::json!({ "output": output.display().to_string(), "shape": shape }).to_string()
     } else {

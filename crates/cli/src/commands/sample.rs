@@ -145,7 +145,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         base_samples: path("base-samples"),
     };
     let mut sinks = Sinks::new(quiet, None);
-    let outcome = sample::run(&job, &device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let outcome = sample::run(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, out) = (outcome?, job.out_path());
     let finished = outcome == Outcome::Finished;

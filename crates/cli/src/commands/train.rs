@@ -11,8 +11,10 @@ use ddpm_ip::checkpoint::{self, Progress, Store};
 use ddpm_ip::config::{Arch, Config, Layers, PRESETS, Preset};
 use ddpm_ip::data::Fit;
 use ddpm_ip::evaluate::{self, EvaluationHook};
+use ddpm_ip::memory;
 use ddpm_ip::train::Hook;
 use ddpm_ip::{Event, Outcome};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// What is trained by one of the commands.
@@ -128,20 +130,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let formats = args::log_formats()?;
     if matches.get_flag("dry-run") {
         let config = ddpm_ip::train::resolve(&config)?;
-        let parameters = ddpm_ip::train::parameter_count(&config)?;
-        if matches.get_flag("json") {
-            print(
-                &serde_json::json!({ "run": out.display().to_string(), "parameters": parameters, "config": config })
-                    .to_string(),
-            )?;
-            return Ok(Outcome::Finished);
-        }
-        print(&format!(
-            "# would train {parameters} parameters into {}\n\n{}",
-            out.display(),
-            config.to_toml().trim_end()
-        ))?;
-        return Ok(Outcome::Finished);
+        return dry_run(&config, &out, matches.get_flag("json"));
     }
     let quiet = matches.get_flag("quiet") || !formats.terminal;
     let mut sinks = Sinks::new(quiet, Some(RunFiles::new(&out, formats)));
@@ -156,10 +145,10 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         cache,
         ..evaluate::Settings::default()
     };
-    let hook = EvaluationHook::new(&config, &out, &evaluation, &device, stop, &mut emit);
+    let hook = EvaluationHook::new(&config, &out, &evaluation, device, stop, &mut emit);
     let outcome = hook.and_then(|hook| {
         let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();
-        ddpm_ip::train::train(&config, &out, &device, hooks, stop, &mut emit)
+        ddpm_ip::train::train(&config, &out, device, hooks, stop, &mut emit)
     });
     let seen = sinks.finish();
     let outcome = outcome?;
@@ -172,6 +161,40 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         complain("interrupted: the same command goes on from there");
     }
     Ok(outcome)
+}
+
+/// Shows what a run would be and take.
+fn dry_run(config: &Config, out: &Path, json: bool) -> anyhow::Result<Outcome> {
+    let parameters = ddpm_ip::train::parameter_count(config)?;
+    let [training, data] = ddpm_ip::train::memory(config)?;
+    let sampling = (config.model.arch != Arch::Classifier).then(|| memory::of_sampling(config)).transpose()?;
+    if json {
+        let memory = serde_json::json!({ "training": training, "data": data, "sampling": sampling });
+        let run = out.display().to_string();
+        print(
+            &serde_json::json!({ "run": run, "parameters": parameters, "memory": memory, "config": config })
+                .to_string(),
+        )?;
+        return Ok(Outcome::Finished);
+    }
+    let mut text = format!("# would train {parameters} parameters into {}\n", out.display());
+    let micro = config.train.microbatch_size();
+    let steps = [
+        (format!("a training step of {micro} images at once"), Some(&training)),
+        ("the images beside it".into(), Some(&data)),
+        (format!("a sampling step of {} images", config.sample.batch_size), sampling.as_ref()),
+    ];
+    for (what, memory) in steps {
+        let Some(memory) = memory else { continue };
+        let mib = |bytes: usize| format!("{:9.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let _ = writeln!(text, "#\n# memory of {what}");
+        for part in &memory.parts {
+            let _ = writeln!(text, "#   {:40} {}", part.name, mib(part.bytes));
+        }
+        let _ = writeln!(text, "#   {:40} {}", "all", mib(memory.total()));
+    }
+    print(&format!("{text}\n{}", config.to_toml().trim_end()))?;
+    Ok(Outcome::Finished)
 }
 
 /// What the run directory is called if nobody says.

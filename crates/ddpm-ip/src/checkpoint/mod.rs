@@ -25,11 +25,12 @@ use tensors::load_for;
 use crate::Error;
 use crate::config::{Arch, Config, Pool};
 use crate::file::sync_folder;
-use crate::model::{Parameters, Spec};
 use ddpm_math::TimeSamplerState;
+use ddpm_net::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const MODEL: &str = "model.safetensors";
 const STATE: &str = "state.safetensors";
@@ -54,12 +55,10 @@ pub struct State {
 
 impl State {
     /// The state of a run that begins with these parameters.
-    pub fn new(parameters: Parameters, rates: &[f64], device: &burn::tensor::Device) -> Self {
-        // Averages own their values: they are updated in place.
-        let own = || Parameters::from_values(parameters.to_values(), device);
+    pub fn new(parameters: Parameters, rates: &[f64]) -> Self {
         Self {
             progress: Progress::default(),
-            ema: rates.iter().map(|&rate| (rate, own())).collect(),
+            ema: rates.iter().map(|&rate| (rate, parameters.clone())).collect(),
             moments: [parameters.zeros_like(), parameters.zeros_like()],
             parameters,
         }
@@ -134,8 +133,8 @@ impl Store {
     ///
     /// # Errors
     /// What writing says; nothing half-written is left and no older checkpoint is touched.
-    pub fn save(&self, state: &State, specs: &[Spec], config: &Config, keep: usize) -> Result<PathBuf, Error> {
-        let target = self.write(&format!("step_{:06}", state.progress.step), state, specs, config)?;
+    pub fn save(&self, state: &State, config: &Config, keep: usize) -> Result<PathBuf, Error> {
+        let target = self.write(&format!("step_{:06}", state.progress.step), state, config)?;
         if keep > 0 {
             let all = self.all()?;
             for (_, old) in &all[..all.len().saturating_sub(keep)] {
@@ -154,12 +153,12 @@ impl Store {
     ///
     /// # Errors
     /// What writing says.
-    pub fn save_best(&self, state: &State, specs: &[Spec], config: &Config) -> Result<PathBuf, Error> {
-        self.write(BEST, state, specs, config)
+    pub fn save_best(&self, state: &State, config: &Config) -> Result<PathBuf, Error> {
+        self.write(BEST, state, config)
     }
 
     /// Writes a checkpoint of that name, in the place of an older one.
-    fn write(&self, name: &str, state: &State, specs: &[Spec], config: &Config) -> Result<PathBuf, Error> {
+    fn write(&self, name: &str, state: &State, config: &Config) -> Result<PathBuf, Error> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         self.remove_unfinished()?;
         let temporary = tempfile::Builder::new()
@@ -167,12 +166,12 @@ impl Store {
             .tempdir_in(&self.folder)
             .map_err(Error::io("write into", &self.folder))?;
         let at = temporary.path();
-        tensors::save(&at.join(MODEL), &[("", &state.parameters)], specs, config, None)?;
+        tensors::save(&at.join(MODEL), &[("", &state.parameters)], config, None)?;
         for (rate, ema) in &state.ema {
-            tensors::save(&at.join(ema_name(*rate)), &[("", ema)], specs, config, None)?;
+            tensors::save(&at.join(ema_name(*rate)), &[("", ema)], config, None)?;
         }
         let [m, v] = &state.moments;
-        tensors::save(&at.join(STATE), &[("exp_avg/", m), ("exp_avg_sq/", v)], specs, config, Some(&state.progress))?;
+        tensors::save(&at.join(STATE), &[("exp_avg/", m), ("exp_avg_sq/", v)], config, Some(&state.progress))?;
         sync_folder(at);
         let target = self.folder.join(name);
         // What is replaced goes out of the way first, and is removed when the new one is there.
@@ -206,13 +205,8 @@ impl Store {
     ///
     /// # Errors
     /// Missing or damaged files, parameters of another architecture.
-    pub fn load(
-        folder: &Path,
-        specs: &[Spec],
-        rates: &[f64],
-        device: &burn::tensor::Device,
-    ) -> Result<(State, Vec<f64>), Error> {
-        let parameters = load_for(&folder.join(MODEL), specs, "", device)?;
+    pub fn load(folder: &Path, layout: &Arc<Layout>, rates: &[f64]) -> Result<(State, Vec<f64>), Error> {
+        let parameters = load_for(&folder.join(MODEL), layout, "")?;
         let mut fresh = Vec::new();
         let mut ema = Vec::new();
         for &rate in rates {
@@ -220,7 +214,7 @@ impl Store {
             ema.push((
                 rate,
                 if path.exists() {
-                    load_for(&path, specs, "", device)?
+                    load_for(&path, layout, "")?
                 } else {
                     fresh.push(rate);
                     parameters.clone()
@@ -228,7 +222,7 @@ impl Store {
             ));
         }
         let state = folder.join(STATE);
-        let moments = [load_for(&state, specs, "exp_avg/", device)?, load_for(&state, specs, "exp_avg_sq/", device)?];
+        let moments = [load_for(&state, layout, "exp_avg/")?, load_for(&state, layout, "exp_avg_sq/")?];
         let progress = progress(folder)?;
         Ok((State { progress, parameters, ema, moments }, fresh))
     }
@@ -262,16 +256,16 @@ pub fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
 ///
 /// # Errors
 /// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
-pub fn load(path: &Path, specs: &[Spec], device: &burn::tensor::Device) -> Result<Parameters, Error> {
-    if TorchFile::is_one(path) { reference::load(path, specs, device) } else { load_for(path, specs, "", device) }
+pub fn load(path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
+    if TorchFile::is_one(path) { reference::load(path, layout) } else { load_for(path, layout, "") }
 }
 
 /// Writes parameters alone, with the configuration.
 ///
 /// # Errors
 /// What writing says.
-pub fn write_parameters(path: &Path, specs: &[Spec], parameters: &Parameters, config: &Config) -> Result<(), Error> {
-    tensors::save(path, &[("", parameters)], specs, config, None)
+pub fn write_parameters(path: &Path, parameters: &Parameters, config: &Config) -> Result<(), Error> {
+    tensors::save(path, &[("", parameters)], config, None)
 }
 
 /// The parameter file meant by a path: a file itself, a checkpoint folder, or a run directory, whose newest checkpoint

@@ -4,10 +4,10 @@ use super::{Progress, State, TensorInfo, tensors};
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
 use crate::file::write_atomic;
-use crate::model::{Parameters, Spec};
 use crate::torch::{self, Moment, Optimizer, OptimizerEntries, Tensor, TorchFile};
-use burn::tensor::Device;
+use ddpm_net::{Layout, Parameters, Spec};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
     let tensors = TorchFile::open(path)?.parameters()?;
@@ -19,17 +19,18 @@ pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
     Ok(tensors.into_iter().map(info).collect())
 }
 
-pub(super) fn load(path: &Path, specs: &[Spec], device: &Device) -> Result<Parameters, Error> {
+pub(super) fn load(path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
     let mut file = TorchFile::open(path)?;
     let tensors = file.parameters()?;
     let held: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+    let specs = layout.specs();
     tensors::check(path, specs, "", &held)?;
     let by_name: std::collections::HashMap<String, Tensor> = tensors.into_iter().collect();
     let values: Vec<Vec<f32>> = specs
         .iter()
         .map(|spec| tensors::finite(path, &spec.name, file.floats(&by_name[&spec.name])?))
         .collect::<Result<_, _>>()?;
-    Ok(Parameters::from_values(values, device))
+    Ok(Parameters::from_values(layout, &values))
 }
 
 /// A model file with the averages and the optimizer that belong to it.
@@ -65,23 +66,17 @@ impl Trio {
     ///
     /// # Errors
     /// Missing or damaged files, parameters or moments of another network.
-    pub fn load(
-        &self,
-        specs: &[Spec],
-        rates: &[f64],
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<(State, Vec<String>), Error> {
-        let parameters = load(&self.model, specs, device)?;
+    pub fn load(&self, layout: &Arc<Layout>, rates: &[f64], batch_size: usize) -> Result<(State, Vec<String>), Error> {
+        let parameters = load(&self.model, layout)?;
         let mut remarks = Vec::new();
         let mut ema = Vec::new();
         for &rate in rates {
             let path = self.beside(&format!("ema_{rate}_{:06}.pt", self.step));
             let average = if path.exists() {
-                load(&path, specs, device)?
+                load(&path, layout)?
             } else {
                 remarks.push(format!("{} is not there: this average begins at the parameters", path.display()));
-                Parameters::from_values(parameters.to_values(), device)
+                parameters.clone()
             };
             ema.push((rate, average));
         }
@@ -93,7 +88,7 @@ impl Trio {
         }
         let mut file = TorchFile::open(&path)?;
         let optimizer = file.optimizer()?;
-        let moments = moments(&path, &mut file, &optimizer, specs, device)?;
+        let moments = moments(&path, &mut file, &optimizer, layout)?;
         let updates = optimizer.steps.first().copied().unwrap_or(0);
         if optimizer.steps.iter().any(|&steps| steps != updates) {
             return Err(Error::file(&path, "has made different numbers of steps with different parameters"));
@@ -120,9 +115,9 @@ fn moments(
     path: &Path,
     file: &mut TorchFile,
     optimizer: &Optimizer,
-    specs: &[Spec],
-    device: &Device,
+    layout: &Arc<Layout>,
 ) -> Result<[Parameters; 2], Error> {
+    let specs = layout.specs();
     let of_spec = |tensor: &Tensor, spec: &Spec| tensor.shape() == spec.shape;
     let each =
         optimizer.exp_avg.len() == specs.len() && optimizer.exp_avg.iter().zip(specs).all(|(t, s)| of_spec(t, s));
@@ -144,7 +139,7 @@ fn moments(
         let values = list.iter().map(|tensor| file.floats(tensor)).collect::<Result<Vec<_>, _>>()?;
         let values = if each { values } else { cut(&values, specs, is_vector) };
         let named = specs.iter().zip(values).map(|(spec, values)| tensors::finite(path, &spec.name, values));
-        Ok(Parameters::from_values(named.collect::<Result<_, _>>()?, device))
+        Ok(Parameters::from_values(layout, &named.collect::<Result<Vec<_>, _>>()?))
     };
     Ok([read(&optimizer.exp_avg)?, read(&optimizer.exp_avg_sq)?])
 }
@@ -165,29 +160,31 @@ fn cut(lists: &[Vec<f32>], specs: &[Spec], is_vector: impl Fn(&Spec) -> bool) ->
 ///
 /// # Errors
 /// What writing says.
-pub fn write_model(path: &Path, specs: &[Spec], parameters: &Parameters) -> Result<(), Error> {
+pub fn write_model(path: &Path, parameters: &Parameters) -> Result<(), Error> {
+    let specs = parameters.layout().specs();
     let entries: Vec<_> = specs.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
-    write_atomic(path, |w| torch::write_state_dict(w, &entries, |i| parameters.value(i)))
+    write_atomic(path, |w| torch::write_state_dict(w, &entries, |i| parameters.get(i)))
 }
 
 /// Writes a state into a folder as the reference does: model, averages and optimizer. Returns the files.
 ///
 /// # Errors
 /// A model that is there already; what writing says.
-pub fn write_trio(folder: &Path, specs: &[Spec], state: &State, settings: &TrainConfig) -> Result<Vec<PathBuf>, Error> {
+pub fn write_trio(folder: &Path, state: &State, settings: &TrainConfig) -> Result<Vec<PathBuf>, Error> {
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let step = state.progress.step;
     let mut written = vec![folder.join(format!("model{step:06}.pt"))];
     if written[0].exists() {
         return Err(ConfigError(format!("{} exists: choose another folder or remove it", written[0].display())).into());
     }
-    write_model(&written[0], specs, &state.parameters)?;
+    write_model(&written[0], &state.parameters)?;
     for (rate, ema) in &state.ema {
         let path = folder.join(format!("ema_{rate}_{step:06}.pt"));
-        write_model(&path, specs, ema)?;
+        write_model(&path, ema)?;
         written.push(path);
     }
     let path = folder.join(format!("opt{step:06}.pt"));
+    let specs = state.parameters.layout().specs();
     let shapes: Vec<_> = specs.iter().map(|spec| spec.shape.clone()).collect();
     let steps = vec![state.progress.updates.unwrap_or(step); specs.len()];
     let [beta1, beta2] = settings.adam_betas;
@@ -202,8 +199,8 @@ pub fn write_trio(folder: &Path, specs: &[Spec], state: &State, settings: &Train
     let [first, second] = &state.moments;
     write_atomic(&path, |w| {
         torch::write_optimizer(w, &entries, |i, moment| match moment {
-            Moment::First => first.value(i),
-            Moment::Second => second.value(i),
+            Moment::First => first.get(i),
+            Moment::Second => second.get(i),
         })
     })?;
     written.push(path);

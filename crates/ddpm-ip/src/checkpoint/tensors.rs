@@ -4,13 +4,13 @@ use super::Progress;
 use crate::Error;
 use crate::config::Config;
 use crate::file::write_atomic;
-use crate::model::{Parameters, Spec};
 use crate::torch::{self, TorchFile};
-use burn::tensor::Device;
+use ddpm_net::{Layout, Parameters, Spec};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Keys of the file's text entries.
 const CONFIG: &str = "ddpm_ip.config";
@@ -23,7 +23,6 @@ const MOST_HEADER: u64 = 100_000_000;
 pub(super) fn save(
     path: &Path,
     lists: &[(&str, &Parameters)],
-    specs: &[Spec],
     config: &Config,
     progress: Option<&Progress>,
 ) -> Result<(), Error> {
@@ -32,24 +31,36 @@ pub(super) fn save(
         let json = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
         text.insert(PROGRESS.to_string(), json);
     }
-    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = lists
+    let mut tensors: Vec<(String, &Spec, &[f32])> = lists
         .iter()
         .flat_map(|(prefix, list)| {
-            specs.iter().zip(list.to_values()).map(move |(spec, values)| {
-                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                (format!("{prefix}{}", spec.name), spec.shape.clone(), bytes)
-            })
+            list.iter().map(move |(spec, values)| (format!("{prefix}{}", spec.name), spec, values))
         })
         .collect();
-    let views: Vec<(&str, TensorView)> = bytes
-        .iter()
-        .map(|(name, shape, bytes)| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("as many bytes as the shape says");
-            (name.as_str(), view)
-        })
-        .collect();
-    let file = safetensors::serialize(views, Some(text)).map_err(|e| Error::file(path, e.to_string()))?;
-    write_atomic(path, |w| w.write_all(&file))
+    // The format's own order.
+    tensors.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    let mut end = 0;
+    let info = tensors.iter().map(|(name, spec, values)| {
+        let data_offsets = (end, end + size_of_val(*values));
+        end = data_offsets.1;
+        (name.clone(), safetensors::tensor::TensorInfo { dtype: Dtype::F32, shape: spec.shape.clone(), data_offsets })
+    });
+    let metadata = Metadata::new(Some(text), info.collect()).map_err(|e| Error::file(path, e.to_string()))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|e| Error::file(path, e.to_string()))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_atomic(path, |w| {
+        w.write_all(&(header.len() as u64).to_le_bytes())?;
+        w.write_all(&header)?;
+        tensors.iter().try_for_each(|(.., values)| write_values(w, values))
+    })
+}
+
+/// Writes values as little-endian bytes.
+fn write_values(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
+    if cfg!(target_endian = "little") {
+        return w.write_all(bytemuck::cast_slice(values));
+    }
+    values.iter().try_for_each(|v| w.write_all(&v.to_le_bytes()))
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
@@ -144,31 +155,31 @@ fn floats(view: &TensorView) -> Option<Vec<f32>> {
 ///
 /// # Errors
 /// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
-pub(super) fn load_for(path: &Path, specs: &[Spec], prefix: &str, device: &Device) -> Result<Parameters, Error> {
+pub(super) fn load_for(path: &Path, layout: &Arc<Layout>, prefix: &str) -> Result<Parameters, Error> {
     let held = list(path)?.into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
-    check(path, specs, prefix, &held)?;
+    check(path, layout.specs(), prefix, &held)?;
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    values_of(&bytes, path, specs, prefix, device)
+    values_of(&bytes, path, layout, prefix)
 }
 
 /// Parameters from the content of a file that is called `path` in messages.
 ///
 /// # Errors
 /// Damage, missing tensors.
-pub(crate) fn load_bytes(bytes: &[u8], path: &Path, specs: &[Spec], device: &Device) -> Result<Parameters, Error> {
-    values_of(bytes, path, specs, "", device)
+pub(crate) fn load_bytes(bytes: &[u8], path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
+    values_of(bytes, path, layout, "")
 }
 
-fn values_of(bytes: &[u8], path: &Path, specs: &[Spec], prefix: &str, device: &Device) -> Result<Parameters, Error> {
+fn values_of(bytes: &[u8], path: &Path, layout: &Arc<Layout>, prefix: &str) -> Result<Parameters, Error> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(path, e))?;
-    let mut values = Vec::with_capacity(specs.len());
-    for spec in specs {
+    let mut values = Vec::with_capacity(layout.len());
+    for spec in layout.specs() {
         let name = format!("{prefix}{}", spec.name);
         let view = file.tensor(&name).map_err(|e| damaged(path, e))?;
         let wrong = || Error::file(path, format!("`{name}` is {:?}; only F32, F16 and BF16 are read", view.dtype()));
-        values.push(finite(path, &name, floats(&view).ok_or_else(wrong)?)?);
+        values.extend(finite(path, &name, floats(&view).ok_or_else(wrong)?)?);
     }
-    Ok(Parameters::from_values(values, device))
+    Ok(Parameters::new(Arc::clone(layout), values))
 }
 
 /// Whether a file's tensors, names and shapes, are a network's.

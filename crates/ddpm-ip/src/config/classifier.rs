@@ -1,7 +1,8 @@
 //! The classifier of noisy images, by the reference's flags.
 
-use super::{Config, ConfigError, Heads, ModelConfig, NetworkConfig, Precision};
+use super::{Config, ConfigError, ModelConfig, Pool, Precision};
 use ddpm_math::Variance;
+use ddpm_net::network::{ClassifierNetwork, Heads};
 use serde::{Deserialize, Serialize};
 
 /// The classifier and its training.
@@ -50,39 +51,13 @@ impl Default for ClassifierConfig {
     }
 }
 
-/// How a classifier comes from features to logits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pool {
-    /// Attention of the mean over all positions.
-    #[default]
-    Attention,
-    /// Mean of every channel.
-    Adaptive,
-    /// Means of every block's channels, two linear maps.
-    Spatial,
-    /// The same with a normalisation between the maps.
-    SpatialV2,
-}
-
-/// What a classifier is built from, checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClassifierNetwork {
-    /// Its first half; `out_channels` are the classes.
-    pub network: NetworkConfig,
-    /// Its head.
-    pub pool: Pool,
-    /// Side of the images where the head is.
-    pub bottom_size: usize,
-}
-
-impl ClassifierNetwork {
-    /// The classifier of a configuration.
+impl Config {
+    /// The classifier that it describes.
     ///
     /// # Errors
     /// Flags that describe no network: each with the flag and what would do.
-    pub fn new(config: &Config) -> Result<Self, ConfigError> {
-        let (m, c) = (&config.model, &config.classifier);
+    pub fn classifier_network(&self) -> Result<ClassifierNetwork, ConfigError> {
+        let (m, c) = (&self.model, &self.classifier);
         let as_model = ModelConfig {
             image_size: m.image_size,
             in_channels: m.in_channels,
@@ -97,12 +72,13 @@ impl ClassifierNetwork {
             precision: c.precision,
             ..ModelConfig::default()
         };
-        let mut network = NetworkConfig::new(&as_model, Variance::FixedLarge)
+        let mut network = as_model
+            .network(Variance::FixedLarge)
             .map_err(|e| ConfigError(format!("the classifier: {}", in_its_words(&e.0))))?;
         network.out_channels = c.num_classes;
         network.heads = Heads::Channels(c.num_head_channels);
         let bottom_size = m.image_size >> (network.level_channels.len() - 1);
-        Ok(Self { network, pool: c.pool, bottom_size })
+        Ok(ClassifierNetwork { network, pool: c.pool, bottom_size })
     }
 }
 

@@ -9,15 +9,16 @@ mod layer;
 mod network;
 mod preset;
 
-pub use classifier::{ClassifierConfig, ClassifierNetwork, Pool};
+pub use classifier::ClassifierConfig;
 pub use keys::{KEYS, Key};
 pub use layer::{Layers, boolean};
-pub use network::{Heads, Layout, NetworkConfig};
-pub(crate) use network::{MOST_CLASSES, NORM_GROUPS};
+pub(crate) use network::MOST_CLASSES;
 pub use preset::{PRESETS, Preset};
 
 use crate::data::{Fit, Labels, OnBadImage};
 pub use ddpm_math::{LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, TimeSamplerKind, Variance};
+pub use ddpm_net::Precision;
+pub use ddpm_net::network::Pool;
 use serde::{Deserialize, Serialize};
 
 /// The most decoding threads.
@@ -109,30 +110,6 @@ pub struct ModelConfig {
     pub precision: Precision,
     /// Whether blocks are computed again in the backward pass instead of kept.
     pub use_checkpoint: bool,
-}
-
-/// The type of activations and matrix products. Parameters, moments, averages, statistics, sums and losses are f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// The upper 16 of them.
-    Bf16,
-    /// Half precision: activations are kept in it and computed as f32. Training scales the loss.
-    F16,
-}
-
-impl Precision {
-    /// Burn's name for it.
-    pub(crate) fn dtype(self) -> burn::tensor::DType {
-        match self {
-            Self::F32 => burn::tensor::DType::F32,
-            Self::Bf16 => burn::tensor::DType::BF16,
-            Self::F16 => burn::tensor::DType::F16,
-        }
-    }
 }
 
 impl Default for ModelConfig {
@@ -289,6 +266,8 @@ pub struct TrainConfig {
     pub grid_interval: u64,
     /// Images in a sample grid; 0 for no grids.
     pub grid_images: usize,
+    /// Whether to train although the machine seems to have too little memory.
+    pub ignore_memory_limit: bool,
 }
 
 impl Default for TrainConfig {
@@ -318,6 +297,7 @@ impl Default for TrainConfig {
             keep_checkpoints: 3,
             grid_interval: 10_000,
             grid_images: 64,
+            ignore_memory_limit: false,
         }
     }
 }
@@ -432,8 +412,8 @@ impl Config {
     /// The first setting that cannot be used, and what to write instead.
     pub fn validate(&self) -> Result<(), ConfigError> {
         match self.model.arch {
-            Arch::Classifier => drop(ClassifierNetwork::new(self)?),
-            _ => drop(NetworkConfig::new(&self.model, self.diffusion.variance)?),
+            Arch::Classifier => drop(self.classifier_network()?),
+            _ => drop(self.model.network(self.diffusion.variance)?),
         }
         self.perturbation.validate().map_err(|e| ConfigError(e.to_string()))?;
         require((1..=MOST_WORKERS).contains(&self.data.workers), || {

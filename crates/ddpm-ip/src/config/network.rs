@@ -1,105 +1,20 @@
 //! The network's constructor arguments, derived from the flags and checked.
 
-use super::{Arch, ConfigError, ModelConfig, Precision, require};
+use super::{Arch, ConfigError, ModelConfig, require};
 use ddpm_kernels::HeadOrder;
 use ddpm_math::Variance;
-
-/// Groups of every normalisation, as in the reference.
-pub(crate) const NORM_GROUPS: usize = 32;
+use ddpm_net::network::{Family, Heads, NORM_GROUPS, NetworkConfig};
 
 /// The most classes: a network has an embedding of each.
 pub(crate) const MOST_CLASSES: usize = 1 << 16;
 
-/// What the U-Net is built from. Every combination that exists has passed [`NetworkConfig::new`]'s checks.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NetworkConfig {
-    /// Whose names and details the layers have.
-    pub layout: Layout,
-    /// Channels of the images.
-    pub in_channels: usize,
-    /// Whether an enlarged small image enters beside the noisy one.
-    pub low_res: bool,
-    /// Channels of the output: twice the input's if the variance is learned.
-    pub out_channels: usize,
-    /// Channels of the time embedding's sinusoids.
-    pub model_channels: usize,
-    /// Channels of each level.
-    pub level_channels: Vec<usize>,
-    /// Residual blocks per level.
-    pub num_res_blocks: usize,
-    /// Downsampling factors at which there is attention.
-    pub attention_factors: Vec<usize>,
-    /// How heads are counted on the way down and in the middle.
-    pub heads: Heads,
-    /// How heads are counted on the way up.
-    pub heads_up: Heads,
-    /// Layout of queries, keys and values.
-    pub head_order: HeadOrder,
-    /// Dropout probability.
-    pub dropout: f64,
-    /// Classes, if the network is given labels.
-    pub num_classes: Option<usize>,
-    /// Scale and shift, or shift alone.
-    pub scale_shift_norm: bool,
-    /// Residual resampling blocks, or plain layers.
-    pub resblock_updown: bool,
-    /// A convolution in plain resampling layers.
-    pub conv_resample: bool,
-    /// The type of activations and matrix products.
-    pub precision: Precision,
-    /// Blocks are computed again in the backward pass.
-    pub use_checkpoint: bool,
-}
-
-/// Whose names and details a network's layers have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// openai/guided-diffusion.
-    Adm,
-    /// ermongroup/ddim: layers that shift only, one attention head, ε of 1e-6 in normalisations, nothing begins as zero.
-    Ddim,
-}
-
-/// How attention heads are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heads {
-    /// A number of heads.
-    Count(usize),
-    /// A number of channels per head.
-    Channels(usize),
-}
-
-impl Heads {
-    /// Heads for a layer of `channels` channels.
-    pub fn count(self, channels: usize) -> usize {
-        match self {
-            Self::Count(n) => n,
-            Self::Channels(per_head) => channels / per_head,
-        }
-    }
-
-    fn divides(self, channels: usize) -> bool {
-        let (Self::Count(n) | Self::Channels(n)) = self;
-        n > 0 && channels.is_multiple_of(n)
-    }
-}
-
-impl NetworkConfig {
-    /// Channels that enter the first layer.
-    pub fn input_channels(&self) -> usize {
-        if self.low_res { 2 * self.in_channels } else { self.in_channels }
-    }
-
-    /// Whether there is attention at a level.
-    pub fn attends(&self, level: usize) -> bool {
-        self.attention_factors.contains(&(1 << level))
-    }
-
+impl ModelConfig {
     /// The network for images and flags, with a number of output channels by the kind of variance.
     ///
     /// # Errors
     /// Flags that describe no network: each with the flag and what would do.
-    pub fn new(m: &ModelConfig, variance: Variance) -> Result<Self, ConfigError> {
+    pub fn network(&self, variance: Variance) -> Result<NetworkConfig, ConfigError> {
+        let m = self;
         let is_ddim = m.arch == Arch::Ddim;
         require(!is_ddim || !m.class_cond, || {
             "the DDIM network has no classes: use --arch adm with --class-cond".into()
@@ -185,8 +100,8 @@ impl NetworkConfig {
             }
         }
         require((0.0..1.0).contains(&m.dropout), || format!("model.dropout {} is outside [0, 1)", m.dropout))?;
-        Ok(Self {
-            layout: if is_ddim { Layout::Ddim } else { Layout::Adm },
+        Ok(NetworkConfig {
+            family: if is_ddim { Family::Ddim } else { Family::Adm },
             in_channels: m.in_channels,
             low_res: m.arch == Arch::Superres,
             out_channels: if variance.is_learned() { 2 * m.in_channels } else { m.in_channels },

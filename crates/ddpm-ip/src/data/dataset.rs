@@ -107,6 +107,14 @@ impl Dataset {
         }
     }
 
+    /// Bytes of the images that are held in memory: all of an npz or IDX file, none of a folder.
+    pub fn bytes_in_memory(&self) -> usize {
+        match &self.source {
+            Source::Memory(memory) => memory.bytes(),
+            Source::Files(_) => 0,
+        }
+    }
+
     /// Checks that there are enough images for a batch.
     ///
     /// # Errors

@@ -22,6 +22,11 @@ impl Memory {
         self.shape[0]
     }
 
+    /// Bytes of all images.
+    pub(super) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
     pub(super) fn image(&self, i: usize) -> Pixels {
         let [_, height, width, channels] = self.shape;
         let size = height * width * channels;

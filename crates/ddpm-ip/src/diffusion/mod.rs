@@ -1,14 +1,14 @@
-//! The diffusion process on tensors: noising, losses and reverse steps, given every draw.
+//! The diffusion process on batches of images: noising, losses and reverse steps, given every draw. The functions of numbers
+//! that are mapped over pixels here stand in `ddpm_math`.
 
-mod gaussian;
 mod loss;
 mod reverse;
 
-pub use loss::{Noised, Terms};
+pub use ddpm_math::Terms;
+pub use loss::Noised;
 pub use reverse::{Reverse, to_u8};
 
 use crate::config::{ConfigError, DiffusionConfig};
-use burn::tensor::{Device, Tensor, TensorData};
 use ddpm_math::{LossKind, Prediction, Respacing, Schedule, Variance};
 
 /// A diffusion process with its way of predicting and its loss.
@@ -46,17 +46,4 @@ impl Diffusion {
     pub fn model_times(&self, t: &[usize]) -> Vec<f32> {
         t.iter().map(|&i| self.schedule.model_timestep(i, self.rescale_timesteps)).collect()
     }
-}
-
-/// One value per image as `[N, 1, 1, 1]`, rounded to f32 at the end as the reference does.
-fn per_image(values: impl IntoIterator<Item = f64>, device: &Device) -> Tensor<4> {
-    let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
-    let n = values.len();
-    Tensor::from_data(TensorData::new(values, [n, 1, 1, 1]), device)
-}
-
-/// The mean of each image's values: `[N, C, H, W]` to `[N]`.
-fn mean_flat(x: Tensor<4>) -> Tensor<1> {
-    let [n, c, h, w] = x.dims();
-    x.reshape([n, c * h * w]).mean_dim(1).reshape([n])
 }

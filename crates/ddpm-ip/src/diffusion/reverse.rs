@@ -1,10 +1,9 @@
 //! One step of a sampling chain.
 
-use super::{Diffusion, per_image};
+use super::Diffusion;
 use crate::config::SamplerKind;
-use crate::model::host_values;
-use burn::tensor::Tensor;
-use ddpm_math::step::ddim_step;
+use ddpm_math::{ReverseStep, Rule};
+use rayon::prelude::*;
 
 /// The rule of the reverse steps.
 #[derive(Clone, Copy, Debug)]
@@ -18,61 +17,67 @@ pub struct Reverse {
 }
 
 impl Reverse {
-    /// Whether a step from index `i` adds noise.
-    pub fn draws(&self, i: usize) -> bool {
-        i > 0 && (self.sampler == SamplerKind::Ddpm || self.eta > 0.0)
+    fn rule(&self) -> Rule {
+        match self.sampler {
+            SamplerKind::Ddpm => Rule::Ddpm,
+            SamplerKind::Ddim => Rule::Ddim { eta: self.eta },
+        }
     }
 
-    /// From x_t `[N, C, H, W]` at index `i` and the network's output `[N, C or 2C, H, W]` to (x_{t−1}, predicted x_0), as
-    /// DDPM (Ho et al. 2020, algorithm 2) or DDIM (Song et al. 2020, eq. 12) step. `noise` `[N, C, H, W]` is a standard
-    /// normal draw, needed where [`draws`](Self::draws) says so. `guidance` `[N, C, H, W]` is the gradient of a classifier's
-    /// log-probability: it moves DDPM's mean by variance times itself, and is added to the score of DDIM (Dhariwal &
-    /// Nichol, arXiv 2105.05233, algorithms 1 and 2), where the prediction of x_0 is not clipped again.
+    fn at(&self, diffusion: &Diffusion, i: usize) -> ReverseStep<f32> {
+        let Diffusion { schedule, prediction, variance, .. } = diffusion;
+        ReverseStep::new(schedule, *prediction, *variance, self.rule(), self.clip_denoised, i)
+    }
+
+    /// Whether a step from index `i` adds noise.
+    pub fn draws(&self, diffusion: &Diffusion, i: usize) -> bool {
+        self.at(diffusion, i).draws()
+    }
+
+    /// From x_t, `n` images `[N, C, H, W]`, at index `i` and the network's output `[N, C or 2C, H, W]` to x_{t−1} in the place
+    /// of x_t and the predicted x_0 as the result. `noise`, shaped as x_t, is a standard normal draw, needed where
+    /// [`draws`](Self::draws) says so; `guidance` the gradient of a classifier's log-probability. The formulas stand in
+    /// `ddpm_math::reverse`.
     pub fn step(
         &self,
         diffusion: &Diffusion,
         i: usize,
-        x: Tensor<4>,
-        output: Tensor<4>,
-        guidance: Option<Tensor<4>>,
-        noise: Option<Tensor<4>>,
-    ) -> (Tensor<4>, Tensor<4>) {
-        let t = vec![i; x.dims()[0]];
-        let p = diffusion.moments(x.clone(), &t, output, self.clip_denoised);
-        let noise = noise.filter(|_| self.draws(i));
-        let s = &diffusion.schedule;
-        let (mean, sigma, x_start) = match self.sampler {
-            SamplerKind::Ddpm => {
-                let mean = match guidance {
-                    Some(gradient) => p.mean + p.log_variance.clone().exp() * gradient,
-                    None => p.mean,
-                };
-                (mean, (p.log_variance * 0.5).exp(), p.x_start)
+        x: &mut [f32],
+        output: &[f32],
+        n: usize,
+        guidance: Option<&[f32]>,
+        noise: Option<&[f32]>,
+    ) -> Vec<f32> {
+        let step = self.at(diffusion, i);
+        let (per_image, per_output) = (x.len() / n, output.len() / n);
+        let mut predicted = vec![0.0; x.len()];
+        let images = x.par_chunks_mut(per_image).zip(predicted.par_chunks_mut(per_image));
+        images.zip(output.par_chunks(per_output)).enumerate().for_each(|(image, ((x, predicted), output))| {
+            let place = image * per_image..(image + 1) * per_image;
+            let guidance = guidance.map(|all| &all[place.clone()]);
+            let noise = noise.map(|all| &all[place]);
+            // A network without a learned variance has no second half.
+            let values = if per_output > per_image { &output[per_image..] } else { output };
+            for (at, (x, predicted)) in x.iter_mut().zip(predicted).enumerate() {
+                let guide = guidance.map_or(0.0, |guidance| guidance[at]);
+                let noise = noise.map_or(0.0, |noise| noise[at]);
+                (*x, *predicted) = step.step(*x, output[at], values[at], guide, guidance.is_some(), noise);
             }
-            SamplerKind::Ddim => {
-                let each = |v: f64| per_image([v], &x.device());
-                let (a, b) = (each(s.sqrt_recip_alpha_bar[i]), each(s.sqrt_recipm1_alpha_bar[i]));
-                // ε again from the (perhaps clipped) prediction: arXiv 2010.02502, equation 12.
-                let mut eps = (x.clone() * a.clone() - p.x_start.clone()) / b.clone();
-                let mut x_start = p.x_start;
-                if let Some(gradient) = guidance {
-                    eps = eps - gradient * each(s.sqrt_one_minus_alpha_bar[i]);
-                    x_start = x.clone() * a - eps.clone() * b;
-                }
-                let step = ddim_step(s, i, self.eta);
-                let mean = x_start.clone() * each(step.x_start) + eps * each(step.eps);
-                (mean, each(step.noise).expand(x.shape()), x_start)
-            }
-        };
-        let next = match noise {
-            Some(noise) => mean + sigma * noise,
-            None => mean,
-        };
-        (next, x_start)
+        });
+        predicted
     }
 }
 
-/// Images in [-1, 1] `[N, C, H, W]` as bytes `[N, H, W, C]`: (x + 1)·127.5, clamped and cut off as the reference does.
-pub fn to_u8(x: Tensor<4>) -> Vec<u8> {
-    host_values(x.permute([0, 2, 3, 1])).into_iter().map(|v| ((v + 1.0) * 127.5).clamp(0.0, 255.0) as u8).collect()
+/// Images in [-1, 1] `[N, C, H, W]` of `channels` channels and `pixels` pixels as bytes `[N, H, W, C]`: (x + 1)·127.5, clamped
+/// and cut off as the reference does.
+pub fn to_u8(x: &[f32], channels: usize, pixels: usize) -> Vec<u8> {
+    let byte = |v: f32| ((v + 1.0) * 127.5).clamp(0.0, 255.0) as u8;
+    let image = |image: &[f32], bytes: &mut Vec<u8>| {
+        for pixel in 0..pixels {
+            bytes.extend((0..channels).map(|c| byte(image[c * pixels + pixel])));
+        }
+    };
+    let mut bytes = Vec::with_capacity(x.len());
+    x.chunks_exact(channels * pixels).for_each(|planes| image(planes, &mut bytes));
+    bytes
 }

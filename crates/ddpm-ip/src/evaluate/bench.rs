@@ -3,9 +3,9 @@
 use crate::bench::Speed;
 use crate::event::{Emit, Event};
 use crate::{Error, Outcome};
-use burn::tensor::Device;
 use ddpm_kernels::profile;
 use ddpm_math::{Domain, Stream};
+use ddpm_net::Device;
 use fidelity::{Features, FidelityError, Gaussian, Inception, Moments, frechet_distance, precision_recall};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,7 @@ pub struct BenchReport {
 pub fn bench(
     repeats: usize,
     batch_size: usize,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<BenchReport>), Error> {
@@ -119,7 +119,7 @@ fn gaussian(rows: &[f32]) -> Result<Gaussian, FidelityError> {
 }
 
 /// FID-Inception with weights that keep values near 1.
-fn random_inception(device: &Device) -> Inception {
+fn random_inception(device: Device) -> Inception {
     let mut place = 10;
     let mut get = |_: &str, shape: &[usize]| -> Result<Vec<f32>, std::convert::Infallible> {
         place += 1;

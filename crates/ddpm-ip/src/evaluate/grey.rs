@@ -2,22 +2,40 @@
 
 use crate::config::Config;
 use crate::data::{Pixels, center_crop};
-use crate::model::{Classifier, Parameters, host_values};
 use crate::{Error, checkpoint};
-use burn::tensor::{Device, Tensor, TensorData};
+use ddpm_kernels::Conv2d;
+use ddpm_kernels::conv::{self, Epilogue, Geometry};
+use ddpm_net::network::{Classifier, Network, NetworkConfig, Recorded};
+use ddpm_net::{Device, Engine, Feed, Graph, Layout, Parameters};
 use rayon::prelude::*;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Side of the images that the network sees.
 const SIZE: usize = 32;
 
-const ADAPTIVE: &str = "the embedded network has an adaptive head";
-
 /// A classifier of handwritten digits and of Fashion-MNIST's clothes, without noise; `assets/README.md` says how it was
 /// trained and how good it is.
 pub(super) struct Grey {
-    network: Classifier,
+    network: Engine<Features>,
     parameters: Parameters,
+}
+
+/// The classifier without its last layer.
+struct Features(Classifier);
+
+impl Network for Features {
+    fn layout(&self) -> &Arc<Layout> {
+        self.0.layout()
+    }
+
+    fn config(&self) -> &NetworkConfig {
+        self.0.config()
+    }
+
+    fn record(&self, graph: &mut Graph, n: usize, size: [usize; 2], _: bool) -> Recorded {
+        self.0.record_features(graph, n, size)
+    }
 }
 
 impl Grey {
@@ -28,13 +46,12 @@ impl Grey {
     /// Ten digits, then ten kinds of clothes.
     pub(super) const CLASSES: usize = 20;
 
-    pub(super) fn load(device: &Device) -> Result<Self, Error> {
+    pub(super) fn load(device: Device) -> Result<Self, Error> {
         let bytes = include_bytes!("../../assets/grey-1.safetensors");
         let config = Config::from_toml(include_str!("../../assets/grey-1.toml"))?;
-        let network = Classifier::new(crate::config::ClassifierNetwork::new(&config)?);
-        let parameters =
-            checkpoint::load_bytes(bytes, Path::new("the embedded grey network"), network.specs(), device)?;
-        Ok(Self { network, parameters })
+        let network = Classifier::new(config.classifier_network()?);
+        let parameters = checkpoint::load_bytes(bytes, Path::new("the embedded grey network"), network.layout())?;
+        Ok(Self { network: Engine::new(Features(network), device), parameters })
     }
 
     /// `[n, WIDTH]` of images `[n, H, W, C]`.
@@ -46,22 +63,18 @@ impl Grey {
             shaped.to_network(false)
         };
         let values: Vec<Vec<f32>> = images.par_chunks_exact(height * width * channels).map(image).collect();
-        let x = |part: std::ops::Range<usize>| {
-            let shape = [part.len(), 1, SIZE, SIZE];
-            Tensor::<4>::from_data(TensorData::new(values[part].concat(), shape), &self.parameters.0[0].device())
-        };
-        let parts = self.network.shards().map(n, |part| {
-            let times = vec![0.0; part.len()];
-            host_values(self.network.features(&self.parameters, x(part), &times).expect(ADAPTIVE))
-        });
-        parts.concat()
+        let (values, times) = (values.concat(), vec![0.0; n]);
+        self.network.forward(&self.parameters, Feed::new(&values, [SIZE; 2], &times))
     }
 
     /// `[n, CLASSES]` of features.
     pub(super) fn logits(&self, features: &[f32]) -> Vec<f32> {
         let n = features.len() / Self::WIDTH;
-        let rows = TensorData::new(features.to_vec(), [n, Self::WIDTH]);
-        let rows = Tensor::from_data(rows, &self.parameters.0[0].device());
-        host_values(self.network.logits(&self.parameters, rows).expect(ADAPTIVE))
+        let place = self.network.network().0.last_layer().expect("the embedded network has an adaptive head");
+        let (weight, bias) = (self.parameters.get(place), self.parameters.get(place + 1));
+        let g = Geometry::new(Conv2d::same([1, 1], 1), [n, 1, 1, Self::WIDTH], Self::CLASSES);
+        let mut logits = vec![0.0; n * Self::CLASSES];
+        conv::forward(g, features, weight, Epilogue { bias: Some(bias), residual: None, relu: false }, &mut logits);
+        logits
     }
 }

@@ -10,7 +10,7 @@ use crate::event::{Emit, Event};
 use crate::sample::random_labels;
 use crate::train::{Hook, Next, StepReport, Trainer, draw, due};
 use crate::{Error, weights};
-use burn::tensor::Device;
+use ddpm_net::Device;
 use fidelity::{Gaussian, frechet_distance};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -59,7 +59,7 @@ impl<'a> EvaluationHook<'a> {
         config: &Config,
         run: &Path,
         settings: &Settings,
-        device: &Device,
+        device: Device,
         stop: &'a AtomicBool,
         emit: &mut Emit,
     ) -> Result<Option<Self>, Error> {
@@ -145,7 +145,7 @@ impl<'a> EvaluationHook<'a> {
         self.evaluated.insert(step);
         if self.best.is_none_or(|best| fid < best) {
             self.best = Some(fid);
-            self.store.save_best(&trainer.state, trainer.task.specs(), config)?;
+            self.store.save_best(&trainer.state, config)?;
             emit(Event::Best { step, fid });
         }
         Ok(())

@@ -20,8 +20,8 @@ use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
-use burn::tensor::Device;
 use compare::compare;
+use ddpm_net::Device;
 use fidelity::{InceptionScore, LEAST_EXTRAPOLATED, Subsets};
 use neighbours::Neighbours;
 use serde::Serialize;
@@ -167,7 +167,7 @@ pub struct Report {
 /// Sets that cannot be read or compared, missing weights, failing writes.
 pub fn evaluate(
     job: &Job,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<Report>), Error> {
@@ -215,7 +215,7 @@ pub fn statistics(
     images: &str,
     out: &Path,
     settings: &Settings,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<Statistics>), Error> {

@@ -5,7 +5,7 @@ use super::grey::Grey;
 use crate::checkpoint::Tensors;
 use crate::config::ConfigError;
 use crate::{Error, weights};
-use burn::tensor::Device;
+use ddpm_net::Device;
 use fidelity::Inception;
 use std::path::{Path, PathBuf};
 
@@ -92,7 +92,7 @@ impl FeatureNetwork {
     ///
     /// # Errors
     /// Weights that are not there, are damaged or another network's.
-    pub fn open(choice: &Choice, weights: &Path, device: &Device) -> Result<Self, Error> {
+    pub fn open(choice: &Choice, weights: &Path, device: Device) -> Result<Self, Error> {
         match choice {
             Choice::Grey => {
                 let grey = Grey::load(device)?;

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::data::ImageSet;
 use crate::event::{Emit, Event};
 use crate::npz::Npz;
-use burn::tensor::Device;
+use ddpm_net::Device;
 use fidelity::Gaussian;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -118,7 +118,7 @@ pub(super) fn run_of(samples: &Path) -> Option<&Path> {
 }
 
 /// The network that was asked for, or fits the images.
-pub(super) fn network(sides: &[&Side], settings: &Settings, device: &Device) -> Result<FeatureNetwork, Error> {
+pub(super) fn network(sides: &[&Side], settings: &Settings, device: Device) -> Result<FeatureNetwork, Error> {
     let grey = sides.iter().all(|side| match (&side.images, &side.statistics) {
         (Some(set), _) => set.image_shape()[2] == 1,
         (None, Some(statistics)) => statistics.network == FeatureNetwork::GREY,

@@ -294,9 +294,9 @@ mod tests {
     use crate::train;
 
     fn tensors(config: &Config) -> Vec<TensorInfo> {
-        let task = train::task(config).unwrap();
+        let task = train::Task::new(config, ddpm_net::Device::Cpu).unwrap();
         let info =
-            |s: &crate::model::Spec| TensorInfo { name: s.name.clone(), shape: s.shape.clone(), dtype: "F32".into() };
+            |s: &ddpm_net::Spec| TensorInfo { name: s.name.clone(), shape: s.shape.clone(), dtype: "F32".into() };
         task.specs().iter().map(info).collect()
     }
 
@@ -314,7 +314,7 @@ mod tests {
             let mut config = preset.config();
             config.model.num_classes = if config.model.class_cond { 10 } else { 0 };
             let again = read_back(&config);
-            let specs = |config: &Config| train::task(config).unwrap().specs().to_vec();
+            let specs = |config: &Config| train::Task::new(config, ddpm_net::Device::Cpu).unwrap().specs().to_vec();
             assert_eq!(specs(&again), specs(&config), "{}", preset.name);
             assert_eq!(again.model.attention_resolutions, config.model.attention_resolutions, "{}", preset.name);
             assert_eq!(again.model.class_cond, config.model.class_cond);
@@ -339,7 +339,7 @@ mod tests {
             for line in lines {
                 let config = Config::from_toml(&format!("{settings}\n{line}")).unwrap();
                 let again = read_back(&config);
-                let specs = |config: &Config| train::task(config).unwrap().specs().to_vec();
+                let specs = |config: &Config| train::Task::new(config, ddpm_net::Device::Cpu).unwrap().specs().to_vec();
                 assert!(specs(&again) == specs(&config), "{settings} {line}: {:?}", infer(&tensors(&config)));
                 assert_eq!(again.model.arch, config.model.arch);
             }

@@ -2,9 +2,9 @@
 
 use super::Guide;
 use crate::diffusion::{Diffusion, Reverse};
-use crate::model::{Condition, Parameters, Unet};
-use burn::tensor::{Device, Tensor, TensorData};
 use ddpm_math::{Domain, Stream};
+use ddpm_net::network::{Network, Unet};
+use ddpm_net::{Engine, Feed, Parameters};
 use rayon::prelude::*;
 
 /// Where a chain's random numbers come from.
@@ -34,8 +34,8 @@ pub struct Chain<'a> {
     /// The process, respaced to the steps to take.
     pub diffusion: &'a Diffusion,
     /// The network.
-    pub network: &'a Unet,
-    /// Its parameters, on a device without autodiff.
+    pub network: &'a Engine<Unet>,
+    /// Its parameters.
     pub parameters: &'a Parameters,
     /// The rule of the steps.
     pub reverse: Reverse,
@@ -43,8 +43,6 @@ pub struct Chain<'a> {
     pub guide: Option<&'a Guide>,
     /// Side of the images.
     pub image_size: usize,
-    /// Device of the parameters.
-    pub device: &'a Device,
 }
 
 impl Chain<'_> {
@@ -57,31 +55,29 @@ impl Chain<'_> {
         &self,
         images: &[u64],
         labels: Option<&[u32]>,
-        low_res: Option<Tensor<4>>,
+        low_res: Option<&[f32]>,
         draws: &dyn Draws,
-        mut each: impl FnMut(usize, &Tensor<4>, &Tensor<4>) -> bool,
-    ) -> Option<Tensor<4>> {
-        let config = self.network.config();
-        let shape = [images.len(), config.in_channels, self.image_size, self.image_size];
-        let per_image = shape[1..].iter().product();
-        let draw = |fill: &(dyn Fn(u64, &mut [f32]) + Sync)| -> Tensor<4> {
-            let mut values = vec![0.0; shape.iter().product()];
+        mut each: impl FnMut(usize, &[f32], &[f32]) -> bool,
+    ) -> Option<Vec<f32>> {
+        let config = self.network.network().config();
+        let (n, size) = (images.len(), [self.image_size; 2]);
+        let per_image = config.in_channels * self.image_size.pow(2);
+        let draw = |fill: &(dyn Fn(u64, &mut [f32]) + Sync)| -> Vec<f32> {
+            let mut values = vec![0.0; n * per_image];
             values.par_chunks_mut(per_image).zip(images).for_each(|(values, &image)| fill(image, values));
-            Tensor::from_data(TensorData::new(values, shape), self.device)
+            values
         };
-        let condition = Condition { labels: config.num_classes.and(labels), low_res };
         let mut x = draw(&|image, values| draws.initial(image, values));
         for (k, i) in (0..self.diffusion.schedule.len()).rev().enumerate() {
-            let times = self.diffusion.model_times(&vec![i; images.len()]);
-            let outputs = self.network.shards().map(images.len(), |part| {
-                let x = x.clone().narrow(0, part.start, part.len());
-                self.network.forward(self.parameters, x, &times[part.clone()], condition.part(part), None)
-            });
-            let output = Tensor::cat(outputs, 0);
-            let gradient = self.guide.zip(labels).map(|(guide, labels)| guide.gradient(x.clone(), &times, labels));
-            let noise = self.reverse.draws(i).then(|| draw(&|image, values| draws.step(image, k, values)));
-            let (next, x_start) = self.reverse.step(self.diffusion, i, x, output, gradient, noise);
-            x = next;
+            let times = self.diffusion.model_times(&vec![i; n]);
+            let own_labels = config.num_classes.and(labels);
+            let feed = Feed { labels: own_labels, low_res, ..Feed::new(&x, size, &times) };
+            let output = self.network.forward(self.parameters, feed);
+            let gradient = self.guide.zip(labels).map(|(guide, labels)| guide.gradient(&x, size, &times, labels));
+            let noise =
+                self.reverse.draws(self.diffusion, i).then(|| draw(&|image, values| draws.step(image, k, values)));
+            let (gradient, noise) = (gradient.as_deref(), noise.as_deref());
+            let x_start = self.reverse.step(self.diffusion, i, &mut x, &output, n, gradient, noise);
             if !each(k + 1, &x_start, &x) {
                 return None;
             }

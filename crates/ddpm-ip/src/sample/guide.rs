@@ -1,37 +1,39 @@
 //! Classifier guidance (Dhariwal & Nichol, arXiv 2105.05233, section 4).
 
-use crate::model::{Classifier, Parameters};
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor, TensorData};
+use ddpm_math::cross_entropy;
+use ddpm_net::network::Classifier;
+use ddpm_net::{Engine, Feed, Parameters};
 
 /// A classifier of noisy images that leads chains to classes.
 pub struct Guide {
-    classifier: Classifier,
+    classifier: Engine<Classifier>,
     parameters: Parameters,
     scale: f64,
 }
 
 impl Guide {
-    /// A guide whose gradient is multiplied by `scale`; the parameters are on a device without autodiff.
-    pub fn new(classifier: Classifier, parameters: &Parameters, scale: f64) -> Self {
-        Self { classifier, parameters: parameters.constant(), scale }
+    /// A guide whose gradient is multiplied by `scale`.
+    pub fn new(classifier: Engine<Classifier>, parameters: Parameters, scale: f64) -> Self {
+        Self { classifier, parameters, scale }
     }
 
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        self.classifier.classes()
+        self.classifier.network().classes()
     }
 
-    /// scale · ∇_x log p(label | x_t) for `x` `[N, C, H, W]` at times `[N]` as the networks see them.
-    pub fn gradient(&self, x: Tensor<4>, times: &[f32], labels: &[u32]) -> Tensor<4> {
-        let parts = self.classifier.shards().map(labels.len(), |part| {
-            let labels: Vec<i64> = labels[part.clone()].iter().map(|&l| i64::from(l)).collect();
-            let x = Tensor::from_inner(x.clone().narrow(0, part.start, part.len())).require_grad();
-            let logits = self.classifier.forward(&self.parameters, x.clone(), &times[part.clone()], None);
-            let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [part.len(), 1]), &x.device());
-            let mut grads = log_softmax(logits, 1).gather(1, labels).sum().backward();
-            x.grad_remove(&mut grads).expect("the logits depend on the images")
+    /// scale · ∇_x log p(label | x_t), `[N, C, H, W]`, for `x` `[N, C, H, W]` of `size` rows and columns at times `[N]` as the
+    /// networks see them.
+    pub fn gradient(&self, x: &[f32], size: [usize; 2], times: &[f32], labels: &[u32]) -> Vec<f32> {
+        let classes = self.classes();
+        let feed = Feed::new(x, size, times);
+        let mut gradient = self.classifier.image_gradient(&self.parameters, feed, |images, logits, grad| {
+            let rows = logits.chunks_exact(classes).zip(grad.chunks_exact_mut(classes));
+            for ((logits, grad), &label) in rows.zip(&labels[images]) {
+                cross_entropy(logits, label as usize, -1.0, Some(grad));
+            }
         });
-        Tensor::cat(parts, 0) * self.scale
+        gradient.iter_mut().for_each(|v| *v *= self.scale as f32);
+        gradient
     }
 }

@@ -1,17 +1,17 @@
 //! A file of samples.
 
 use super::{Chain, Draws, GivenNoise, Guide, Seeded, SmallImages};
-use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig, SampleConfig};
+use crate::config::{Arch, Config, ConfigError, SampleConfig};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{stamp, write_atomic};
-use crate::model::{Classifier, Unet};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
 use crate::{Error, checkpoint};
-use burn::tensor::Device;
 use ddpm_math::{Domain, Stream};
+use ddpm_net::network::{Classifier, Network, Unet};
+use ddpm_net::{Device, Engine};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,7 +49,7 @@ pub struct GuideJob {
 }
 
 impl GuideJob {
-    fn load(&self, image_size: usize, channels: usize, scale: f64, device: &Device) -> Result<Guide, Error> {
+    fn load(&self, image_size: usize, channels: usize, scale: f64, device: Device) -> Result<Guide, Error> {
         let file = checkpoint::resolve(&self.checkpoint)?;
         let mut config = checkpoint::with_classes(&self.config, &file)?;
         config.model.arch = Arch::Classifier;
@@ -62,9 +62,9 @@ impl GuideJob {
             );
             return Err(ConfigError(message).into());
         }
-        let classifier = Classifier::new(ClassifierNetwork::new(&config)?);
-        let parameters = checkpoint::load(&file, classifier.specs(), device)?;
-        Ok(Guide::new(classifier, &parameters, scale))
+        let classifier = Classifier::new(config.classifier_network()?);
+        let parameters = checkpoint::load(&file, classifier.layout())?;
+        Ok(Guide::new(Engine::new(classifier, device), parameters, scale))
     }
 }
 
@@ -125,7 +125,7 @@ pub(crate) fn random_labels(images: &[u64], classes: usize, seed: u64) -> Vec<u3
 /// # Errors
 /// Settings that do not fit the checkpoint, damaged files, failing reads or writes. Finished images are kept in
 /// `OUT.partial` until the npz is complete.
-pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
+pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
     job.config.validate()?;
     if job.config.model.arch == Arch::Classifier {
         let message = "a classifier draws no images: name the network as --checkpoint and this as --classifier-path";
@@ -133,8 +133,9 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     }
     let file = checkpoint::resolve(&job.checkpoint)?;
     let config = &checkpoint::with_classes(&job.config, &file)?;
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?);
-    let parameters = checkpoint::load(&file, network.specs(), device)?;
+    let network = Unet::new(config.model.network(config.diffusion.variance)?);
+    let parameters = checkpoint::load(&file, network.layout())?;
+    let network = Engine::new(network, device);
     let settings = &config.sample;
     let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
     let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
@@ -143,7 +144,7 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
 
     let given = match &job.initial_noise {
         Some(path) => {
-            let needs_steps = (0..steps).any(|i| reverse.draws(i));
+            let needs_steps = (0..steps).any(|i| reverse.draws(&diffusion, i));
             Some(GivenNoise::read(path, [channels, size, size], steps, needs_steps)?)
         }
         None => None,
@@ -165,7 +166,7 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
     let guide = job.classifier.as_ref();
     let guide = guide.map(|g| g.load(size, channels, settings.classifier_scale, device)).transpose()?;
     let small = small_images(job, config, total, emit)?;
-    let classes = classes(network.config().num_classes, guide.as_ref())?;
+    let classes = classes(network.network().config().num_classes, guide.as_ref())?;
     job.labels(&[], classes, None)?;
     if let Some(grid) = job
         .grid
@@ -198,25 +199,23 @@ pub fn run(job: &Job, device: &Device, stop: &AtomicBool, emit: &mut Emit) -> Re
         reverse,
         guide: guide.as_ref(),
         image_size: size,
-        device,
     };
     while done < total {
         let batch = settings.batch_size.min(total - done);
         let images: Vec<u64> = (done..done + batch).map(|i| i as u64).collect();
         let labels = job.labels(&images, classes, small.as_ref())?;
-        let low_res = small.as_ref().map(|small| small.enlarged(&images, size, device));
-        let drawn = chain.run(&images, labels.as_deref(), low_res, draws, |step, _, _| {
+        let low_res = small.as_ref().map(|small| small.enlarged(&images, size));
+        let drawn = chain.run(&images, labels.as_deref(), low_res.as_deref(), draws, |step, _, _| {
             emit(Event::SampleStep { done, step, batch });
             !stop.load(Ordering::Relaxed)
         });
         let Some(drawn) = drawn else { return Ok(Outcome::Interrupted) };
-        let finite: bool = drawn.clone().is_finite().all().into_scalar();
-        if !finite {
+        if !drawn.iter().all(|v| v.is_finite()) {
             let message = "its network draws images that are not finite: check it, the noise given, and the settings that \
                            differ from its own";
             return Err(Error::file(&file, message));
         }
-        partial.append(&to_u8(drawn))?;
+        partial.append(&to_u8(&drawn, channels, size * size))?;
         done += batch;
         emit(Event::Sampled { done });
         if stop.load(Ordering::Relaxed) && done < total {

@@ -3,8 +3,7 @@
 use crate::Error;
 use crate::config::Config;
 use crate::data::{DataError, Dataset, Fit, Labels, Options};
-use crate::model::low_res;
-use burn::tensor::{Device, Tensor, TensorData};
+use crate::low_res;
 use std::path::Path;
 
 /// Small images, taken in turn.
@@ -70,14 +69,13 @@ impl SmallImages {
 
     /// The images with these numbers, from the first again after the last, enlarged to squares of side `large`:
     /// `[N, C, large, large]`.
-    pub fn enlarged(&self, images: &[u64], large: usize, device: &Device) -> Tensor<4> {
+    pub fn enlarged(&self, images: &[u64], large: usize) -> Vec<f32> {
         let per_image = self.channels * self.size * self.size;
         let of_image = |&i: &u64| {
             let first = (i % self.len() as u64) as usize * per_image;
             low_res::enlarge(&self.values[first..first + per_image], self.size, large)
         };
-        let values: Vec<f32> = images.iter().flat_map(of_image).collect();
-        Tensor::from_data(TensorData::new(values, [images.len(), self.channels, large, large]), device)
+        images.iter().flat_map(of_image).collect()
     }
 
     /// Their classes, where they are known.

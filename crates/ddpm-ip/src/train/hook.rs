@@ -7,6 +7,7 @@ use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
 use crate::sample::{Chain, Seeded, SmallImages};
+use ddpm_net::network::Network;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -50,7 +51,7 @@ impl<'a> CheckpointHook<'a> {
 /// Saves a checkpoint as the run's configuration says; returns its folder.
 pub(super) fn save(trainer: &Trainer, store: &Store) -> Result<PathBuf, Error> {
     let config = &trainer.config;
-    store.save(&trainer.state, trainer.task.specs(), config, config.train.keep_checkpoints)
+    store.save(&trainer.state, config, config.train.keep_checkpoints)
 }
 
 impl Hook for CheckpointHook<'_> {
@@ -135,15 +136,14 @@ pub(crate) fn draw(
         reverse: Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised },
         guide: None,
         image_size: config.model.image_size,
-        device: &trainer.device,
     };
     let images: Vec<u64> = (0..count as u64).collect();
     for images in images.chunks(settings.batch_size) {
-        let labels = network.config().num_classes.map(|classes| labels(images, classes));
-        let low_res = small.map(|small| small.enlarged(images, config.model.image_size, &trainer.device));
+        let labels = network.network().config().num_classes.map(|classes| labels(images, classes));
+        let low_res = small.map(|small| small.enlarged(images, config.model.image_size));
         let go_on = |_, _: &_, _: &_| !stop.load(Ordering::Relaxed);
-        match chain.run(images, labels.as_deref(), low_res, &Seeded(settings.seed), go_on) {
-            Some(x) => take(&to_u8(x))?,
+        match chain.run(images, labels.as_deref(), low_res.as_deref(), &Seeded(settings.seed), go_on) {
+            Some(x) => take(&to_u8(&x, config.model.in_channels, config.model.image_size.pow(2)))?,
             None => return Ok(false),
         }
     }

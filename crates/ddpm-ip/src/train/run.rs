@@ -4,13 +4,13 @@ use super::hook::save;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
 use crate::checkpoint::{self, State, Store, Trio};
-use crate::config::{Arch, ClassifierNetwork, Config, ConfigError, NetworkConfig};
+use crate::config::{Arch, Config, ConfigError};
 use crate::data::{Dataset, Labels, Loader, Options};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::write_atomic;
-use crate::model::{Classifier, Unet};
+use crate::memory::{self, Memory};
 use crate::sample::SmallImages;
-use burn::tensor::Device;
+use ddpm_net::Device;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::Path;
@@ -30,7 +30,7 @@ const PREFETCH: usize = 4;
 pub fn train(
     config: &Config,
     dir: &Path,
-    device: &Device,
+    device: Device,
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
@@ -39,10 +39,13 @@ pub fn train(
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
     let config = with_classes(config, &dataset)?;
-    let task = task(&config)?;
+    let task = Task::new(&config, device)?;
     check_size(&task)?;
     if let Some(classes) = classes_by_prefix(&config, &dataset) {
         emit(Event::Notice(classes));
+    }
+    if let Some(remark) = memory::check(&config, &task, &data_memory(&config, &dataset), memory::of_machine())? {
+        emit(Event::Warning(remark));
     }
     // A new directory is not made before all is known to be well.
     let held = dir.exists().then(|| lock(dir)).transpose()?;
@@ -54,7 +57,7 @@ pub fn train(
             for change in &changed {
                 emit(Event::Warning(change.clone()));
             }
-            let (state, fresh) = Store::load(&path, task.specs(), &config.train.ema_rate, device)?;
+            let (state, fresh) = Store::load(&path, task.layout(), &config.train.ema_rate)?;
             emit(Event::Notice(format!("resuming at step {step} from {}", path.display())));
             for rate in fresh {
                 emit(Event::Warning(format!(
@@ -63,10 +66,10 @@ pub fn train(
             }
             Some(state)
         }
-        None => beginning(&config, &task, device, emit)?,
+        None => beginning(&config, &task, emit)?,
     };
     let parameters = task.parameter_count();
-    let mut trainer = Trainer::new(config, task, state, device.clone())?;
+    let mut trainer = Trainer::new(config, task, state)?;
     let config = trainer.config.clone();
     let time_limit = config.train.time_limit()?;
     let last_step = config.train.last_step();
@@ -177,11 +180,11 @@ pub fn train(
 }
 
 /// Where a new run begins, if not at the network's first values.
-fn beginning(config: &Config, task: &Task, device: &Device, emit: &mut Emit) -> Result<Option<State>, Error> {
+fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<State>, Error> {
     let settings = &config.train;
     if !settings.resume_checkpoint.is_empty() {
         let trio = Trio::new(Path::new(&settings.resume_checkpoint))?;
-        let (state, remarks) = trio.load(task.specs(), &settings.ema_rate, settings.batch_size, device)?;
+        let (state, remarks) = trio.load(task.layout(), &settings.ema_rate, settings.batch_size)?;
         emit(Event::Notice(format!("going on at step {} from {}", state.progress.step, settings.resume_checkpoint)));
         for remark in remarks {
             emit(Event::Warning(remark));
@@ -192,9 +195,9 @@ fn beginning(config: &Config, task: &Task, device: &Device, emit: &mut Emit) -> 
         return Ok(None);
     }
     let file = checkpoint::resolve(Path::new(&settings.init_from))?;
-    let parameters = checkpoint::load(&file, task.specs(), device)?;
+    let parameters = checkpoint::load(&file, task.layout())?;
     emit(Event::Notice(format!("beginning with the parameters of {}", file.display())));
-    Ok(Some(State::new(parameters, &settings.ema_rate, device)))
+    Ok(Some(State::new(parameters, &settings.ema_rate)))
 }
 
 /// Number of values over all parameters of a configuration's network.
@@ -202,15 +205,21 @@ fn beginning(config: &Config, task: &Task, device: &Device, emit: &mut Emit) -> 
 /// # Errors
 /// Flags that describe no network.
 pub fn parameter_count(config: &Config) -> Result<usize, ConfigError> {
-    Ok(task(config)?.parameter_count())
+    Ok(Task::new(config, Device::default())?.parameter_count())
 }
 
-/// The network that a configuration trains.
-pub(crate) fn task(config: &Config) -> Result<Task, ConfigError> {
-    Ok(match config.model.arch {
-        Arch::Classifier => Classifier::new(ClassifierNetwork::new(config)?).into(),
-        _ => Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance)?).into(),
-    })
+/// What the images of a run take.
+fn data_memory(config: &Config, dataset: &Dataset) -> Memory {
+    memory::of_data(config, dataset.bytes_in_memory(), PREFETCH)
+}
+
+/// What a run of a configuration holds at most: a training step, and its images.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn memory(config: &Config) -> Result<[Memory; 2], Error> {
+    let dataset = open_data(config)?;
+    Ok([memory::of_training(config)?, data_memory(config, &dataset)])
 }
 
 /// Images on which a classifier is tried out.
@@ -290,7 +299,7 @@ pub fn resolve(config: &Config) -> Result<Config, Error> {
     let dataset = open_data(config)?;
     dataset.check_batch(config.train.batch_size)?;
     let config = with_classes(config, &dataset)?;
-    check_size(&task(&config)?)?;
+    check_size(&Task::new(&config, Device::default())?)?;
     Ok(config)
 }
 
@@ -331,7 +340,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 /// Settings that do not change what a network learns from a step.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 14] = [
     "train.steps",
     "train.duration",
     "train.init_from",
@@ -343,6 +352,7 @@ const HARMLESS: [&str; 13] = [
     "train.keep_checkpoints",
     "train.grid_interval",
     "train.grid_images",
+    "train.ignore_memory_limit",
     "data.workers",
     "data.on_bad_image",
 ];

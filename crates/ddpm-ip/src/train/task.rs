@@ -2,46 +2,69 @@
 
 use super::StepReport;
 use super::trainer::{Draws, Trainer};
-use crate::config::{Config, Precision};
+use crate::config::{Arch, Config, ConfigError, Precision};
 use crate::data::Batch;
-use crate::model::{Classifier, Condition, Parameters, RunPosition, Shards, Spec, Unet, host_values, low_res};
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use ddpm_math::{Domain, Stream};
+use crate::diffusion::Noised;
+use crate::low_res;
+use ddpm_math::{Domain, Stream, cross_entropy};
+use ddpm_net::network::{Classifier, Network, Unet};
+use ddpm_net::{Device, Engine, Feed, Gradient, Layout, RunPosition, Shards, Spec};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A network and what it learns.
 pub enum Task {
     /// To predict the noise of images.
-    Diffusion(Unet),
+    Diffusion(Engine<Unet>),
     /// To tell the classes of noised images.
-    Classifier(Classifier),
+    Classifier(Engine<Classifier>),
 }
 
 impl From<Unet> for Task {
     fn from(network: Unet) -> Self {
-        Self::Diffusion(network)
+        Self::Diffusion(Engine::new(network, Device::default()))
     }
 }
 
 impl From<Classifier> for Task {
     fn from(network: Classifier) -> Self {
-        Self::Classifier(network)
+        Self::Classifier(Engine::new(network, Device::default()))
     }
 }
 
 impl Task {
-    /// The network's parameters.
-    pub fn specs(&self) -> &[Spec] {
+    /// What a configuration trains.
+    ///
+    /// # Errors
+    /// Flags that describe no network.
+    pub fn new(config: &Config, device: Device) -> Result<Self, ConfigError> {
+        Ok(match config.model.arch {
+            Arch::Classifier => Self::Classifier(Engine::new(Classifier::new(config.classifier_network()?), device)),
+            _ => Self::Diffusion(Engine::new(Unet::new(config.model.network(config.diffusion.variance)?), device)),
+        })
+    }
+
+    /// The network.
+    pub fn network(&self) -> &dyn Network {
         match self {
-            Self::Diffusion(network) => network.specs(),
-            Self::Classifier(network) => network.specs(),
+            Self::Diffusion(engine) => engine.network(),
+            Self::Classifier(engine) => engine.network(),
         }
+    }
+
+    /// The network's parameters.
+    pub fn layout(&self) -> &Arc<Layout> {
+        self.network().layout()
+    }
+
+    /// Their names and shapes.
+    pub fn specs(&self) -> &[Spec] {
+        self.layout().specs()
     }
 
     /// Number of values over all parameters.
     pub fn parameter_count(&self) -> usize {
-        self.specs().iter().map(Spec::len).sum()
+        self.layout().len()
     }
 
     /// The type of its activations.
@@ -57,10 +80,18 @@ impl Task {
     }
 
     /// The network that predicts noise, if it is one.
-    pub(crate) fn unet(&self) -> Option<&Unet> {
+    pub(crate) fn unet(&self) -> Option<&Engine<Unet>> {
         match self {
-            Self::Diffusion(network) => Some(network),
+            Self::Diffusion(engine) => Some(engine),
             Self::Classifier(_) => None,
+        }
+    }
+
+    /// The output for a batch.
+    pub(crate) fn forward(&self, parameters: &ddpm_net::Parameters, feed: Feed) -> Vec<f32> {
+        match self {
+            Self::Diffusion(engine) => engine.forward(parameters, feed),
+            Self::Classifier(engine) => engine.forward(parameters, feed),
         }
     }
 }
@@ -68,146 +99,117 @@ impl Task {
 /// Loss terms by name, image by image.
 type Terms = Vec<(&'static str, Vec<f64>)>;
 
-fn values(x: Tensor<1>) -> Vec<f64> {
-    host_values(x).into_iter().map(f64::from).collect()
+/// What enters a network in a step.
+struct Inputs<'a> {
+    images: Vec<f32>,
+    times: Vec<f32>,
+    labels: Option<&'a [u32]>,
+    low_res: Option<Vec<f32>>,
+    position: RunPosition,
+}
+
+impl Inputs<'_> {
+    fn feed(&self, size: usize) -> Feed<'_> {
+        Feed {
+            images: &self.images,
+            size: [size; 2],
+            times: &self.times,
+            labels: self.labels,
+            low_res: self.low_res.as_deref(),
+            position: Some(self.position),
+        }
+    }
 }
 
 impl Trainer {
-    /// The gradient of some images' share of the mean loss, times `scale`, and their loss terms.
+    /// The gradient of some images' share of the mean loss, times `scale`, and their loss terms. Images that are `alone` are
+    /// all that the step sees.
     pub(super) fn gradient(
         &self,
         batch: &Batch,
         draws: &Draws,
         images: Range<usize>,
+        alone: bool,
         scale: f64,
-    ) -> (Parameters, Terms) {
+    ) -> (Gradient, Terms) {
+        let share = scale / draws.t.len() as f64;
+        let size = self.config.model.image_size;
         match &self.task {
-            Task::Diffusion(network) => self.diffusion_gradient(network, batch, draws, images, scale),
-            Task::Classifier(network) => {
-                let parameters = self.state.parameters.tracked();
-                let device = self.device.clone().autodiff();
-                let share = scale / draws.t.len() as f64;
-                let (loss, terms) = self.classify(network, &parameters, batch, draws, images, &device, &TRAIN);
-                let mut grads = (loss.sum() * share).backward();
-                (parameters.gradients(&mut grads), terms)
+            Task::Diffusion(engine) => {
+                let config = engine.network().config();
+                let noised = self.noised(batch, draws, &images);
+                let inputs = Inputs {
+                    images: noised.x_t.clone(),
+                    times: self.diffusion.model_times(&noised.t),
+                    labels: config.num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]),
+                    low_res: config.low_res.then(|| self.low_res(&batch.images, &images)),
+                    position: self.position(batch, &images),
+                };
+                let weights: Vec<f64> = draws.weights[images].iter().map(|w| f64::from((w * share) as f32)).collect();
+                let feed = inputs.feed(size);
+                let (gradient, found) = engine.gradient(&self.state.parameters, feed, alone, |part, output, grad| {
+                    self.diffusion.losses(&noised, part.clone(), output, &weights[part], Some(grad))
+                });
+                let found: Vec<ddpm_math::Terms> = found.concat();
+                let of = |name, term: &dyn Fn(&ddpm_math::Terms) -> Option<f64>| {
+                    Some((name, found.iter().map(term).collect::<Option<Vec<f64>>>()?))
+                };
+                let terms = [of("loss", &|t| Some(t.loss)), of("mse", &|t| t.mse), of("vb", &|t| t.vb)];
+                (gradient, terms.into_iter().flatten().collect())
+            }
+            Task::Classifier(engine) => {
+                let inputs = self.classifier_inputs(batch, draws, &images);
+                let labels = &batch.labels.as_ref().map_or(&[][..], |l| &l[images]);
+                let classes = engine.network().classes();
+                let (gradient, found) =
+                    engine.gradient(&self.state.parameters, inputs.feed(size), alone, |part, logits, grad| {
+                        classified(logits, &labels[part], classes, share, Some(grad))
+                    });
+                (gradient, named(&found.concat(), TRAIN))
             }
         }
     }
 
-    fn diffusion_gradient(
-        &self,
-        network: &Unet,
-        batch: &Batch,
-        draws: &Draws,
-        images: Range<usize>,
-        scale: f64,
-    ) -> (Parameters, Terms) {
-        let device = self.device.clone().autodiff();
-        let noised = self.diffusion.noise(
-            self.some(&batch.images, &images, &device),
-            &draws.t[images.clone()],
-            &draws.mixes[images.clone()],
-            self.some(&draws.eps, &images, &device),
-            draws.xi.as_deref().map(|xi| self.some(xi, &images, &device)),
-        );
-        let position = RunPosition { seed: self.config.train.seed, position: batch.position + images.start as u64 };
-        let labels = network.config().num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]);
-        let low_res = network.config().low_res.then(|| self.low_res(&batch.images, &images, &device));
-        let condition = Condition { labels, low_res };
-        let times = self.diffusion.model_times(&noised.t);
-        let share = scale / draws.t.len() as f64;
-        let weights: Vec<f32> = draws.weights[images.clone()].iter().map(|w| (w * share) as f32).collect();
-        let weights = Tensor::<1>::from_data(TensorData::new(weights, [images.len()]), &device);
-        let x_t = noised.x_t.clone();
-        let (gradient, terms) = if network.config().use_checkpoint {
-            let parameters = &self.state.parameters;
-            let condition = Condition { low_res: condition.low_res.map(Tensor::inner), ..condition };
-            let (output, kept) = network.forward_kept(parameters, x_t.inner(), &times, condition, Some(position));
-            let output = Tensor::<4>::from_inner(output).require_grad();
-            let terms = self.diffusion.losses(&noised, output.clone());
-            let mut grads = (terms.loss.clone() * weights).sum().backward();
-            let grad = output.grad_remove(&mut grads).expect("the loss depends on the output");
-            (network.backward_kept(parameters, kept, grad), terms)
-        } else {
-            let tracked = self.state.parameters.tracked();
-            let output = network.forward(&tracked, x_t, &times, condition, Some(position));
-            let terms = self.diffusion.losses(&noised, output);
-            let mut grads = (terms.loss.clone() * weights).sum().backward();
-            (tracked.gradients(&mut grads), terms)
-        };
-        let named = [("loss", Some(terms.loss)), ("mse", terms.mse), ("vb", terms.vb)];
-        (gradient, named.into_iter().filter_map(|(name, term)| Some((name, values(term?)))).collect())
+    /// Some of the images, noised by their draws.
+    fn noised(&self, batch: &Batch, draws: &Draws, images: &Range<usize>) -> Noised {
+        let place = images.start * self.per_image()..images.end * self.per_image();
+        let xi = draws.xi.as_deref().map(|xi| &xi[place.clone()]);
+        let (t, mixes) = (&draws.t[images.clone()], &draws.mixes[images.clone()]);
+        self.diffusion.noise(&batch.images[place.clone()], t, mixes, &draws.eps[place], xi)
     }
 
-    /// Some of the images `[N, C, H, W]`.
-    fn some(&self, all: &[f32], images: &Range<usize>, device: &Device) -> Tensor<4> {
-        let (per_image, m) = (self.per_image(), &self.config.model);
-        let values = all[images.start * per_image..images.end * per_image].to_vec();
-        Tensor::from_data(TensorData::new(values, [images.len(), m.in_channels, m.image_size, m.image_size]), device)
+    fn position(&self, batch: &Batch, images: &Range<usize>) -> RunPosition {
+        RunPosition { seed: self.config.train.seed, position: batch.position + images.start as u64 }
     }
 
     /// What a super-resolution network sees of some images: made small, and enlarged again.
-    fn low_res(&self, all: &[f32], images: &Range<usize>, device: &Device) -> Tensor<4> {
+    fn low_res(&self, all: &[f32], images: &Range<usize>) -> Vec<f32> {
         let (per_image, m) = (self.per_image(), &self.config.model);
         let of_image = |i: usize| {
             let small = low_res::area_mean(&all[i * per_image..(i + 1) * per_image], m.image_size, m.small_size);
             low_res::enlarge(&small, m.small_size, m.image_size)
         };
-        let values: Vec<f32> = images.clone().flat_map(of_image).collect();
-        Tensor::from_data(TensorData::new(values, [images.len(), m.in_channels, m.image_size, m.image_size]), device)
+        images.clone().flat_map(of_image).collect()
     }
 
-    /// A classifier's cross entropy on some images, and its terms: the loss and whether the class was among the first one
-    /// and five.
-    #[expect(clippy::too_many_arguments, reason = "training and validation differ in each")]
-    fn classify(
-        &self,
-        network: &Classifier,
-        parameters: &Parameters,
-        batch: &Batch,
-        draws: &Draws,
-        images: Range<usize>,
-        device: &Device,
-        names: &[&'static str; 3],
-    ) -> (Tensor<1>, Terms) {
-        let x = self.some(&batch.images, &images, device);
-        let t = &draws.t[images.clone()];
-        let position = RunPosition { seed: self.config.train.seed, position: batch.position + images.start as u64 };
-        let (x, times) = if self.config.classifier.noised {
-            let eps = self.some(&draws.eps, &images, device);
-            let xi = draws.xi.as_deref().map(|xi| self.some(xi, &images, device));
-            let noised = self.diffusion.noise(x, t, &draws.mixes[images.clone()], eps, xi);
-            (noised.x_t, self.diffusion.model_times(t))
+    /// What a classifier sees of some images.
+    fn classifier_inputs(&self, batch: &Batch, draws: &Draws, images: &Range<usize>) -> Inputs<'static> {
+        let (images_seen, times) = if self.config.classifier.noised {
+            let noised = self.noised(batch, draws, images);
+            let times = self.diffusion.model_times(&noised.t);
+            (noised.x_t, times)
         } else {
-            (x, vec![0.0; images.len()])
+            let place = images.start * self.per_image()..images.end * self.per_image();
+            (batch.images[place].to_vec(), vec![0.0; images.len()])
         };
-        let labels = batch.labels.as_ref().map_or(&[][..], |l| &l[images.clone()]);
-        let logits = network.forward(parameters, x, &times, Some(position));
-        let top = |k: usize| -> Vec<f64> {
-            let all = host_values(logits.clone());
-            let rows = all.chunks_exact(network.classes()).zip(labels);
-            rows.map(|(row, &label)| {
-                // As many classes before the right one as have more, or as much and come first.
-                let own = row[label as usize];
-                let before =
-                    row.iter().enumerate().filter(|&(i, &v)| v > own || (v == own && i < label as usize)).count();
-                f64::from(u8::from(before < k))
-            })
-            .collect()
-        };
-        let accuracies = [top(1), top(5)];
-        let places: Vec<i64> = labels.iter().map(|&l| i64::from(l)).collect();
-        let places = Tensor::<2, Int>::from_data(TensorData::new(places, [images.len(), 1]), device);
-        let loss = log_softmax(logits, 1).gather(1, places).neg().reshape([images.len()]);
-        let [first, five] = accuracies;
-        let terms = vec![(names[0], values(loss.clone())), (names[1], first), (names[2], five)];
-        (loss, terms)
+        let position = self.position(batch, images);
+        Inputs { images: images_seen, times, labels: None, low_res: None, position }
     }
 
     /// What the classifier makes of images that it is not trained on: their terms, noised by draws that depend on the seed
     /// and their position alone. Nothing for other networks.
     pub fn validate(&self, batch: &Batch) -> Option<StepReport> {
-        let Task::Classifier(network) = &self.task else { return None };
+        let Task::Classifier(engine) = &self.task else { return None };
         let (seed, per_image) = (self.config.train.seed, self.per_image());
         let (count, steps) = (batch.images.len() / per_image, self.diffusion.schedule.len());
         let stream = |i: usize, step| Stream::new(seed, Domain::Validation, batch.position + i as u64, step);
@@ -217,13 +219,39 @@ impl Trainer {
         let mixes = vec![self.config.perturbation.mix(0.0); count];
         let draws = Draws { t, weights: vec![1.0; count], mixes, eps, xi: None };
         let mut report = StepReport { t: draws.t.clone(), weights: draws.weights.clone(), ..StepReport::default() };
-        for terms in self.task.shards().map(count, |images| {
-            self.classify(network, &self.state.parameters, batch, &draws, images, &self.device, &VALIDATION).1
-        }) {
-            report.extend(terms);
-        }
+        let inputs = self.classifier_inputs(batch, &draws, &(0..count));
+        let logits = engine.forward(&self.state.parameters, inputs.feed(self.config.model.image_size));
+        let labels = batch.labels.as_deref().unwrap_or_default();
+        let found = classified(&logits, labels, engine.network().classes(), 1.0, None);
+        report.extend(named(&found, VALIDATION));
         Some(report)
     }
+}
+
+/// Of each image the cross entropy of its class, and whether this was among the first one and five. `grad` becomes the
+/// derivative of Σ weight·entropy by the logits.
+fn classified(
+    logits: &[f32],
+    labels: &[u32],
+    classes: usize,
+    weight: f64,
+    mut grad: Option<&mut [f32]>,
+) -> Vec<[f64; 3]> {
+    let rows = logits.chunks_exact(classes).zip(labels).enumerate();
+    rows.map(|(i, (row, &label))| {
+        let grad = grad.as_deref_mut().map(|grad| &mut grad[i * classes..(i + 1) * classes]);
+        let loss = cross_entropy(row, label as usize, weight, grad);
+        // As many classes before the right one as have more, or as much and come first.
+        let own = row[label as usize];
+        let before = row.iter().enumerate().filter(|&(i, &v)| v > own || (v == own && i < label as usize)).count();
+        let top = |k: usize| f64::from(u8::from(before < k));
+        [loss, top(1), top(5)]
+    })
+    .collect()
+}
+
+fn named(found: &[[f64; 3]], names: [&'static str; 3]) -> Terms {
+    names.into_iter().enumerate().map(|(i, name)| (name, found.iter().map(|terms| terms[i]).collect())).collect()
 }
 
 /// The reference's names of a classifier's terms.

@@ -6,10 +6,9 @@ use crate::checkpoint::State;
 use crate::config::Config;
 use crate::data::Batch;
 use crate::diffusion::Diffusion;
-use crate::model::Parameters;
-use burn::tensor::Device;
-use ddpm_kernels::AdamW;
+use ddpm_kernels::{AdamW, optim};
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
+use ddpm_net::{Accumulator, Parameters};
 use rayon::prelude::*;
 
 /// What one step saw, image by image where a field is a list.
@@ -74,7 +73,6 @@ pub struct Trainer {
     pub(crate) diffusion: Diffusion,
     pub(crate) state: State,
     pub(crate) time_sampler: TimeSampler,
-    pub(crate) device: Device,
 }
 
 /// The random draws of one step, for a batch of N images.
@@ -93,22 +91,22 @@ pub struct Draws {
 }
 
 impl Trainer {
-    /// A trainer of a network at `state`, or at the beginning. The device is one without autodiff.
+    /// A trainer of a network at `state`, or at the beginning.
     ///
     /// # Errors
     /// An impossible respacing, or a time-sampler history of another length.
-    pub fn new(config: Config, task: impl Into<Task>, state: Option<State>, device: Device) -> Result<Self, Error> {
+    pub fn new(config: Config, task: impl Into<Task>, state: Option<State>) -> Result<Self, Error> {
         let task = task.into();
         let diffusion = Diffusion::new(&config.diffusion, &config.diffusion.timestep_respacing)?;
         let mut time_sampler = TimeSampler::new(config.train.schedule_sampler, diffusion.schedule.len());
         let state = state.unwrap_or_else(|| {
-            State::new(Parameters::initial(task.specs(), config.train.seed, &device), &config.train.ema_rate, &device)
+            State::new(Parameters::initial(task.layout(), config.train.seed), &config.train.ema_rate)
         });
         let history = state.progress.time_sampler.clone();
         if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
             time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
         }
-        Ok(Self { config, task, diffusion, state, time_sampler, device })
+        Ok(Self { config, task, diffusion, state, time_sampler })
     }
 
     /// Steps done.
@@ -147,13 +145,12 @@ impl Trainer {
     /// # Errors
     /// [`Error::Diverged`] if the loss is not finite, or the gradient and no lower loss scale is left to try.
     pub fn train_step(&mut self, batch: &Batch) -> Result<StepReport, Error> {
-        let split = self.task.shards().is_split(batch.images.len() / self.per_image());
+        let split = self.task.shards().count(batch.images.len() / self.per_image()) > 1;
         let mut step = || {
             let draws = self.draw(batch);
             self.train_step_with(batch, draws)
         };
-        // From inside the pool of threads, many small pieces of work need no handing over. Large ones do better outside:
-        // there the tensors come from one arena of the allocator, not from that of whichever thread has the turn.
+        // From inside the pool of threads, many small pieces of work need no handing over.
         if split { rayon::scope(|_| step()) } else { step() }
     }
 
@@ -200,28 +197,20 @@ impl Trainer {
             ..StepReport::default()
         };
         let scale = report.lg_loss_scale.map_or(1.0, f64::exp2);
-        let mut gradient: Option<Parameters> = None;
         let micro = self.config.train.microbatch_size();
+        let mut gradients = Accumulator::default();
         for from in (0..count).step_by(micro) {
             let images = from..(from + micro).min(count);
-            let shards = self
-                .task
-                .shards()
-                .map(images.len(), |shard| self.gradient(batch, &draws, from + shard.start..from + shard.end, scale));
-            for (part, terms) in shards {
-                report.extend(terms);
-                gradient = Some(match gradient {
-                    Some(sum) => Parameters(sum.0.into_iter().zip(part.0).map(|(a, b)| a + b).collect()),
-                    None => part,
-                });
-            }
+            let (gradient, terms) = self.gradient(batch, &draws, images, micro >= count, scale);
+            report.extend(terms);
+            gradients.add(gradient);
         }
         (report.t, report.weights) = (draws.t, draws.weights);
         if !report.mean_loss().is_finite() {
             return Err(diverged("loss"));
         }
-        let gradient = gradient.unwrap_or_else(|| self.state.parameters.zeros_like());
-        report.grad_norm = gradient.norm() / scale;
+        let mut gradient = gradients.sum().expect("a batch has images");
+        report.grad_norm = optim::sum_squares(gradient.values()).sqrt() / scale;
         let overflowed = report.overflowed();
         let growth = self.config.train.fp16_scale_growth;
         let next_scale = report.lg_loss_scale.and_then(|lg| loss_scale::after(lg, overflowed, growth));
@@ -232,7 +221,7 @@ impl Trainer {
         if overflowed {
             self.state.progress.updates = Some(updates);
         } else {
-            self.update(gradient, &report, scale);
+            self.update(gradient.values(), &report, scale);
             self.state.progress.updates = self.state.progress.updates.map(|_| updates + 1);
         }
         self.state.progress.lg_loss_scale = next_scale;
@@ -249,7 +238,7 @@ impl Trainer {
     }
 
     /// AdamW and the averages, in place, from a gradient that is `scale` times too large.
-    fn update(&mut self, gradient: Parameters, report: &StepReport, scale: f64) {
+    fn update(&mut self, gradient: &[f32], report: &StepReport, scale: f64) {
         let c = &self.config.train;
         let updates = self.state.progress.updates.unwrap_or(self.state.progress.step);
         let clip = if c.grad_clip > 0.0 { (c.grad_clip / (report.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -261,22 +250,10 @@ impl Trainer {
             step: updates + 1,
             grad_scale: clip / scale,
         };
-        let take = |p: &mut Parameters| std::mem::take(&mut p.0);
-        let [m, v] = &mut self.state.moments;
-        let lists = take(&mut self.state.parameters).into_iter().zip(take(m)).zip(take(v)).zip(gradient.0);
-        for (((p, pm), pv), g) in lists {
-            let (p, pm, pv) = ddpm_kernels::adamw(p, g, pm, pv, adamw);
-            self.state.parameters.0.push(p);
-            m.0.push(pm);
-            v.0.push(pv);
-        }
         let most = if c.ema_warmup { (1 + updates) as f64 / (10 + updates) as f64 } else { 1.0 };
-        for (rate, ema) in &mut self.state.ema {
-            ema.0 = take(ema)
-                .into_iter()
-                .zip(&self.state.parameters.0)
-                .map(|(average, p)| ddpm_kernels::ema(average, p.clone(), rate.min(most)))
-                .collect();
-        }
+        let State { parameters, ema, moments: [m, v], .. } = &mut self.state;
+        let mut averages: Vec<(f64, &mut [f32])> =
+            ema.iter_mut().map(|(rate, average)| (rate.min(most), average.values_mut())).collect();
+        optim::adamw(&adamw, parameters.values_mut(), gradient, m.values_mut(), v.values_mut(), &mut averages);
     }
 }

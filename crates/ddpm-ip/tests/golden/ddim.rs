@@ -1,15 +1,14 @@
 //! The network of ermongroup/ddim and its chains.
 
-use super::support::{assert_close, assert_near, cases, folder, json, open, tensor, values, weights};
-use burn::tensor::{Device, Tensor};
-use ddpm_ip::config::{Arch, Config, DiffusionConfig, NetworkConfig, SamplerKind};
+use super::support::{assert_close, assert_near, cases, folder, json, open, weights};
+use ddpm_ip::config::{Arch, Config, DiffusionConfig, SamplerKind};
 use ddpm_ip::diffusion::{Diffusion, Reverse};
-use ddpm_ip::model::{Condition, Parameters, Unet};
+use ddpm_ip::net::network::{Network, Unet};
+use ddpm_ip::net::{Device, Engine, Feed, Parameters};
 use ddpm_ip::sample::{Chain, GivenNoise};
 
 #[test]
 fn golden_ddim() {
-    let device = Device::flex();
     for case in cases("ddim") {
         let arguments = json(case["config"].as_str().unwrap());
         let number = |key: &str| arguments[key].as_u64().unwrap() as usize;
@@ -23,15 +22,17 @@ fn golden_ddim() {
         config.model.channel_mult = list("ch_mult").map(|m| m as f64).collect();
         config.model.attention_resolutions = list("attn_resolutions").collect();
         config.model.conv_resample = arguments["resamp_with_conv"].as_bool().unwrap();
-        let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
+        let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
         assert_eq!(network.parameter_count(), number("parameters"));
-        let parameters = Parameters::from_values(weights(network.specs(), case["salt"].as_str().unwrap()), &device);
+        let parameters =
+            Parameters::from_values(network.layout(), &weights(network.specs(), case["salt"].as_str().unwrap()));
+        let network = Engine::new(network, Device::Cpu);
 
         let mut file = open(&case, "file");
-        let x: Tensor<4> = tensor(file.floats("x").unwrap(), &device);
+        let x = file.floats("x").unwrap();
         let t = file.floats("t").unwrap().values;
-        let out = network.forward(&parameters, x, &t, Condition::default(), None);
-        assert_near("out", &values(out), &file.floats("out").unwrap().values, 1e-5);
+        let out = network.forward(&parameters, Feed::new(&x.values, [x.shape[2], x.shape[3]], &t));
+        assert_near("out", &out, &file.floats("out").unwrap().values, 1e-5);
 
         let timesteps = file.integers("timesteps").unwrap().values;
         let respacing = format!("uniform{}", timesteps.len()).parse().unwrap();
@@ -49,14 +50,13 @@ fn golden_ddim() {
                 reverse: Reverse { sampler: SamplerKind::Ddim, eta, clip_denoised: false },
                 guide: None,
                 image_size: size,
-                device: &device,
             };
             let images: Vec<u64> = (0..noise.images() as u64).collect();
             let last = chain.run(&images, None, None, &noise, |_, _, _| true).unwrap();
             let expected = file.floats(&format!("final_eta{eta:?}")).unwrap().values;
             // Nothing is clipped: the images of this network of random weights are large.
             let scale = expected.iter().fold(1.0, |a: f32, v| a.max(v.abs()));
-            assert_close(&format!("final at eta {eta}"), &values(last), &expected, 1e-3 * scale);
+            assert_close(&format!("final at eta {eta}"), &last, &expected, 1e-3 * scale);
         }
     }
 }

@@ -12,6 +12,7 @@ mod ddim;
 mod isa;
 mod losses;
 mod networks;
+mod oracle;
 mod preprocess;
 mod schedules;
 mod support;

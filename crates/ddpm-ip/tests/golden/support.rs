@@ -1,9 +1,8 @@
 //! The folder of cases, their weights, and comparisons.
 
-use burn::tensor::{Device, Tensor, TensorData};
-use ddpm_ip::config::{ClassifierNetwork, Heads, Layout, NetworkConfig, Pool, Precision};
-use ddpm_ip::model::{Classifier, Parameters, Spec, Unet};
-use ddpm_ip::npz::{Array, Npz};
+use ddpm_ip::net::network::{Classifier, ClassifierNetwork, Family, Heads, Network, NetworkConfig, Pool, Unet};
+use ddpm_ip::net::{Device, Engine, Parameters, Precision, Spec};
+use ddpm_ip::npz::Npz;
 use ddpm_kernels::HeadOrder;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -32,15 +31,6 @@ pub(crate) fn cases(section: &str) -> Vec<Value> {
 
 pub(crate) fn open(case: &Value, key: &str) -> Npz {
     Npz::open(&folder().join(case[key].as_str().unwrap())).unwrap()
-}
-
-pub(crate) fn tensor<const D: usize>(array: Array<f32>, device: &Device) -> Tensor<D> {
-    let shape: [usize; D] = array.shape.try_into().unwrap();
-    Tensor::from_data(TensorData::new(array.values, shape), device)
-}
-
-pub(crate) fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().try_to_vec().unwrap()
 }
 
 /// `unit(name, n)` of the golden README: a hash of name and index in [0, 1).
@@ -89,7 +79,7 @@ fn network_config(json: &Value) -> NetworkConfig {
     let count = number("num_heads", 1);
     let upsample = number("num_heads_upsample", -1);
     NetworkConfig {
-        layout: Layout::Adm,
+        family: Family::Adm,
         low_res: json["class"] == "SuperResModel",
         precision: Precision::F32,
         use_checkpoint: false,
@@ -139,11 +129,11 @@ pub(crate) fn classifier(salt: &str) -> Option<Classifier> {
     Some(classifier)
 }
 
-/// A network with its formula weights on a device.
-pub(crate) fn weighted(salt: &str, device: &Device) -> Option<(Unet, Parameters)> {
+/// A network with its formula weights.
+pub(crate) fn weighted(salt: &str) -> Option<(Engine<Unet>, Parameters)> {
     let network = network(salt)?;
-    let parameters = Parameters::from_values(weights(network.specs(), salt), device);
-    Some((network, parameters))
+    let parameters = Parameters::from_values(network.layout(), &weights(network.specs(), salt));
+    Some((Engine::new(network, Device::Cpu), parameters))
 }
 
 fn norm(x: &[f32]) -> f64 {

@@ -1,26 +1,25 @@
 //! Files that PyTorch wrote, through the network.
 
-use super::support::{assert_near, folder, json, tensor, values};
-use burn::tensor::{Device, Tensor};
+use super::support::{assert_near, folder, json};
 use ddpm_ip::checkpoint;
-use ddpm_ip::config::{Config, Layers, NetworkConfig};
+use ddpm_ip::config::{Config, Layers};
 use ddpm_ip::info::infer;
-use ddpm_ip::model::{Condition, Unet};
+use ddpm_ip::net::network::{Network, Unet};
+use ddpm_ip::net::{Device, Engine, Feed};
 use ddpm_ip::npz::Npz;
 use std::path::Path;
 
 /// The output of a file's network, built from what names and shapes tell and some settings, for a case's input.
 fn output(file: &Path, settings: &[(&str, &str)], image_size: usize, case: &mut Npz) -> Vec<f32> {
-    let device = Device::flex();
     let mut layers = Layers::default();
     layers.add(infer(&checkpoint::list(file).unwrap()).unwrap().settings(Some(image_size))).unwrap();
     layers.set(settings.iter().copied()).unwrap();
     let config: Config = layers.resolve().unwrap();
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
-    let parameters = checkpoint::load(file, network.specs(), &device).unwrap();
-    let x: Tensor<4> = tensor(case.floats("x").unwrap(), &device);
+    let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
+    let parameters = checkpoint::load(file, network.layout()).unwrap();
+    let x = case.floats("x").unwrap();
     let t = case.floats("t").unwrap().values;
-    values(network.forward(&parameters, x, &t, Condition::default(), None))
+    Engine::new(network, Device::Cpu).forward(&parameters, Feed::new(&x.values, [x.shape[2], x.shape[3]], &t))
 }
 
 #[test]

@@ -1,17 +1,16 @@
 //! Twelve steps of training with all draws given.
 
 use super::support::{assert_near, assert_relative, cases, open, weights};
-use burn::tensor::Device;
 use ddpm_ip::checkpoint::{Progress, State};
 use ddpm_ip::config::Config;
 use ddpm_ip::data::Batch;
-use ddpm_ip::model::{Parameters, Spec};
+use ddpm_ip::net::network::Network;
+use ddpm_ip::net::{Parameters, Spec};
 use ddpm_ip::train::{Draws, Trainer};
 use ddpm_math::{LossKind, Variance};
 
 #[test]
 fn golden_trajectory() {
-    let device = Device::flex();
     for case in cases("trajectories") {
         let salt = case["network"].as_str().unwrap();
         let Some(network) = super::support::network(salt) else { continue };
@@ -39,7 +38,7 @@ fn golden_trajectory() {
         config.train.ema_rate = list("ema");
         config.train.batch_size = count;
 
-        let start = || Parameters::from_values(weights(network.specs(), salt), &device);
+        let start = || Parameters::from_values(network.layout(), &weights(network.specs(), salt));
         let state = State {
             progress: Progress::default(),
             ema: config.train.ema_rate.iter().map(|&rate| (rate, start())).collect(),
@@ -48,7 +47,7 @@ fn golden_trajectory() {
         };
         let specs = network.specs().to_vec();
         let mix = config.perturbation.mix(config.perturbation.gamma);
-        let mut trainer = Trainer::new(config, network, Some(state), device.clone()).unwrap();
+        let mut trainer = Trainer::new(config, network, Some(state)).unwrap();
 
         let t = file.integers("t").unwrap().values;
         let (eps, xi) = (file.floats("eps").unwrap().values, file.floats("xi").unwrap().values);

@@ -2,8 +2,7 @@
 
 use super::support::{assert_says, remarks, tensors, tiny, train, trained, with};
 use ddpm_ip::checkpoint::{Store, config_of, list, resolve};
-use ddpm_ip::config::NetworkConfig;
-use ddpm_ip::model::Unet;
+use ddpm_ip::net::network::{Network, Unet};
 use std::fs;
 use std::path::Path;
 
@@ -21,7 +20,7 @@ fn a_checkpoint_holds_the_network_its_averages_and_the_rest_apart() {
     let checkpoint = trained(&config, folder.path());
     let expected = ["ema_0.9.safetensors", "ema_0.99.safetensors", "model.safetensors", "state.safetensors"];
     assert_eq!(files(&checkpoint), expected);
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
+    let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
     let names: Vec<String> = list(&checkpoint.join("model.safetensors")).unwrap().into_iter().map(|t| t.name).collect();
     assert_eq!(names.len(), network.specs().len());
     assert!(network.specs().iter().all(|spec| names.contains(&spec.name)));

@@ -1,11 +1,11 @@
 //! Networks that are given more than noise: classifiers and their guidance, super-resolution, likelihoods.
 
 use super::support::{assert_same, assert_says, cpu, remarks, train, trained, with};
-use burn::tensor::{Tensor, TensorData};
 use ddpm_ip::checkpoint::{self, config_of};
-use ddpm_ip::config::{ClassifierNetwork, Config, SamplerKind};
+use ddpm_ip::config::{Config, SamplerKind};
 use ddpm_ip::diffusion::{Diffusion, Reverse};
-use ddpm_ip::model::{Classifier, Parameters};
+use ddpm_ip::net::network::{Classifier, Network};
+use ddpm_ip::net::{Engine, Feed, Parameters, Spec};
 use ddpm_ip::npz::{Npz, NpzWriter};
 use ddpm_ip::sample::{self, Guide, GuideJob};
 use ddpm_ip::{Event, Outcome, nll};
@@ -101,18 +101,18 @@ fn every_head_runs_and_clean_images_can_be_learned_from() {
 fn guidance_is_the_gradient_of_the_log_probability() {
     let mut config = classifier(&[]);
     config.classifier.num_classes = 3;
-    let build = || Classifier::new(ClassifierNetwork::new(&config).unwrap());
+    let build = || Classifier::new(config.classifier_network().unwrap());
     let network = build();
-    let values = network.specs().iter().enumerate().map(|(i, spec)| {
+    let one = |(i, spec): (usize, &Spec)| -> Vec<f32> {
         let scale = 0.5 / ((spec.len() / spec.shape[0]) as f32).sqrt();
         normal(spec.len(), i as u64).iter().map(|v| v * scale).collect()
-    });
-    let parameters = Parameters::from_values(values.collect(), &cpu());
-    let tensor = |v: Vec<f32>| Tensor::<4>::from_data(TensorData::new(v, [2, 1, 8, 8]), &cpu());
+    };
+    let values: Vec<Vec<f32>> = network.specs().iter().enumerate().map(one).collect();
+    let parameters = Parameters::from_values(network.layout(), &values);
+    let network = Engine::new(network, cpu());
     let (times, labels) = ([3.0, 17.0], [2u32, 0]);
     let log_probability = |x: &[f32]| -> f64 {
-        let logits: Vec<f32> =
-            network.forward(&parameters, tensor(x.to_vec()), &times, None).into_data().try_to_vec().unwrap();
+        let logits = network.forward(&parameters, Feed::new(x, [8, 8], &times));
         let rows = logits.chunks_exact(3).zip(labels);
         rows.map(|(row, label)| {
             let total: f64 = row.iter().map(|&v| f64::from(v).exp()).sum();
@@ -120,9 +120,9 @@ fn guidance_is_the_gradient_of_the_log_probability() {
         })
         .sum()
     };
-    let guide = Guide::new(build(), &parameters, 2.5);
+    let guide = Guide::new(Engine::new(build(), cpu()), parameters.clone(), 2.5);
     let x = normal(128, 900);
-    let gradient: Vec<f32> = guide.gradient(tensor(x.clone()), &times, &labels).into_data().try_to_vec().unwrap();
+    let gradient = guide.gradient(&x, [8, 8], &times, &labels);
     for i in [0, 9, 63, 64, 100] {
         let h = 1e-2;
         let at = |d: f32| {
@@ -154,7 +154,7 @@ fn guided(folder: &Path) -> (sample::Job, PathBuf) {
 }
 
 fn draw(job: &sample::Job) -> (Vec<u8>, Vec<i64>) {
-    let outcome = sample::run(job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let outcome = sample::run(job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
     assert_eq!(outcome, Outcome::Finished);
     let mut npz = Npz::open(&job.out_path()).unwrap();
     (npz.bytes("arr_0").unwrap().values, npz.integers("arr_1").unwrap().values)
@@ -165,16 +165,16 @@ fn a_classifier_leads_samples_to_their_classes() {
     let folder = tempfile::tempdir().unwrap();
     let (mut job, path) = guided(folder.path());
     let config = settings_of(&path);
-    let network = Classifier::new(ClassifierNetwork::new(&config).unwrap());
-    let parameters = checkpoint::load(&path.join("model.safetensors"), network.specs(), &cpu()).unwrap();
+    let network = Classifier::new(config.classifier_network().unwrap());
+    let parameters = checkpoint::load(&path.join("model.safetensors"), network.layout()).unwrap();
+    let network = Engine::new(network, cpu());
     job.config.sample.num_samples = 16;
     let mut right = |scale: f64, batch: usize| -> (f64, Vec<u8>) {
         (job.config.sample.classifier_scale, job.config.sample.batch_size) = (scale, batch);
         let (bytes, labels) = draw(&job);
         assert_eq!(labels[..4], [3, 7, 3, 7]);
         let x: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect();
-        let x = Tensor::<4>::from_data(TensorData::new(x, [16, 1, 8, 8]), &cpu());
-        let logits: Vec<f32> = network.forward(&parameters, x, &[0.0; 16], None).into_data().try_to_vec().unwrap();
+        let logits = network.forward(&parameters, Feed::new(&x, [8, 8], &[0.0; 16]));
         let of_class = logits.chunks_exact(10).zip(labels).map(|(row, label)| {
             let total: f64 = row.iter().map(|&v| f64::from(v).exp()).sum();
             f64::from(row[label as usize]).exp() / total
@@ -192,26 +192,29 @@ fn a_classifier_leads_samples_to_their_classes() {
 fn guidance_moves_the_mean_of_ddpm_and_the_score_of_ddim() {
     let config = with(&[("variance", "fixed-large")]);
     let diffusion = Diffusion::new(&config.diffusion, &config.sample.timestep_respacing).unwrap();
-    let tensor = |index| Tensor::<4>::from_data(TensorData::new(normal(64, index), [1, 1, 8, 8]), &cpu());
-    let (x, eps, noise, gradient) = (tensor(1), tensor(2), tensor(3), tensor(4));
-    let near = |a: Tensor<4>, b: Tensor<4>| {
-        let off: f32 = (a - b).abs().max().into_scalar();
-        assert!(off < 2e-5, "off by {off}");
+    let [x, eps, noise, gradient] = [1, 2, 3, 4].map(|index| normal(64, index));
+    let plus = |a: &[f32], b: &[f32], scale: f64| -> Vec<f32> {
+        a.iter().zip(b).map(|(a, b)| (f64::from(*a) + scale * f64::from(*b)) as f32).collect()
+    };
+    let near = |a: &[f32], b: &[f32], scale: f64| {
+        let off = a.iter().zip(b).map(|(a, b)| f64::from(a - b).abs()).fold(0.0, f64::max);
+        assert!(off < 2e-5 * scale, "off by {off}");
     };
     for i in [1, 10, 19] {
-        let step = |sampler, eps: &Tensor<4>, guidance| {
-            let reverse = Reverse { sampler, eta: 0.3, clip_denoised: false };
-            reverse.step(&diffusion, i, x.clone(), eps.clone(), guidance, Some(noise.clone()))
+        let step = |sampler, eps: &[f32], guidance: Option<&[f32]>| {
+            let (reverse, mut x) = (Reverse { sampler, eta: 0.3, clip_denoised: false }, x.clone());
+            let x_start = reverse.step(&diffusion, i, &mut x, eps, 1, guidance, Some(&noise));
+            (x, x_start)
         };
         let s = &diffusion.schedule;
         let (plain, _) = step(SamplerKind::Ddpm, &eps, None);
-        let (guided, _) = step(SamplerKind::Ddpm, &eps, Some(gradient.clone()));
-        near(guided, plain + gradient.clone() * s.betas[i]);
-        let scored = eps.clone() - gradient.clone() * s.sqrt_one_minus_alpha_bar[i];
+        let (guided, _) = step(SamplerKind::Ddpm, &eps, Some(&gradient));
+        near(&guided, &plus(&plain, &gradient, s.betas[i]), 1.0);
+        let scored = plus(&eps, &gradient, -s.sqrt_one_minus_alpha_bar[i]);
         let (expected, x_start) = step(SamplerKind::Ddim, &scored, None);
-        let (guided, guided_start) = step(SamplerKind::Ddim, &eps, Some(gradient.clone()));
-        near(guided_start / s.sqrt_recipm1_alpha_bar[i], x_start / s.sqrt_recipm1_alpha_bar[i]);
-        near(guided, expected);
+        let (guided, guided_start) = step(SamplerKind::Ddim, &eps, Some(&gradient));
+        near(&guided_start, &x_start, s.sqrt_recipm1_alpha_bar[i]);
+        near(&guided, &expected, 1.0);
     }
 }
 
@@ -219,7 +222,7 @@ fn guidance_moves_the_mean_of_ddpm_and_the_score_of_ddim() {
 fn a_guide_that_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (mut job, classifier) = guided(folder.path());
-    let run = |job: &sample::Job| sample::run(job, &cpu(), &AtomicBool::new(false), &mut |_| {});
+    let run = |job: &sample::Job| sample::run(job, cpu(), &AtomicBool::new(false), &mut |_| {});
     job.classes = Some(vec![10]);
     assert_says(run(&job), &["class 10", "0 to 9"]);
     job.classes = None;
@@ -266,7 +269,7 @@ fn super_resolution_trains_resumes_and_enlarges_what_it_is_given() {
     assert_eq!(labels, [0, 1, 2, 0, 1], "the classes of the small images, taken again after the last");
     let run = |job: &sample::Job| {
         let mut events = Vec::new();
-        let outcome = sample::run(job, &cpu(), &AtomicBool::new(false), &mut |e| events.push(e));
+        let outcome = sample::run(job, cpu(), &AtomicBool::new(false), &mut |e| events.push(e));
         (outcome, events)
     };
     let (_, events) = run(&job);
@@ -289,7 +292,7 @@ fn a_bound_depends_on_the_seed_and_not_on_the_batch_size() {
             config.model.precision = ddpm_ip::config::Precision::Bf16;
         }
         let job = nll::Job { checkpoint: checkpoint.clone(), config, out: folder.path().join(name) };
-        let (outcome, report) = nll::run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
+        let (outcome, report) = nll::run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
         assert_eq!(outcome, Outcome::Finished);
         let terms = ["vb", "mse", "xstart_mse"].map(|name| {
             let array = Npz::open(&job.out.join(format!("{name}_terms.npz"))).unwrap().floats("arr_0").unwrap();
@@ -319,15 +322,15 @@ fn an_interrupted_bound_goes_on() {
     (config.sample.num_samples, config.sample.batch_size) = (4, 1);
     let job =
         |name: &str| nll::Job { checkpoint: checkpoint.clone(), config: config.clone(), out: folder.path().join(name) };
-    let whole = nll::run(&job("whole"), &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap().1.unwrap();
+    let whole = nll::run(&job("whole"), cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap().1.unwrap();
     let stop = AtomicBool::new(false);
-    let (outcome, _) = nll::run(&job("parts"), &cpu(), &stop, &mut |event| {
+    let (outcome, _) = nll::run(&job("parts"), cpu(), &stop, &mut |event| {
         stop.store(matches!(event, Event::Bounded { done: 2, .. }), Ordering::Relaxed);
     })
     .unwrap();
     assert_eq!(outcome, Outcome::Interrupted);
     let mut begun = None;
-    let (_, report) = nll::run(&job("parts"), &cpu(), &AtomicBool::new(false), &mut |event| {
+    let (_, report) = nll::run(&job("parts"), cpu(), &AtomicBool::new(false), &mut |event| {
         if let Event::Bounded { done, bits_per_dim: None, .. } = event {
             begun = Some(done);
         }
@@ -357,13 +360,13 @@ fn a_bound_over_other_images_does_not_go_on() {
     write(10);
     let job = nll::Job { checkpoint, config, out: folder.path().join("out") };
     let stop = AtomicBool::new(false);
-    let (outcome, _) = nll::run(&job, &cpu(), &stop, &mut |event| {
+    let (outcome, _) = nll::run(&job, cpu(), &stop, &mut |event| {
         stop.store(matches!(event, Event::Bounded { done: 2, .. }), Ordering::Relaxed);
     })
     .unwrap();
     assert_eq!(outcome, Outcome::Interrupted);
     write(200);
-    let error = nll::run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap_err().to_string();
+    let error = nll::run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("nll.partial") && error.contains("another source"), "{error}");
 }
 

@@ -14,7 +14,7 @@ fn settings_of(folder: &Path) -> Config {
 }
 
 fn to(input: &Path, output: &Path, config: &Config) -> Result<Vec<PathBuf>, Error> {
-    convert(input, output, config, &cpu(), &mut |_| {})
+    convert(input, output, config, &mut |_| {})
 }
 
 /// A run of some steps with all that a trio holds.
@@ -134,7 +134,7 @@ fn the_flat_moments_of_a_run_in_half_precision_are_cut() {
     write_optimizer(out, &entries, |i, moment| flat[moment as usize][i].clone()).unwrap();
     let run = folder.path().join("run");
     let mut said = Vec::new();
-    let written = convert(&files.join("model000003.pt"), &run, &config, &cpu(), &mut |e| said.push(e)).unwrap();
+    let written = convert(&files.join("model000003.pt"), &run, &config, &mut |e| said.push(e)).unwrap();
     assert!(remarks(&said).iter().any(|r| r.contains("17 updates, not 4")), "{said:?}");
     let same = |name: &str| {
         let of = |folder: &Path| -> Vec<_> { tensors(folder).into_iter().filter(|(n, _)| n.contains(name)).collect() };

@@ -1,15 +1,15 @@
 //! Every option of the U-Net, beyond what the golden networks have.
 
 use super::support::{cpu, with};
-use burn::tensor::{Tensor, TensorData};
-use ddpm_ip::config::{Config, NetworkConfig};
+use ddpm_ip::config::Config;
 use ddpm_ip::data::Batch;
-use ddpm_ip::model::{Condition, Parameters, Unet};
+use ddpm_ip::net::network::{Network, Unet};
+use ddpm_ip::net::{Engine, Feed, Parameters, Spec};
 use ddpm_ip::train::{Draws, Trainer};
 use ddpm_math::{Domain, Stream};
 
 fn unet(config: &Config) -> Unet {
-    Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap())
+    Unet::new(config.model.network(config.diffusion.variance).unwrap())
 }
 
 fn normal(count: usize, index: u64) -> Vec<f32> {
@@ -20,11 +20,12 @@ fn normal(count: usize, index: u64) -> Vec<f32> {
 
 /// Parameters without the zeros of a fresh network.
 fn busy(network: &Unet) -> Parameters {
-    let one = |(i, spec): (usize, &ddpm_ip::model::Spec)| {
+    let one = |(i, spec): (usize, &Spec)| {
         let scale = 0.5 / ((spec.len() / spec.shape[0]) as f32).sqrt();
         normal(spec.len(), 100 + i as u64).iter().map(|v| v * scale).collect()
     };
-    Parameters::from_values(network.specs().iter().enumerate().map(one).collect(), &cpu())
+    let values: Vec<Vec<f32>> = network.specs().iter().enumerate().map(one).collect();
+    Parameters::from_values(network.layout(), &values)
 }
 
 #[test]
@@ -46,18 +47,20 @@ fn every_option_runs_and_every_parameter_has_a_gradient() {
         let config = with(settings);
         let network = unet(&config);
         let channels = config.model.in_channels;
-        let x = Tensor::<4>::from_data(
-            TensorData::new(normal(2 * channels * 64, 0), [2, channels, 8, 8]),
-            &cpu().autodiff(),
-        );
+        let x = normal(2 * channels * 64, 0);
         let labels = config.model.class_cond.then_some(&[0, 2][..]);
-        let tracked = busy(&network).tracked();
-        let low_res = network.config().low_res.then(|| x.clone() * 0.5);
-        let condition = Condition { labels, low_res };
-        let out = network.forward(&tracked, x, &[3.0, 17.0], condition, None);
-        assert_eq!(out.dims(), [2, network.config().out_channels, 8, 8], "{settings:?}");
-        let mut grads = out.powi_scalar(2).sum().backward();
-        for (spec, gradient) in network.specs().iter().zip(tracked.gradients(&mut grads).to_values()) {
+        let parameters = busy(&network);
+        let half: Vec<f32> = x.iter().map(|v| v * 0.5).collect();
+        let low_res = network.config().low_res.then_some(&half[..]);
+        let outputs = network.config().out_channels;
+        let engine = Engine::new(network, cpu());
+        let feed = Feed { labels, low_res, ..Feed::new(&x, [8, 8], &[3.0, 17.0]) };
+        let (mut gradient, _) = engine.gradient(&parameters, feed, true, |_, output, grad| {
+            assert_eq!(output.len(), 2 * outputs * 64, "{settings:?}");
+            grad.iter_mut().zip(output).for_each(|(grad, v)| *grad = 2.0 * v);
+        });
+        let gradient = Parameters::new(parameters.layout().clone(), gradient.values().to_vec());
+        for (spec, gradient) in gradient.iter() {
             assert!(gradient.iter().all(|v| v.is_finite()), "{settings:?}: {}", spec.name);
             assert!(gradient.iter().any(|v| *v != 0.0), "{settings:?}: {} has no gradient", spec.name);
         }
@@ -68,7 +71,7 @@ fn every_option_runs_and_every_parameter_has_a_gradient() {
 fn the_layers_that_begin_at_zero_are_the_references() {
     let config = with(&[("channel_mult", "1,2"), ("attention_resolutions", "4"), ("resblock_updown", "true")]);
     let network = unet(&config);
-    let parameters = Parameters::initial(network.specs(), 0, &cpu());
+    let parameters = Parameters::initial(network.layout(), 0);
     for (spec, values) in network.specs().iter().zip(parameters.to_values()) {
         let zero_module = ["out_layers.3.", "proj_out.", "out.2."].iter().any(|part| spec.name.contains(part))
             && !spec.name.contains("emb");
@@ -79,9 +82,7 @@ fn the_layers_that_begin_at_zero_are_the_references() {
         let zeros = values.iter().all(|v| *v == 0.0);
         assert_eq!(zeros, zero_module || is_norm_bias, "{}", spec.name);
     }
-    let x = Tensor::<4>::from_data(TensorData::new(normal(64, 0), [1, 1, 8, 8]), &cpu());
-    let out: Vec<f32> =
-        network.forward(&parameters, x, &[5.0], Condition::default(), None).into_data().try_to_vec().unwrap();
+    let out = Engine::new(network, cpu()).forward(&parameters, Feed::new(&normal(64, 0), [8, 8], &[5.0]));
     assert!(out.iter().all(|v| *v == 0.0), "a fresh network predicts 0");
 }
 
@@ -91,7 +92,7 @@ fn importance_weights_weigh_each_image() {
         let config = with(&[]);
         let network = unet(&config);
         let mix = config.perturbation.mix(0.0);
-        let mut trainer = Trainer::new(config, network, None, cpu()).unwrap();
+        let mut trainer = Trainer::new(config, network, None).unwrap();
         let pick = |seed: u64| -> Vec<f32> { images.iter().flat_map(|&i| normal(64, seed + i as u64)).collect() };
         let batch = Batch { images: pick(0), labels: None, position: 0 };
         let t = images.iter().map(|&i| 3 + 9 * i).collect();

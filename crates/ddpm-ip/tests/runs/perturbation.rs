@@ -1,12 +1,11 @@
-//! The statements about input perturbation that hold without sampling error, on the tensors that training uses. The
+//! The statements about input perturbation that hold without sampling error, on the functions that training uses. The
 //! rotation itself and its constants are tested in ddpm-math.
 
 use super::support::{cpu, tensors, tiny, trained, with};
-use burn::tensor::{Tensor, TensorData};
-use ddpm_ip::Device;
-use ddpm_ip::config::{NetworkConfig, Respacing};
-use ddpm_ip::diffusion::{Diffusion, Noised};
-use ddpm_ip::model::{Condition, Parameters, Unet};
+use ddpm_ip::config::Respacing;
+use ddpm_ip::diffusion::{Diffusion, Noised, Terms};
+use ddpm_ip::net::network::{Network, Unet};
+use ddpm_ip::net::{Engine, Feed, Parameters};
 use ddpm_math::perturb::{rotate, unrotate};
 use ddpm_math::{Domain, Mode, Perturbation, Stream};
 
@@ -20,54 +19,54 @@ fn normal(image: u64) -> Vec<f32> {
     values
 }
 
-fn tensor(values: &[f32], device: &Device) -> Tensor<4> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [COUNT, 1, 8, 8]), device)
-}
-
-fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
-    x.into_data().try_to_vec::<f32>().unwrap().into_iter().map(f64::from).collect()
+fn doubles(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| f64::from(v)).collect()
 }
 
 struct Case {
     diffusion: Diffusion,
-    network: Unet,
+    network: Engine<Unet>,
     parameters: Parameters,
-    device: Device,
 }
 
 impl Case {
     /// A network whose zero-initialised outputs were given values, with a learned variance.
     fn new() -> Self {
-        let device = cpu().autodiff();
         let config = with(&[("variance", "learned-range"), ("loss", "rescaled-mse")]);
-        let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
+        let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
         let mut stream = Stream::new(3, Domain::Init, 0, 0);
-        let values = network.specs().iter().map(|spec| {
-            let fan_in = spec.len() / spec.shape[0];
-            let scale = if spec.shape.len() == 1 { 0.1 } else { 0.5 / (fan_in as f32).sqrt() };
-            (0..spec.len()).map(|_| scale * stream.normal()).collect()
-        });
-        let parameters = Parameters::from_values(values.collect(), &cpu());
+        let values: Vec<Vec<f32>> = network
+            .specs()
+            .iter()
+            .map(|spec| {
+                let fan_in = spec.len() / spec.shape[0];
+                let scale = if spec.shape.len() == 1 { 0.1 } else { 0.5 / (fan_in as f32).sqrt() };
+                (0..spec.len()).map(|_| scale * stream.normal()).collect()
+            })
+            .collect();
+        let parameters = Parameters::from_values(network.layout(), &values);
+        let network = Engine::new(network, cpu());
         let diffusion = Diffusion::new(&config.diffusion, &Respacing::Full).unwrap();
-        Self { diffusion, network, parameters, device }
+        Self { diffusion, network, parameters }
     }
 
     fn noise(&self, mode: Mode, eps: &[f32], xi: &[f32]) -> Noised {
         let mix = Perturbation { mode, gamma: GAMMA, ..Perturbation::default() }.mix(GAMMA);
         let x_start: Vec<f32> = normal(9).iter().map(|v| v.clamp(-1.0, 1.0)).collect();
-        let [x_start, eps, xi] = [&x_start, eps, xi].map(|v| tensor(v, &self.device));
-        self.diffusion.noise(x_start, &[0, 1, 5, 10, 18, 19], &[mix; COUNT], eps, Some(xi))
+        self.diffusion.noise(&x_start, &[0, 1, 5, 10, 18, 19], &[mix; COUNT], eps, Some(xi))
     }
 
     /// Errors and bounds by image, and the gradient of the mean loss.
     fn run(&self, noised: &Noised) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-        let tracked = self.parameters.tracked();
         let times = self.diffusion.model_times(&noised.t);
-        let output = self.network.forward(&tracked, noised.x_t.clone(), &times, Condition::default(), None);
-        let terms = self.diffusion.losses(noised, output);
-        let mut grads = terms.loss.mean().backward();
-        let gradient = tracked.gradients(&mut grads).to_values().concat().into_iter().map(f64::from).collect();
-        (values(terms.mse.unwrap()), values(terms.vb.unwrap()), gradient)
+        let feed = Feed::new(&noised.x_t, [8, 8], &times);
+        let weights = [1.0 / COUNT as f64; COUNT];
+        let (mut gradient, terms) = self.network.gradient(&self.parameters, feed, true, |images, output, grad| {
+            self.diffusion.losses(noised, images.clone(), output, &weights[images], Some(grad))
+        });
+        let terms = terms.concat();
+        let all = |term: &dyn Fn(&Terms) -> Option<f64>| terms.iter().map(|terms| term(terms).unwrap()).collect();
+        (all(&|t| t.mse), all(&|t| t.vb), doubles(gradient.values()))
     }
 }
 
@@ -93,7 +92,7 @@ fn both_forms_show_the_network_the_same_and_have_the_same_bound() {
     let [(eps, xi), _, (eps_prime, zeta)] = draws();
     let sampled = case.noise(Mode::Sampled, &eps, &xi);
     let equivalent = case.noise(Mode::Equivalent, &eps_prime, &zeta);
-    assert_near("y_t", &values(sampled.x_t.clone()), &values(equivalent.x_t.clone()), 2e-6);
+    assert_near("y_t", &doubles(&sampled.x_t), &doubles(&equivalent.x_t), 2e-6);
     let ((_, vb, _), (_, vb_equivalent, _)) = (case.run(&sampled), case.run(&equivalent));
     assert!(vb.iter().any(|v| v.abs() > 1e-3));
     for (a, b) in vb.iter().zip(&vb_equivalent) {
@@ -107,8 +106,9 @@ fn the_losses_differ_path_by_path_as_derived() {
     let [(eps, xi), _, (eps_prime, zeta)] = draws();
     let noised = case.noise(Mode::Equivalent, &eps_prime, &zeta);
     let times = case.diffusion.model_times(&noised.t);
-    let output = case.network.forward(&case.parameters, noised.x_t.clone().inner(), &times, Condition::default(), None);
-    let f = values(output.slice([0..COUNT, 0..1, 0..8, 0..8]));
+    let output = doubles(&case.network.forward(&case.parameters, Feed::new(&noised.x_t, [8, 8], &times)));
+    // The first half of an image's output is the prediction.
+    let f: Vec<f64> = output.chunks_exact(2 * PER_IMAGE).flat_map(|image| &image[..PER_IMAGE]).copied().collect();
     let (sampled, _, _) = case.run(&case.noise(Mode::Sampled, &eps, &xi));
     let (equivalent, _, _) = case.run(&noised);
     let (s, c) = ((1.0 + GAMMA * GAMMA).sqrt(), GAMMA * GAMMA / (1.0 + GAMMA * GAMMA));

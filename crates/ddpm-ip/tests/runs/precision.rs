@@ -166,7 +166,7 @@ fn resumes_and_samples_exactly(precision: &str) {
             classifier: None,
             base_samples: None,
         };
-        run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
+        run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
         std::fs::read(out).unwrap()
     };
     assert!(sampled("1") == sampled("5"));

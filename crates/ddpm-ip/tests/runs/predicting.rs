@@ -1,9 +1,9 @@
 //! One network call from a file to a file.
 
 use super::support::{assert_says, cpu, tiny, trained, with};
-use burn::tensor::{Tensor, TensorData};
-use ddpm_ip::config::{Config, NetworkConfig};
-use ddpm_ip::model::{Condition, Unet};
+use ddpm_ip::config::Config;
+use ddpm_ip::net::network::{Network, Unet};
+use ddpm_ip::net::{Engine, Feed};
 use ddpm_ip::npz::{Npz, NpzWriter};
 use ddpm_ip::predict::predict;
 use std::path::Path;
@@ -32,16 +32,15 @@ fn the_output_is_the_networks() {
     // The network is convolutional: the input may be larger than the images it was trained on.
     let shape = [2, 1, 16, 8];
     let x = input(&from, &shape, &[3, 900], Some(&[1, 9]));
-    assert_eq!(predict(&checkpoint, &config, &from, &to, &cpu()).unwrap(), shape);
+    assert_eq!(predict(&checkpoint, &config, &from, &to, cpu()).unwrap(), shape);
     let out = Npz::open(&to).unwrap().floats("out").unwrap();
 
     let mut config = config;
     config.model.num_classes = 10;
-    let network = Unet::new(NetworkConfig::new(&config.model, config.diffusion.variance).unwrap());
-    let parameters = ddpm_ip::checkpoint::load(&checkpoint, network.specs(), &cpu()).unwrap();
-    let x = Tensor::<4>::from_data(TensorData::new(x, shape), &cpu());
-    let expected = network.forward(&parameters, x, &[3.0, 900.0], Condition::labels(Some(&[1, 9])), None);
-    assert_eq!(out.values, expected.into_data().try_to_vec::<f32>().unwrap());
+    let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
+    let parameters = ddpm_ip::checkpoint::load(&checkpoint, network.layout()).unwrap();
+    let feed = Feed { labels: Some(&[1, 9]), ..Feed::new(&x, [16, 8], &[3.0, 900.0]) };
+    assert_eq!(out.values, Engine::new(network, cpu()).forward(&parameters, feed));
     assert!(out.values.iter().any(|v| *v != 0.0));
 }
 
@@ -53,10 +52,10 @@ fn arrays_that_do_not_fit_are_named() {
     let (plain, classes) = (tiny(), with(&[("class_cond", "true"), ("channel_mult", "1,1")]));
     let (of_plain, of_classes) = (run(&plain, "plain"), run(&classes, "classes"));
     let refused = |checkpoint: &Path, config: &Config, parts: &[&str]| {
-        assert_says(predict(checkpoint, config, &from, &to, &cpu()), parts);
+        assert_says(predict(checkpoint, config, &from, &to, cpu()), parts);
         assert!(!to.exists());
     };
-    assert_says(predict(&of_plain, &plain, &from, &to, &cpu()), &["in.npz"]);
+    assert_says(predict(&of_plain, &plain, &from, &to, cpu()), &["in.npz"]);
     input(&from, &[2, 3, 8, 8], &[1, 2], None);
     refused(&of_plain, &plain, &["`x`", "[2, 3, 8, 8]", "1 channels"]);
     input(&from, &[2, 8, 8], &[1, 2], None);

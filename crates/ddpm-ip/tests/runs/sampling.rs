@@ -33,7 +33,7 @@ fn job(checkpoint: &Path, config: &Config, out: &Path) -> Job {
 type Drawn = (Vec<usize>, Vec<u8>, Vec<i64>);
 
 fn draw(job: &Job) -> Result<Drawn, Error> {
-    assert_eq!(run(job, &cpu(), &AtomicBool::new(false), &mut |_| {})?, Outcome::Finished);
+    assert_eq!(run(job, cpu(), &AtomicBool::new(false), &mut |_| {})?, Outcome::Finished);
     let mut npz = Npz::open(&job.out_path())?;
     let labels = if npz.has("arr_1") { npz.integers("arr_1")?.values } else { Vec::new() };
     let images = npz.bytes("arr_0")?;
@@ -71,7 +71,7 @@ fn an_interrupted_call_goes_on_where_it_stopped() {
     let job = job(&checkpoint, &config, &folder.path().join("stopped.npz"));
     let stop = AtomicBool::new(false);
     // In the second of three batches.
-    let outcome = run(&job, &cpu(), &stop, &mut |event| {
+    let outcome = run(&job, cpu(), &stop, &mut |event| {
         if let Event::SampleStep { done: 2, step: 3, .. } = event {
             stop.store(true, Ordering::Relaxed);
         }
@@ -79,7 +79,7 @@ fn an_interrupted_call_goes_on_where_it_stopped() {
     assert_eq!(outcome.unwrap(), Outcome::Interrupted);
     assert!(!job.out_path().exists());
     let mut begun_with = None;
-    let again = run(&job, &cpu(), &AtomicBool::new(false), &mut |event| {
+    let again = run(&job, cpu(), &AtomicBool::new(false), &mut |event| {
         if let Event::Sampling { done, .. } = event {
             begun_with = Some(done);
         }
@@ -95,7 +95,7 @@ fn an_interrupted_call_goes_on_where_it_stopped() {
 /// Draws until the first batch is there.
 fn interrupted(job: &Job) {
     let stop = AtomicBool::new(false);
-    let outcome = run(job, &cpu(), &stop, &mut |event| {
+    let outcome = run(job, cpu(), &stop, &mut |event| {
         if let Event::Sampled { .. } = event {
             stop.store(true, Ordering::Relaxed);
         }
@@ -122,7 +122,7 @@ fn other_settings_neither_go_on_from_nor_overwrite_what_is_there() {
     assert!(draw(&job).unwrap().1[..first.len()] == first);
     // Nothing was drawn yet: nothing is lost.
     let stop = AtomicBool::new(true);
-    assert_eq!(run(&job, &cpu(), &stop, &mut |_| {}).unwrap(), Outcome::Interrupted);
+    assert_eq!(run(&job, cpu(), &stop, &mut |_| {}).unwrap(), Outcome::Interrupted);
     job.config.sample.seed = 6;
     draw(&job).unwrap();
 }
@@ -204,7 +204,7 @@ fn images_of_one_seed_differ_and_settings_of_its_own_that_changed_are_named() {
     job.config.sample.sampler = ddpm_ip::config::SamplerKind::Ddim;
     job.config.diffusion.diffusion_steps = 30;
     let mut events = Vec::new();
-    run(&job, &cpu(), &AtomicBool::new(false), &mut |e| events.push(e)).unwrap();
+    run(&job, cpu(), &AtomicBool::new(false), &mut |e| events.push(e)).unwrap();
     assert_eq!(remarks(&events), ["diffusion.diffusion_steps is 30; the checkpoint was made with 20"]);
     let images = Npz::open(&job.out_path()).unwrap().bytes("arr_0").unwrap().values;
     let images: Vec<&[u8]> = images.chunks_exact(64).collect();

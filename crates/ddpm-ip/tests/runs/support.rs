@@ -55,7 +55,7 @@ pub(crate) fn cpu() -> Device {
 /// Trains and returns how it ended and what was said.
 pub(crate) fn train(config: &Config, dir: &Path) -> (Result<Outcome, Error>, Vec<Event>) {
     let mut events = Vec::new();
-    let outcome = train::train(config, dir, &cpu(), vec![], &AtomicBool::new(false), &mut |e| events.push(e));
+    let outcome = train::train(config, dir, cpu(), vec![], &AtomicBool::new(false), &mut |e| events.push(e));
     (outcome, events)
 }
 

@@ -39,12 +39,11 @@ fn a_run_that_is_interrupted_saves_and_goes_on_as_if_nothing_had_been() {
     let (straight, stopped) = (folder.path().join("straight"), folder.path().join("stopped"));
     let straight = trained(&stateful("6"), &straight);
     let stop = AtomicBool::new(false);
-    let outcome =
-        ddpm_ip::train::train(&stateful("6"), &stopped, &super::support::cpu(), vec![], &stop, &mut |event| {
-            if let Event::Step { step: 3, .. } = event {
-                stop.store(true, Ordering::Relaxed);
-            }
-        });
+    let outcome = ddpm_ip::train::train(&stateful("6"), &stopped, super::support::cpu(), vec![], &stop, &mut |event| {
+        if let Event::Step { step: 3, .. } = event {
+            stop.store(true, Ordering::Relaxed);
+        }
+    });
     assert_eq!(outcome.unwrap(), Outcome::Interrupted);
     let newest = ddpm_ip::checkpoint::Store::new(&stopped).newest().unwrap().unwrap();
     assert_eq!(newest.0, 3);

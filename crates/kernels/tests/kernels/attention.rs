@@ -1,8 +1,9 @@
 //! Self-attention.
 
 use crate::plain::{Attention, dot};
+use crate::run;
 use crate::support::*;
-use ddpm_kernels::{HeadOrder, attention};
+use ddpm_kernels::HeadOrder;
 use proptest::prelude::*;
 
 const ORDERS: [HeadOrder; 2] = [HeadOrder::HeadsFirst, HeadOrder::QkvFirst];
@@ -19,14 +20,11 @@ fn inputs(s: Attention, seed: u64) -> Vec<f32> {
 }
 
 fn forward(s: Attention, qkv: &[f32]) -> Vec<f32> {
-    let y = attention(tensor(qkv, [s.n, s.t, 3 * s.c()]), s.heads, s.order);
-    assert_eq!(y.dims(), [s.n, s.t, s.c()]);
-    read(y)
+    run::attention::<f32>(s, qkv)
 }
 
 fn gradient(s: Attention, qkv: &[f32], w: &[f32]) -> Vec<f32> {
-    let qkv = tracked(qkv, [s.n, s.t, 3 * s.c()]);
-    grad(&qkv, &backward(attention(qkv.clone(), s.heads, s.order), w))
+    run::attention_grad::<f32>(s, w, qkv)
 }
 
 proptest! {
@@ -98,16 +96,6 @@ fn results_do_not_depend_on_the_threads_or_the_batch() {
     }
 }
 
-#[test]
-fn a_view_gives_what_its_copy_gives() {
-    let s = Attention { n: 2, t: 5, heads: 2, ch: 3, order: ORDERS[0] };
-    let qkv = inputs(s, 13);
-    let stored = tensor(&read(tensor(&qkv, [2, 5, 18]).swap_dims(1, 2)), [2, 18, 5]);
-    assert_eq!(read(attention(stored.swap_dims(1, 2), s.heads, s.order)), forward(s, &qkv));
-    let stored = tensor(&[&[5.0; 90], &qkv[..]].concat(), [3, 5, 18]);
-    assert_eq!(read(attention(stored.narrow(0, 1, 2), s.heads, s.order)), forward(s, &qkv));
-}
-
 /// Scores up to 1e9 whose products are exact in f32, so that ties and gaps are those of the plain loop.
 #[test]
 fn large_values_stay_right() {
@@ -171,12 +159,12 @@ fn nan_spreads_as_far_as_it_is_seen() {
 fn nothing_gives_nothing() {
     for (n, t) in [(0, 4), (3, 0)] {
         let s = Attention { n, t, heads: 2, ch: 3, order: ORDERS[0] };
-        assert!(forward(s, &[]).is_empty());
+        assert!(forward(s, &[]).is_empty() && gradient(s, &[], &[]).is_empty());
     }
 }
 
 #[test]
-#[should_panic(expected = "for 2 heads")]
-fn heads_that_do_not_divide_the_channels_are_refused() {
-    let _ = attention(tensor(&[0.0; 9], [1, 1, 9]), 2, ORDERS[0]);
+#[should_panic(expected = "queries, keys and values")]
+fn channels_of_other_heads_are_refused() {
+    forward(Attention { n: 1, t: 1, heads: 2, ch: 2, order: ORDERS[0] }, &[0.0; 9]);
 }

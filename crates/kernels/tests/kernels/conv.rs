@@ -1,9 +1,10 @@
 //! Convolution.
 
 use crate::plain::{Conv, dot};
+use crate::run;
 use crate::support::*;
-use burn::tensor::Tensor;
-use ddpm_kernels::{Conv2d, Padding, conv2d, conv2d_relu};
+use ddpm_kernels::conv::{Epilogue, Geometry, input_grad, weight_grad};
+use ddpm_kernels::{Conv2d, Padding, bf16};
 use proptest::prelude::*;
 
 /// Odd shapes, but no larger than plain loops can bear.
@@ -12,10 +13,10 @@ fn shapes() -> impl Strategy<Value = Conv> {
     let image = (1usize..=5, 1usize..10, 1usize..10);
     let kernel =
         prop_oneof![2 => Just([1, 1]), 4 => Just([3, 3]), 1 => Just([5, 5]), 1 => Just([1, 7]), 1 => Just([3, 1])];
-    let padding = prop_oneof![Just(Padding::Same), Just(Padding::Valid)];
+    let padding = prop_oneof![2 => Just(Padding::Same), 2 => Just(Padding::Valid), 1 => Just(Padding::After)];
     (image, channels(), channels(), kernel, 1usize..=2, padding).prop_map(|((n, h, w), c, o, k, stride, padding)| {
-        // Without padding the kernel has to fit.
-        let [h, w] = if padding == Padding::Valid { [h + k[0] - 1, w + k[1] - 1] } else { [h, w] };
+        // With less padding the kernel has to fit.
+        let [h, w] = if padding == Padding::Same { [h, w] } else { [h + k[0] - 1, w + k[1] - 1] };
         Conv { n, h, w, c, o, k, stride, padding }
     })
 }
@@ -35,17 +36,12 @@ fn inputs(s: Conv, seed: u64) -> Inputs {
 }
 
 fn forward(s: Conv, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let y = conv2d(tensor(x, s.input()), tensor(weight, s.weight()), tensor(bias, [s.o]), None, s.settings());
-    assert_eq!(y.dims(), s.output());
-    read(y)
+    run::conv::<f32>(s, x, weight, bias, None, false)
 }
 
 /// Gradients of input, weight and bias.
 fn gradients(s: Conv, i: &Inputs) -> [Vec<f32>; 3] {
-    let (x, weight, bias) = (tracked(&i.x, s.input()), tracked(&i.weight, s.weight()), tracked(&i.bias, [s.o]));
-    let y = conv2d(x.clone(), weight.clone(), bias.clone(), None, s.settings());
-    let grads = backward(y, &i.w);
-    [grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads)]
+    run::conv_grads::<f32>(s, &i.x, &i.weight, &i.w, None)
 }
 
 fn expected(s: Conv, i: &Inputs) -> Vec<f64> {
@@ -90,12 +86,14 @@ proptest! {
 }
 
 /// Several tiles, several partial sums of the weights' gradient, and last tiles that are not full.
-const LARGE: [Conv; 7] = [
+const LARGE: [Conv; 9] = [
     Conv::same([5, 17, 15], [9, 11], 3, 1),
     Conv::same([5, 31, 33], [10, 7], 3, 2),
     Conv::same([5, 17, 15], [33, 17], 1, 1),
     Conv::same([2, 5, 7], [300, 70], 3, 1),
     Conv { padding: Padding::Valid, ..Conv::same([3, 19, 16], [9, 11], 3, 1) },
+    Conv { padding: Padding::After, ..Conv::same([3, 18, 17], [9, 33], 3, 2) },
+    Conv { padding: Padding::After, ..Conv::same([3, 18, 17], [9, 33], 3, 1) },
     Conv { k: [1, 7], ..Conv::same([3, 17, 17], [40, 35], 1, 1) },
     Conv { k: [7, 1], ..Conv::same([3, 17, 17], [40, 35], 1, 1) },
 ];
@@ -144,54 +142,6 @@ fn results_do_not_depend_on_the_threads() {
             all
         });
     }
-}
-
-#[test]
-fn gradients_do_not_depend_on_which_are_wanted() {
-    let s = Conv::same([2, 5, 4], [3, 6], 3, 2);
-    let i = inputs(s, 17);
-    let all = gradients(s, &i);
-    let conv = s.settings();
-    let (x, weight, bias) = (untracked(&i.x, s.input()), untracked(&i.weight, s.weight()), untracked(&i.bias, [s.o]));
-    let wanted = x.clone().require_grad();
-    let grads = backward(conv2d(wanted.clone(), weight.clone(), bias.clone(), None, conv), &i.w);
-    assert_eq!(grad(&wanted, &grads), all[0]);
-    let wanted = weight.clone().require_grad();
-    let grads = backward(conv2d(x.clone(), wanted.clone(), bias.clone(), None, conv), &i.w);
-    assert_eq!(grad(&wanted, &grads), all[1]);
-    let wanted = bias.require_grad();
-    let grads = backward(conv2d(x, weight, wanted.clone(), None, conv), &i.w);
-    assert_eq!(grad(&wanted, &grads), all[2]);
-}
-
-#[test]
-fn a_layer_used_twice_sums_its_gradients() {
-    let s = Conv::same([1, 4, 3], [2, 2], 3, 1);
-    let i = inputs(s, 19);
-    let (x, weight, bias) = (tracked(&i.x, s.input()), tracked(&i.weight, s.weight()), tracked(&i.bias, [s.o]));
-    let conv = s.settings();
-    let y =
-        conv2d(conv2d(x.clone(), weight.clone(), bias.clone(), None, conv), weight.clone(), bias.clone(), None, conv);
-    let grads = backward(y, &i.w);
-    let f = |v: &[Vec<f64>]| dot(&s.forward(&s.forward(&v[0], &v[1], &v[2]), &v[1], &v[2]), &i.w);
-    let found = [grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads)];
-    assert_gradients(f, &[i.x, i.weight, i.bias], &found, 5e-6, 1e-6);
-}
-
-#[test]
-fn views_give_what_their_copies_give() {
-    let s = Conv::same([2, 5, 3], [4, 6], 3, 2);
-    let i = inputs(s, 23);
-    let expected = forward(s, &i.x, &i.weight, &i.bias);
-    // The images as the middle of a larger batch, with channels and columns stored the other way round.
-    let padding = vec![9.0; i.x.len() / 2];
-    let larger = tensor(&[&padding[..], &i.x, &padding].concat(), [4, s.h, s.w, s.c]);
-    let stored = tensor(&read(larger.swap_dims(2, 3)), [4, s.h, s.c, s.w]);
-    let x: Tensor<4> = stored.narrow(0, 1, 2).swap_dims(2, 3);
-    let weight =
-        tensor(&read(tensor(&i.weight, s.weight()).swap_dims(0, 3)), [s.k[1], s.c, s.k[0], s.o]).swap_dims(0, 3);
-    let bias = tensor(&[&[9.0], &i.bias[..]].concat(), [s.o + 1]).narrow(0, 1, s.o);
-    assert_eq!(read(conv2d(x, weight, bias, None, s.settings())), expected);
 }
 
 #[test]
@@ -253,10 +203,7 @@ fn relu_is_what_remains_above_zero() {
     for s in LARGE {
         let mut i = inputs(s, 37);
         let plain = forward(s, &i.x, &i.weight, &i.bias);
-        let relu = |i: &Inputs| {
-            let (x, weight, bias) = (tensor(&i.x, s.input()), tensor(&i.weight, s.weight()), tensor(&i.bias, [s.o]));
-            read(conv2d_relu(x, weight, bias, s.settings()))
-        };
+        let relu = |i: &Inputs| run::conv::<f32>(s, &i.x, &i.weight, &i.bias, None, true);
         let expected: Vec<f32> = plain.iter().map(|v| v.max(0.0)).collect();
         assert!(expected.iter().filter(|&&v| v == 0.0).count() > expected.len() / 4);
         assert_eq!(relu(&i), expected, "{s:?}");
@@ -276,14 +223,133 @@ fn an_empty_batch_gives_an_empty_batch() {
     }
 }
 
+/// One after the last alone: ermongroup/ddim's downsampling.
+#[test]
+fn zeros_after_keep_the_size_over_the_stride() {
+    let s = Conv { padding: Padding::After, ..Conv::same([2, 8, 6], [5, 7], 3, 2) };
+    assert_eq!((s.output(), s.geometry().padding), ([2, 4, 3, 7], [[0, 1]; 2]));
+}
+
+/// Zeros on any sides, different ones too, are those of a larger image.
+#[test]
+fn zeros_are_a_larger_image() {
+    let [n, h, w, c, o] = [2, 8, 6, 5, 7];
+    for (stride, padding) in [
+        (2, [[0, 1], [0, 1]]),
+        (1, [[0, 1], [0, 1]]),
+        (1, [[1, 1], [0, 0]]),
+        (1, [[2, 2], [2, 2]]),
+        (1, [[3, 3], [3, 3]]),
+        (2, [[1, 0], [2, 3]]),
+    ] {
+        let g = Geometry { n, h, w, c, o, kernel: [3, 3], padding, stride };
+        let [[top, below], [left, right]] = padding;
+        let larger = Geometry { h: top + h + below, w: left + w + right, padding: [[0, 0]; 2], ..g };
+        assert_eq!((g.out_h(), g.out_w()), (larger.out_h(), larger.out_w()));
+        // Where a value of the image lies in the larger one.
+        let place = |at: usize| {
+            let (image, y, x, i) = (at / (h * w * c), at / (w * c) % h, at / c % w, at % c);
+            ((image * larger.h + y + top) * larger.w + x + left) * c + i
+        };
+        let mut random = Random(43);
+        let [x, weight, w] = [g.input_len(), g.weight_len(), g.output_len()].map(|len| random.values(len));
+        let mut larger_x = vec![0.0; larger.input_len()];
+        x.iter().enumerate().for_each(|(at, &v)| larger_x[place(at)] = v);
+        let all = |g: Geometry, x: &[f32]| {
+            let plain = Epilogue { bias: None, residual: None, relu: false };
+            let mut bias = vec![0.0; o];
+            let y = written(g.output_len(), |out: &mut [f32]| ddpm_kernels::conv::forward(g, x, &weight, plain, out));
+            let dx = written(x.len(), |out: &mut [f32]| input_grad(g, &w, &weight, None, out));
+            let dweight = written(weight.len(), |out: &mut [f32]| weight_grad(g, x, &w, out, &mut bias));
+            [y, dx, dweight, bias]
+        };
+        let (found, mut expected) = (all(g, &x), all(larger, &larger_x));
+        expected[1] = (0..x.len()).map(|at| expected[1][place(at)]).collect();
+        for (found, expected) in found.iter().zip(&expected) {
+            let expected = doubles(expected);
+            assert_close(found, &expected, 2e-6 * scale(&expected));
+        }
+    }
+}
+
+#[test]
+fn a_residual_and_a_second_gradient_are_added_as_they_are() {
+    for s in LARGE {
+        let i = inputs(s, 47);
+        let (residual, second) = (Random(48).values(i.w.len()), Random(49).values(i.x.len()));
+        let sum = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a + b).collect::<Vec<f32>>();
+        let plain = forward(s, &i.x, &i.weight, &i.bias);
+        let onto = run::conv::<f32>(s, &i.x, &i.weight, &i.bias, Some(&residual), false);
+        assert_eq!(onto, sum(&plain, &residual), "{s:?}");
+        let onto = run::conv::<f32>(s, &i.x, &i.weight, &i.bias, Some(&residual), true);
+        assert_eq!(onto, sum(&plain, &residual).iter().map(|v| v.max(0.0)).collect::<Vec<_>>(), "{s:?}");
+        let [dx, ..] = gradients(s, &i);
+        assert_eq!(run::conv_grads::<f32>(s, &i.x, &i.weight, &i.w, Some(&second))[0], sum(&dx, &second), "{s:?}");
+    }
+}
+
+/// 1 + 3·2⁻¹⁰ is 1 in bf16, and so is 1 + 2⁻⁹, but their sum less 1 is not.
+#[test]
+fn what_is_added_to_a_gradient_is_rounded_with_it() {
+    let small = 2f32.powi(-10);
+    for (k, stride) in [(1, 1), (3, 1), (3, 2)] {
+        let s = Conv::same([1, 1, 1], [1, 2], k, stride);
+        let mut weight = vec![0.0; 2 * k * k];
+        (weight[k * k / 2], weight[k * k + k * k / 2]) = (1.0, 1.0);
+        let dx = |add| run::conv_grads::<bf16>(s, &[0.0], &weight, &[1.0, 3.0 * small], add)[0].clone();
+        assert_eq!(dx(None), [1.0], "{s:?}");
+        assert_eq!(dx(Some(&[2.0 * small][..])), [1.0 + 8.0 * small], "{s:?}");
+        let y = |residual| {
+            let s = Conv { c: 2, o: 1, ..s };
+            run::conv::<bf16>(s, &[1.0, 3.0 * small], &weight, &[0.0], residual, false)
+        };
+        assert_eq!(y(None), [1.0], "{s:?}");
+        assert_eq!(y(Some(&[2.0 * small][..])), [1.0 + 8.0 * small], "{s:?}");
+    }
+}
+
+/// An image that no window fits has no outputs, and so no gradient.
+#[test]
+fn an_image_smaller_than_the_kernel_has_no_outputs() {
+    for (stride, k) in [(1, 3), (2, 3), (1, 5)] {
+        let s = Conv { padding: Padding::Valid, ..Conv::same([2, 2, 7], [3, 4], k, stride) };
+        let g = s.geometry();
+        assert_eq!((g.out_h(), g.output_len()), (0, 0));
+        let (x, weight) = (Random(1).values(2 * 2 * 7 * 3), Random(2).values(g.weight_len()));
+        ddpm_kernels::conv::forward::<f32>(
+            g,
+            &x,
+            &weight,
+            Epilogue { bias: None, residual: None, relu: false },
+            &mut [],
+        );
+        let dx = written(x.len(), |out: &mut [f32]| input_grad(g, &[], &weight, None, out));
+        assert_eq!(dx, vec![0.0; x.len()]);
+        assert_eq!(written(x.len(), |out: &mut [f32]| input_grad(g, &[], &weight, Some(&x), out)), x);
+        let mut bias = [1.0; 4];
+        let dweight = written(weight.len(), |out: &mut [f32]| weight_grad::<f32>(g, &x, &[], out, &mut bias));
+        assert_eq!((dweight, bias), (vec![0.0; weight.len()], [0.0; 4]));
+    }
+}
+
 #[test]
 #[should_panic(expected = "for an input")]
 fn a_kernel_for_other_channels_is_refused() {
-    let _ = conv2d(
-        tensor(&[0.0; 24], [1, 2, 3, 4]),
-        tensor(&[0.0; 54], [2, 3, 3, 3]),
-        tensor(&[0.0; 2], [2]),
-        None,
-        Conv2d::same([3, 3], 1),
-    );
+    let g = Geometry::new(Conv2d::same([3, 3], 1), [1, 2, 3, 4], 2);
+    let plain = Epilogue { bias: None, residual: None, relu: false };
+    ddpm_kernels::conv::forward(g, &[0.0; 24], &[0.0; 54], plain, &mut [0.0; 12]);
+}
+
+#[test]
+#[should_panic(expected = "shape of the residual")]
+fn a_residual_of_another_shape_is_refused() {
+    let g = Geometry::new(Conv2d::same([1, 1], 1), [1, 2, 2, 2], 3);
+    let onto = Epilogue { bias: None, residual: Some(&[0.0; 8][..]), relu: false };
+    ddpm_kernels::conv::forward(g, &[0.0; 8], &[0.0; 6], onto, &mut [0.0; 12]);
+}
+
+#[test]
+#[should_panic(expected = "an even side")]
+fn an_even_kernel_is_refused() {
+    let _ = Geometry::new(Conv2d::same([2, 3], 1), [1, 2, 2, 2], 3);
 }

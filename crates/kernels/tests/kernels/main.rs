@@ -1,13 +1,16 @@
-//! The kernels against plain loops in f64, through the public tensor functions.
+//! The kernels against plain loops in f64, through the public functions.
 
 mod attention;
+mod bf16;
 mod conv;
-mod fused;
-mod half;
+mod convert;
+mod dropout;
+mod elementwise;
 mod isa;
 mod norm;
 mod optim;
 mod plain;
 mod pool;
 mod resample;
+mod run;
 mod support;

@@ -1,8 +1,9 @@
 //! Group normalisation.
 
 use crate::plain::{Norm, dot};
+use crate::run;
 use crate::support::*;
-use ddpm_kernels::{GroupNorm, group_norm};
+use ddpm_kernels::bf16;
 use proptest::prelude::*;
 
 fn shapes() -> impl Strategy<Value = Norm> {
@@ -19,28 +20,12 @@ fn inputs(s: Norm, seed: u64) -> Vec<Vec<f32>> {
     [s.n * s.pixels * s.c, s.c, s.c, s.n * 2 * s.c].map(|len| random.values(len)).to_vec()
 }
 
-fn settings(s: Norm) -> GroupNorm {
-    GroupNorm { groups: s.groups, eps: s.eps, silu: s.silu, dropout: None }
-}
-
 fn forward(s: Norm, i: &[Vec<f32>]) -> Vec<f32> {
-    let y = group_norm(
-        tensor(&i[0], [s.n, s.pixels, s.c]),
-        tensor(&i[1], [s.c]),
-        tensor(&i[2], [s.c]),
-        Some(tensor(&i[3], [s.n, 2 * s.c])),
-        settings(s),
-    );
-    assert_eq!(y.dims(), [s.n, s.pixels, s.c]);
-    read(y)
+    run::norm::<f32>(s, None, i)
 }
 
 fn gradients(s: Norm, i: &[Vec<f32>], w: &[f32]) -> Vec<Vec<f32>> {
-    let x = tracked(&i[0], [s.n, s.pixels, s.c]);
-    let (weight, bias, film) = (tracked(&i[1], [s.c]), tracked(&i[2], [s.c]), tracked(&i[3], [s.n, 2 * s.c]));
-    let y = group_norm(x.clone(), weight.clone(), bias.clone(), Some(film.clone()), settings(s));
-    let grads = backward(y, w);
-    vec![grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads), grad(&film, &grads)]
+    run::norm_grads::<f32>(s, None, i, w, None)
 }
 
 fn expected(s: Norm, i: &[Vec<f32>]) -> Vec<f64> {
@@ -123,41 +108,41 @@ fn a_plain_layer_is_one_that_is_not_modulated() {
         let mut i = inputs(s, 13);
         i[3].fill(0.0);
         let w = Random(14).values(i[0].len());
-        let (x, weight, bias) = (tracked(&i[0], [3, 21, 36]), tracked(&i[1], [36]), tracked(&i[2], [36]));
-        let y = group_norm(x.clone(), weight.clone(), bias.clone(), None, settings(s));
-        assert_eq!(read(y.clone()), forward(s, &i));
-        let grads = backward(y, &w);
-        let found = [grad(&x, &grads), grad(&weight, &grads), grad(&bias, &grads)];
-        assert_eq!(found[..], gradients(s, &i, &w)[..3]);
+        let plain = &i[..3];
+        assert_eq!(forward(s, plain), forward(s, &i));
+        assert_eq!(gradients(s, plain, &w), gradients(s, &i, &w)[..3]);
     }
 }
 
+/// What is added to the input's gradient is added in f32 and rounded with it; the other gradients do not see it.
 #[test]
-fn any_number_of_dimensions_is_normalised_alike() {
-    let s = Norm { n: 2, pixels: 15, c: 6, groups: 3, eps: 1e-5, silu: true };
-    let i = inputs(s, 7);
-    let [weight, bias] = [1, 2].map(|p| tensor(&i[p], [s.c]));
-    let y = group_norm(tensor(&i[0], [2, 3, 5, 6]), weight, bias, Some(tensor(&i[3], [2, 12])), settings(s));
-    assert_eq!(y.dims(), [2, 3, 5, 6]);
-    assert_eq!(read(y), forward(s, &i));
-    let s = Norm { n: 2, pixels: 1, ..s };
-    let i = inputs(s, 8);
-    let [weight, bias] = [1, 2].map(|p| tensor(&i[p], [s.c]));
-    assert_eq!(
-        read(group_norm(tensor(&i[0], [2, 6]), weight, bias, Some(tensor(&i[3], [2, 12])), settings(s))),
-        forward(s, &i)
-    );
+fn a_second_gradient_is_added() {
+    for silu in [false, true] {
+        let s = Norm { n: 3, pixels: 21, c: 36, groups: 6, eps: 1e-5, silu };
+        let halves = |seed, len| read(&rounded::<bf16>(&Random(seed).values(len)));
+        let mut i = inputs(s, 33);
+        i[0] = halves(34, i[0].len());
+        let (w, second) = (halves(35, i[0].len()), halves(36, i[0].len()));
+        let plain = gradients(s, &i, &w);
+        let mut expected = plain.clone();
+        expected[0].iter_mut().zip(&second).for_each(|(d, s)| *d += s);
+        assert_eq!(run::norm_grads::<f32>(s, None, &i, &w, Some(&second)), expected);
+        expected[0] = read(&rounded::<bf16>(&expected[0]));
+        assert_eq!(run::norm_grads::<bf16>(s, None, &i, &w, Some(&second)), expected);
+    }
 }
 
+/// The mean and 1/√(variance + eps) of every channel's group.
 #[test]
-fn views_give_what_their_copies_give() {
-    let s = Norm { n: 2, pixels: 7, c: 6, groups: 2, eps: 1e-5, silu: false };
-    let i = inputs(s, 11);
-    let x = tensor(&read(tensor(&i[0], [2, 7, 6]).swap_dims(1, 2)), [2, 6, 7]).swap_dims(1, 2);
-    let joined = tensor(&[&i[1][..], &i[2]].concat(), [12]);
-    let film = tensor(&[&[5.0; 12], &i[3][..]].concat(), [3, 12]).narrow(0, 1, 2);
-    let y = group_norm(x, joined.clone().narrow(0, 0, 6), joined.narrow(0, 6, 6), Some(film), settings(s));
-    assert_eq!(read(y), forward(s, &i));
+fn statistics_are_those_of_the_groups() {
+    let s = Norm { n: 2, pixels: 7, c: 6, groups: 3, eps: 1e-2, silu: true };
+    let i = inputs(s, 37);
+    let statistics = run::norm_statistics::<f32>(s, &i);
+    let x = doubles(&i[0]);
+    for (at, &found) in statistics.iter().enumerate() {
+        let (mean, rstd) = s.statistics(&x, at / 12, at % 6 / 2);
+        assert_close(&[found], &[if at / 6 % 2 == 0 { mean } else { rstd }], 2e-6);
+    }
 }
 
 #[test]
@@ -239,13 +224,21 @@ fn nan_gradients_stay_nan() {
 #[test]
 fn an_empty_batch_gives_an_empty_batch() {
     let s = Norm { n: 0, pixels: 4, c: 6, groups: 3, eps: 1e-5, silu: true };
-    assert!(forward(s, &inputs(s, 1)).is_empty());
+    let i = inputs(s, 1);
+    assert!(forward(s, &i).is_empty());
+    assert_eq!(gradients(s, &i, &[]), [vec![], vec![0.0; 6], vec![0.0; 6], vec![]]);
 }
 
 #[test]
 #[should_panic(expected = "scale and shift")]
 fn modulation_of_another_batch_is_refused() {
-    let norm = GroupNorm { groups: 1, eps: 1e-5, silu: false, dropout: None };
-    let (weight, bias) = (tensor(&[1.0; 3], [3]), tensor(&[0.0; 3], [3]));
-    let _ = group_norm(tensor(&[0.0; 6], [2, 1, 3]), weight, bias, Some(tensor(&[0.0; 6], [1, 6])), norm);
+    let s = Norm { n: 2, pixels: 1, c: 3, groups: 1, eps: 1e-5, silu: false };
+    forward(s, &[vec![0.0; 6], vec![1.0; 3], vec![0.0; 3], vec![0.0; 6]]);
+}
+
+#[test]
+#[should_panic(expected = "4 groups do not divide 6 channels")]
+fn groups_that_do_not_divide_the_channels_are_refused() {
+    let s = Norm { n: 1, pixels: 1, c: 6, groups: 4, eps: 1e-5, silu: false };
+    forward(s, &[vec![0.0; 6], vec![1.0; 6], vec![0.0; 6]]);
 }

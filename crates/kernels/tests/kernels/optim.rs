@@ -1,8 +1,8 @@
 //! AdamW, the moving average and the sum of squares.
 
 use crate::support::*;
-use burn::tensor::{Tensor, TensorData};
-use ddpm_kernels::{AdamW, adamw, ema, sum_squares};
+use ddpm_kernels::AdamW;
+use ddpm_kernels::optim::{adamw, sum_squares};
 use proptest::prelude::*;
 
 const SETTINGS: AdamW = AdamW { lr: 1e-4, weight_decay: 0.0, betas: [0.9, 0.999], eps: 1e-8, step: 1, grad_scale: 1.0 };
@@ -13,10 +13,19 @@ const LONG: usize = 2 * 65_536 + 13;
 /// Parameter and moments.
 type State = [Vec<f32>; 3];
 
-fn step(state: State, grad: &[f32], settings: AdamW) -> State {
-    let [param, m, v] = state.map(|values| tensor(&values, [values.len()]));
-    let (param, m, v) = adamw(param, tensor(grad, [grad.len()]), m, v, settings);
-    [read(param), read(m), read(v)]
+fn step(mut state: State, grad: &[f32], settings: AdamW) -> State {
+    let [param, m, v] = &mut state;
+    adamw(&settings, param, grad, m, v, &mut []);
+    state
+}
+
+/// The average of a parameter, as it comes out of a step that leaves the parameter where it is.
+fn ema(mut target: Vec<f32>, source: &[f32], rate: f64) -> Vec<f32> {
+    let (mut param, zeros) = (source.to_vec(), vec![0.0; source.len()]);
+    let (mut m, mut v) = (zeros.clone(), zeros.clone());
+    adamw(&SETTINGS, &mut param, &zeros, &mut m, &mut v, &mut [(rate, &mut target)]);
+    assert_eq!(param, source);
+    target
 }
 
 /// The update in torch.optim.AdamW's documentation, each tensor operation rounded to f32.
@@ -71,14 +80,14 @@ proptest! {
         let (target, source) = (random.values(len), random.values(len));
         let plain: Vec<f64> =
             target.iter().zip(&source).map(|(&t, &s)| f64::from(t) * rate + f64::from(s) * (1.0 - rate)).collect();
-        assert_close(&read(ema(tensor(&target, [len]), tensor(&source, [len]), rate)), &plain, 2e-7);
+        assert_close(&ema(target, &source, rate), &plain, 2e-7);
     }
 
     #[test]
     fn sum_squares_is_the_sum(len in 1usize..70, magnitude in prop_oneof![Just(1.0f32), Just(1e4), Just(1e-4)], seed: u64) {
         let x: Vec<f32> = Random(seed).values(len).iter().map(|v| v * magnitude).collect();
         let plain: f64 = doubles(&x).iter().map(|v| v * v).sum();
-        assert_close(&read(sum_squares(tensor(&x, [len]))), &[plain], 1e-7 * plain);
+        prop_assert!((sum_squares(&x) - plain).abs() <= 1e-13 * plain);
     }
 }
 
@@ -113,56 +122,41 @@ fn every_piece_of_a_long_parameter_is_updated_whatever_the_threads() {
     let mut plain = state.clone();
     plain_step(&mut plain, &grad, settings);
     assert!(step(state.clone(), &grad, settings).iter().zip(&plain).all(|(a, b)| bits(a) == bits(b)));
-    let averaged = |rate| read(ema(tensor(&state[0], [LONG]), tensor(&grad, [LONG]), rate));
+    let averaged = |rate| ema(state[0].clone(), &grad, rate);
     assert_eq!((averaged(1.0), averaged(0.0)), (state[0].clone(), grad.clone()));
     let total: f64 = doubles(&grad).iter().map(|v| v * v).sum();
-    assert_close(&read(sum_squares(tensor(&grad, [LONG]))), &[total], 1e-7 * total);
+    assert!((sum_squares(&grad) - total).abs() <= 1e-11 * total);
     assert_same_on_any_threads(|| {
         let mut all = step(state.clone(), &grad, settings).to_vec();
-        all.extend([averaged(0.999), read(sum_squares(tensor(&grad, [LONG])))]);
+        let sum = sum_squares(&grad).to_bits();
+        all.extend([averaged(0.999), vec![f32::from_bits((sum >> 32) as u32), f32::from_bits(sum as u32)]]);
         all
     });
 }
 
-/// Other owners of a tensor keep its values, and a view's neighbours are left alone.
+/// One pass is the step and then every average, each operation rounded to f32.
 #[test]
-fn shared_tensors_are_not_written_to() {
+fn averages_follow_the_new_parameter() {
     let mut random = Random(7);
-    let [param, m, v, g] = [0; 4].map(|_| random.values(30).iter().map(|v| v.abs()).collect::<Vec<f32>>());
-    let whole = [&param, &m, &v, &g].map(|values| tensor(values, [30]));
-    let part = whole.clone().map(|t| t.narrow(0, 7, 11));
-    let [p1, m1, v1, g1] = part;
-    let (p1, m1, v1) = adamw(p1, g1, m1, v1, SETTINGS);
-    let cut = |values: &[f32]| values[7..18].to_vec();
-    assert_eq!([read(p1), read(m1), read(v1)], step([cut(&param), cut(&m), cut(&v)], &cut(&g), SETTINGS));
-    let averaged = ema(whole[0].clone().narrow(0, 7, 11), whole[1].clone().narrow(0, 7, 11), 0.5);
-    assert_eq!(read(averaged), read(ema(tensor(&cut(&param), [11]), tensor(&cut(&m), [11]), 0.5)));
-    let squares = sum_squares(whole[0].clone().narrow(0, 7, 11));
-    assert_eq!(read(squares), read(sum_squares(tensor(&cut(&param), [11]))));
-    let _ = ema(whole[0].clone(), whole[1].clone(), 0.5);
-    assert_eq!(whole.map(read), [param, m, v, g]);
-}
-
-/// Moves the values into a tensor and says where they lie.
-fn placed(values: Vec<f32>) -> (Tensor<1>, *const u8) {
-    let shape = [values.len()];
-    let data = TensorData::new(values, shape);
-    let place = data.as_bytes().as_ptr();
-    (Tensor::from_data(data, &burn::tensor::Device::flex()), place)
-}
-
-fn place(x: Tensor<1>) -> *const u8 {
-    x.into_data().as_bytes().as_ptr()
-}
-
-#[test]
-fn tensors_with_one_owner_are_updated_in_place() {
-    let mut random = Random(11);
-    let [(param, at_param), (m, at_m), (v, at_v), (g, _)] = [0; 4].map(|_| placed(random.values(1000)));
-    let (param, m, v) = adamw(param, g.clone(), m, v, SETTINGS);
-    assert_eq!([place(param), place(m), place(v)], [at_param, at_m, at_v]);
-    let (target, at_target) = placed(random.values(1000));
-    assert_eq!(place(ema(target, g, 0.9)), at_target);
+    let state: State =
+        [random.values(LONG), random.values(LONG), random.values(LONG).iter().map(|v| v.abs()).collect()];
+    let (grad, old) = (random.values(LONG), [random.values(LONG), random.values(LONG)]);
+    let settings = AdamW { lr: 1e-2, weight_decay: 0.1, step: 4, ..SETTINGS };
+    let run = || {
+        let ([mut param, mut m, mut v], [mut first, mut second]) = (state.clone(), old.clone());
+        let mut averages = [(0.9999, &mut first[..]), (0.5, &mut second[..])];
+        adamw(&settings, &mut param, &grad, &mut m, &mut v, &mut averages);
+        vec![param, m, v, first, second]
+    };
+    let found = run();
+    let expected = step(state.clone(), &grad, settings);
+    assert!(found[..3].iter().zip(&expected).all(|(a, b)| bits(a) == bits(b)));
+    for ((found, old), rate) in found[3..].iter().zip(&old).zip([0.9999f64, 0.5]) {
+        let (rate, rest) = (rate as f32, (1.0 - rate) as f32);
+        let expected: Vec<f32> = old.iter().zip(&expected[0]).map(|(old, new)| old * rate + new * rest).collect();
+        assert!(bits(found) == bits(&expected), "rate {rate}");
+    }
+    assert_same_on_any_threads(run);
 }
 
 #[test]
@@ -178,16 +172,24 @@ fn nan_stays_where_it_is() {
     let mut x = ones();
     x[13] = f32::NAN;
     for (target, source) in [(&x, &ones()), (&ones(), &x)] {
-        let y = read(ema(tensor(target, [20]), tensor(source, [20]), 0.5));
+        let (mut y, mut param) = (target.clone(), source.clone());
+        adamw(&SETTINGS, &mut param, &[0.0; 20], &mut [0.0; 20], &mut [0.0; 20], &mut [(0.5, &mut y)]);
         assert!(y.iter().enumerate().all(|(i, v)| v.is_nan() == (i == 13)));
     }
-    assert!(read(sum_squares(tensor(&x, [20])))[0].is_nan());
+    assert!(sum_squares(&x).is_nan());
     x[13] = f32::INFINITY;
-    assert!(read(sum_squares(tensor(&x, [20])))[0] == f32::INFINITY);
+    assert!(sum_squares(&x) == f64::INFINITY);
 }
 
 #[test]
 #[should_panic(expected = "lengths")]
 fn other_lengths_are_refused() {
-    let _ = ema(tensor(&[0.0; 3], [3]), tensor(&[0.0; 2], [2]), 0.5);
+    let [param, m, v] = &mut [[0.0; 3]; 3];
+    adamw(&SETTINGS, param, &[0.0; 3], m, v, &mut [(0.5, &mut [0.0; 2])]);
+}
+
+#[test]
+fn an_empty_parameter_stays_empty() {
+    adamw(&SETTINGS, &mut [], &[], &mut [], &mut [], &mut [(0.5, &mut [])]);
+    assert_eq!(sum_squares(&[]), 0.0);
 }

@@ -1,5 +1,6 @@
 //! The operations as plain loops in f64.
 
+use ddpm_kernels::conv::Geometry;
 use ddpm_kernels::{Conv2d, HeadOrder, Padding};
 
 /// Sizes of a convolution.
@@ -22,13 +23,17 @@ impl Conv {
         Self { n, h, w, c, o, k: [k, k], stride, padding: Padding::Same }
     }
 
-    pub(crate) fn settings(&self) -> Conv2d {
-        Conv2d { kernel: self.k, stride: self.stride, padding: self.padding }
+    pub(crate) fn geometry(&self) -> Geometry {
+        Geometry::new(Conv2d { kernel: self.k, stride: self.stride, padding: self.padding }, self.input(), self.o)
     }
 
-    /// Zeros on each side.
-    fn pad(&self) -> [usize; 2] {
-        if self.padding == Padding::Same { self.k.map(|k| k / 2) } else { [0, 0] }
+    /// Zeros before and after, by axis.
+    fn pad(&self) -> [[usize; 2]; 2] {
+        self.k.map(|k| match self.padding {
+            Padding::Same => [k / 2, k / 2],
+            Padding::Valid => [0, 0],
+            Padding::After => [0, k / 2],
+        })
     }
 
     pub(crate) fn input(&self) -> [usize; 4] {
@@ -39,15 +44,16 @@ impl Conv {
         [self.o, self.c, self.k[0], self.k[1]]
     }
 
-    /// PyTorch's output size: `(size + 2·pad − k) / stride + 1`.
+    /// PyTorch's output size: `(size + zeros − k) / stride + 1`.
     pub(crate) fn output(&self) -> [usize; 4] {
-        let out = |size: usize, axis: usize| (size + 2 * self.pad()[axis] - self.k[axis]) / self.stride + 1;
+        let zeros = self.pad().map(|[before, after]| before + after);
+        let out = |size: usize, axis: usize| (size + zeros[axis] - self.k[axis]) / self.stride + 1;
         [self.n, out(self.h, 0), out(self.w, 1), self.o]
     }
 
     pub(crate) fn forward(&self, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
         let Conv { n, h, w, c, o, k: [k, l], stride, .. } = *self;
-        let [top, side] = self.pad();
+        let [[top, _], [side, _]] = self.pad();
         let [_, oh, ow, _] = self.output();
         let mut y = Vec::with_capacity(n * oh * ow * o);
         for image in 0..n {

@@ -1,8 +1,9 @@
-//! Doubling and halving of image sides.
+//! Doubling and halving of image sides, and channels side by side.
 
 use crate::plain::dot;
 use crate::support::*;
-use ddpm_kernels::{downsample, upsample};
+use ddpm_kernels::resample::{place_channels, repeat, sum, take_channels};
+use ddpm_kernels::{Element, bf16};
 use proptest::prelude::*;
 
 /// Sizes of the smaller image.
@@ -35,6 +36,14 @@ fn plain_down(s: Shape, x: &[f64]) -> Vec<f64> {
     y
 }
 
+fn upsample<E: Element>(s: Shape, x: &[f32], scale: f32) -> Vec<f32> {
+    written(4 * x.len(), |out: &mut [E]| repeat(&rounded::<E>(x), [s[2], s[3]], scale, out))
+}
+
+fn downsample<E: Element>(s: Shape, x: &[f32], scale: f32) -> Vec<f32> {
+    written(x.len() / 4, |out: &mut [E]| sum(&rounded::<E>(x), [s[2], s[3]], scale, out))
+}
+
 proptest! {
     #![proptest_config(config(24))]
 
@@ -43,45 +52,79 @@ proptest! {
         let small: usize = s.iter().product();
         let mut random = Random(seed);
         let (x, w) = (random.values(small), random.values(4 * small));
-        prop_assert_eq!(doubles(&read(upsample(tensor(&x, s)))), plain_up(s, &doubles(&x)));
-        assert_close(&read(downsample(tensor(&w, larger(s)))), &plain_down(s, &doubles(&w)), 1e-6);
-        let input = tracked(&x, s);
-        let found = grad(&input, &backward(upsample(input.clone()), &w));
-        assert_gradients(|v| dot(&plain_up(s, &v[0]), &w), std::slice::from_ref(&x), &[found], 2e-6, 1e-7);
-        let input = tracked(&w, larger(s));
-        let found = grad(&input, &backward(downsample(input.clone()), &x));
-        assert_gradients(|v| dot(&plain_down(s, &v[0]), &x), &[w], &[found], 2e-6, 1e-7);
+        let (up, down) = (upsample::<f32>(s, &x, 1.0), downsample::<f32>(s, &w, 0.25));
+        prop_assert_eq!(doubles(&up), plain_up(s, &doubles(&x)));
+        assert_close(&down, &plain_down(s, &doubles(&w)), 1e-6);
+        // Each is the other's transpose, up to the factor.
+        let (up_grad, down_grad) = (downsample::<f32>(s, &w, 1.0), upsample::<f32>(s, &x, 0.25));
+        assert_gradients(|v| dot(&plain_up(s, &v[0]), &w), std::slice::from_ref(&x), &[up_grad], 2e-6, 1e-7);
+        assert_gradients(|v| dot(&plain_down(s, &v[0]), &x), &[w], &[down_grad], 2e-6, 1e-7);
     }
+
+    #[test]
+    fn channels_find_their_place_and_come_back(
+        pixels in prop_oneof![4 => 0usize..20, 1 => Just(700usize)], c in 1usize..40, before in 0usize..9, after in 0usize..9,
+        seed: u64,
+    ) {
+        let wide = before + c + after;
+        let (x, old) = (Random(seed).values(pixels * c), Random(seed ^ 1).values(pixels * wide));
+        let mut out = old.clone();
+        place_channels(&x, c, &mut out, wide, before);
+        for at in 0..out.len() {
+            let channel = at % wide;
+            let own = (before..before + c).contains(&channel);
+            prop_assert_eq!(out[at], if own { x[at / wide * c + channel - before] } else { old[at] });
+        }
+        prop_assert_eq!(&written(x.len(), |back: &mut [f32]| take_channels(&out, wide, before, c, back)), &x);
+        let halves = rounded::<bf16>(&out);
+        let taken = written(x.len(), |back: &mut [bf16]| take_channels(&halves, wide, before, c, back));
+        prop_assert_eq!(taken, read(&rounded::<bf16>(&x)));
+    }
+}
+
+#[test]
+fn halves_are_moved_as_they_are_and_summed_in_f32() {
+    let s = [2, 2, 3, 5];
+    let x = read(&rounded::<bf16>(&Random(3).values(4 * 60)));
+    assert_eq!(upsample::<bf16>(s, &x[..60], 1.0), upsample::<f32>(s, &x[..60], 1.0));
+    assert_eq!(downsample::<bf16>(s, &x, 0.25), read(&rounded::<bf16>(&downsample::<f32>(s, &x, 0.25))));
 }
 
 #[test]
 fn results_do_not_depend_on_the_threads() {
     let x = Random(3).values(3 * 18 * 22 * 5);
     assert_same_on_any_threads(|| {
-        vec![read(upsample(tensor(&x, [3, 18, 22, 5]))), read(downsample(tensor(&x, [3, 18, 22, 5])))]
+        let mut joined = vec![1.0; 3 * 18 * 22 * 8];
+        place_channels(&x, 5, &mut joined, 8, 2);
+        let taken = written(3 * 18 * 22 * 2, |out: &mut [f32]| take_channels(&x, 5, 1, 2, out));
+        vec![upsample::<f32>([3, 18, 22, 5], &x, 1.0), downsample::<f32>([3, 9, 11, 5], &x, 0.25), joined, taken]
     });
-}
-
-#[test]
-fn a_view_gives_what_its_copy_gives() {
-    let x = Random(5).values(2 * 4 * 6 * 3);
-    let view = || tensor(&read(tensor(&x, [2, 4, 6, 3]).swap_dims(1, 3)), [2, 3, 6, 4]).swap_dims(1, 3);
-    assert_eq!(read(upsample(view())), read(upsample(tensor(&x, [2, 4, 6, 3]))));
-    assert_eq!(read(downsample(view())), read(downsample(tensor(&x, [2, 4, 6, 3]))));
 }
 
 #[test]
 fn nan_stays_in_its_square() {
     let mut x = vec![1.0; 2 * 4 * 4];
     x[5] = f32::NAN;
-    let y = read(downsample(tensor(&x, [2, 4, 4, 1])));
+    let y = downsample::<f32>([2, 2, 2, 1], &x, 0.25);
     assert!(y.iter().enumerate().all(|(at, v)| v.is_nan() == (at == 0)));
-    let y = read(upsample(tensor(&x, [2, 4, 4, 1])));
+    let y = upsample::<f32>([2, 4, 4, 1], &x, 1.0);
     assert!(squares([2, 4, 4, 1]).zip(&y).all(|(at, v)| v.is_nan() == (at == 5)));
 }
 
 #[test]
-#[should_panic(expected = "cannot be halved")]
+fn nothing_gives_nothing() {
+    let s = [0, 3, 4, 2];
+    assert!(upsample::<f32>(s, &[], 1.0).is_empty() && downsample::<f32>(s, &[], 1.0).is_empty());
+}
+
+#[test]
+#[should_panic(expected = "an image to be halved")]
 fn an_odd_side_is_refused() {
-    let _ = downsample(tensor(&[0.0; 12], [1, 2, 3, 2]));
+    sum(&[0.0; 6], [1, 1], 1.0, &mut [0.0; 1]);
+}
+
+#[test]
+#[should_panic(expected = "channels 2 to 4 of 3")]
+fn a_place_beyond_the_last_channel_is_refused() {
+    place_channels(&[0.0; 4], 2, &mut [0.0; 6], 3, 2);
 }

@@ -1,6 +1,6 @@
-//! Inputs, comparisons and thread pools shared by the tests.
+//! Inputs, outputs, comparisons and thread pools shared by the tests.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use ddpm_kernels::Element;
 use proptest::test_runner::{Config, RngSeed};
 
 /// A property's configuration: the same few cases on every run.
@@ -35,33 +35,20 @@ impl Random {
     }
 }
 
-pub(crate) fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
-    assert_eq!(values.len(), shape.iter().product::<usize>());
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+/// The nearest values of a type.
+pub(crate) fn rounded<E: Element>(values: &[f32]) -> Vec<E> {
+    values.iter().map(|&v| E::from_f32(v)).collect()
 }
 
-/// A tensor whose gradient is wanted.
-pub(crate) fn tracked<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
-    untracked(values, shape).require_grad()
+pub(crate) fn read<E: Element>(values: &[E]) -> Vec<f32> {
+    values.iter().map(|v| v.to_f32()).collect()
 }
 
-/// A tensor of the autodiff device whose gradient is not wanted.
-pub(crate) fn untracked<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex().autodiff())
-}
-
-pub(crate) fn read<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().as_slice::<f32>().expect("f32 values").to_vec()
-}
-
-/// Backward pass of `(y · w).sum()`.
-pub(crate) fn backward<const D: usize>(y: Tensor<D>, w: &[f32]) -> burn::tensor::Gradients {
-    let shape = y.dims();
-    (y * untracked(w, shape)).sum().backward()
-}
-
-pub(crate) fn grad<const D: usize>(x: &Tensor<D>, grads: &burn::tensor::Gradients) -> Vec<f32> {
-    read(x.grad(grads).expect("a gradient"))
+/// What `fill` writes into a slice of that length, which holds what no test expects.
+pub(crate) fn written<E: Element>(len: usize, fill: impl FnOnce(&mut [E])) -> Vec<f32> {
+    let mut out = vec![E::from_f32(-7e33); len];
+    fill(&mut out);
+    read(&out)
 }
 
 pub(crate) fn doubles(values: &[f32]) -> Vec<f64> {

@@ -106,7 +106,7 @@ fn an_interrupted_call_goes_on_where_it_stopped() {
     let job = job("digits", &own, Settings { batch_size: 16, ..place.settings() });
     let stop = AtomicBool::new(false);
     let mut seen = 0;
-    let (outcome, report) = evaluate::evaluate(&job, &cpu(), &stop, &mut |event| {
+    let (outcome, report) = evaluate::evaluate(&job, cpu(), &stop, &mut |event| {
         if let Event::Measuring { done: 160.., .. } = event {
             seen += 1;
             stop.store(true, Ordering::Relaxed);
@@ -126,7 +126,7 @@ fn statistics_stand_for_the_images() {
     let own = place.images("own.npz", &noised(&digits[..300], 30.0), [8, 8, 1]);
     let file = place.path("digits.npz");
     let stop = AtomicBool::new(false);
-    let (_, written) = evaluate::statistics("digits", &file, &place.settings(), &cpu(), &stop, &mut |_| {}).unwrap();
+    let (_, written) = evaluate::statistics("digits", &file, &place.settings(), cpu(), &stop, &mut |_| {}).unwrap();
     let read = Statistics::read(&file).unwrap().unwrap();
     assert_eq!(Some(&read), written.as_ref());
     assert_eq!((read.network.as_str(), read.images, read.features.width()), ("ddpm-ip-grey-1", Some(1797), 64));

@@ -78,7 +78,7 @@ pub(crate) fn job(reference: &str, samples: &str, settings: Settings) -> Job {
 /// Compares to the end; also what was said.
 pub(crate) fn run(job: &Job) -> Result<(Report, Vec<Event>), Error> {
     let mut events = Vec::new();
-    let (outcome, report) = evaluate::evaluate(job, &cpu(), &AtomicBool::new(false), &mut |event| events.push(event))?;
+    let (outcome, report) = evaluate::evaluate(job, cpu(), &AtomicBool::new(false), &mut |event| events.push(event))?;
     assert_eq!(outcome, Outcome::Finished);
     Ok((report.unwrap(), events))
 }

@@ -27,9 +27,9 @@ fn config(settings: &[(&str, &str)]) -> Config {
 /// Trains with evaluation; what was said.
 fn trained(place: &Place, config: &Config, run: &Path) -> Vec<Event> {
     let (stop, mut events) = (AtomicBool::new(false), Vec::new());
-    let hook = EvaluationHook::new(config, run, &place.settings(), &cpu(), &stop, &mut |_| {}).unwrap();
+    let hook = EvaluationHook::new(config, run, &place.settings(), cpu(), &stop, &mut |_| {}).unwrap();
     let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();
-    train::train(config, run, &cpu(), hooks, &stop, &mut |event| events.push(event)).unwrap();
+    train::train(config, run, cpu(), hooks, &stop, &mut |event| events.push(event)).unwrap();
     events
 }
 
@@ -76,7 +76,7 @@ fn the_distance_is_logged_and_the_best_checkpoint_kept() {
         classifier: None,
         base_samples: None,
     };
-    sample::run(&job, &cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
+    sample::run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
     let report = compare("digits", &run.display().to_string(), place.settings());
     assert_eq!(report.fid, best.1);
     // That evaluation is the run's, too.
@@ -137,9 +137,9 @@ fn an_evaluation_that_was_interrupted_is_made_up_for() {
     let (place, config) = (Place::new(), config(&[("evaluation.interval", "5")]));
     let run = place.path("run");
     let stop = AtomicBool::new(false);
-    let hook = EvaluationHook::new(&config, &run, &place.settings(), &cpu(), &stop, &mut |_| {}).unwrap().unwrap();
+    let hook = EvaluationHook::new(&config, &run, &place.settings(), cpu(), &stop, &mut |_| {}).unwrap().unwrap();
     let hooks: Vec<Box<dyn Hook>> = vec![Box::new(Stopped(hook, &stop))];
-    let outcome = train::train(&config, &run, &cpu(), hooks, &stop, &mut |_| {}).unwrap();
+    let outcome = train::train(&config, &run, cpu(), hooks, &stop, &mut |_| {}).unwrap();
     assert_eq!((outcome, run.join("evaluations.jsonl").exists()), (Outcome::Interrupted, false));
     trained(&place, &config, &run);
     assert_eq!(lines(&run).iter().map(|line| line.0).collect::<Vec<_>>(), [5]);

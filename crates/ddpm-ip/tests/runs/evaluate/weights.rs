@@ -23,14 +23,14 @@ fn parameters() -> Vec<(String, Vec<usize>, Vec<f32>)> {
         all.push((name.to_string(), shape.to_vec(), values.clone()));
         Ok(values)
     };
-    let Ok(_) = Inception::load(&mut get, &cpu());
+    let Ok(_) = Inception::load(&mut get, cpu());
     // What the files hold beside it, and nobody reads.
     all.push(("fc.bias".into(), vec![1008], vec![0.5; 1008]));
     all
 }
 
 fn features(path: &Path) -> (String, Vec<f32>) {
-    let network = FeatureNetwork::open(&Choice::Inception(Some(path.into())), Path::new(""), &cpu()).unwrap();
+    let network = FeatureNetwork::open(&Choice::Inception(Some(path.into())), Path::new(""), cpu()).unwrap();
     let image: Vec<u8> = (0..32 * 32 * 3).map(|i| (i * 37 % 256) as u8).collect();
     let rows = network.features(&image, [1, 32, 32, 3]).unwrap();
     assert_eq!((rows.features.len(), rows.spatial.len()), (2048, 2023));

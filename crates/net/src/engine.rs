@@ -1,0 +1,301 @@
+//! A network with its plans: batches in, outputs and gradients out.
+
+use crate::arena::Lease;
+use crate::backward::{With, differentiate};
+use crate::device::{Context, Device, Memory, RunPosition};
+use crate::graph::{Graph, Value};
+use crate::network::{Network, Recorded, timestep_embedding};
+use crate::plan::{GradientPlace, Plan, Plans};
+use crate::shards::{Gradient, Shards, Tree, each};
+use crate::state::Parameters;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What a network is given for a batch of N images.
+#[derive(Clone, Copy, Debug)]
+pub struct Feed<'a> {
+    /// Noisy images `[N, C, H, W]`.
+    pub images: &'a [f32],
+    /// Rows and columns of an image.
+    pub size: [usize; 2],
+    /// Times `[N]` as the network sees them.
+    pub times: &'a [f32],
+    /// Classes `[N]`, for a network that has them.
+    pub labels: Option<&'a [u32]>,
+    /// Small images enlarged to `[N, C, H, W]`, for a network of super-resolution.
+    pub low_res: Option<&'a [f32]>,
+    /// Where in a run a training step is; without it there is no dropout.
+    pub position: Option<RunPosition>,
+}
+
+impl<'a> Feed<'a> {
+    /// Images without anything beside them.
+    pub fn new(images: &'a [f32], size: [usize; 2], times: &'a [f32]) -> Self {
+        Self { images, size, times, labels: None, low_res: None, position: None }
+    }
+
+    /// Images.
+    pub fn len(&self) -> usize {
+        self.times.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.times.is_empty()
+    }
+
+    /// The part for some of the images.
+    #[must_use]
+    pub fn part(&self, images: Range<usize>) -> Self {
+        let per_image = self.images.len() / self.len().max(1);
+        let planes = |all: &'a [f32]| &all[images.start * per_image..images.end * per_image];
+        Self {
+            images: planes(self.images),
+            size: self.size,
+            times: &self.times[images.clone()],
+            labels: self.labels.map(|labels| &labels[images.clone()]),
+            low_res: self.low_res.map(planes),
+            position: self.position.map(|at| RunPosition { position: at.position + images.start as u64, ..at }),
+        }
+    }
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The output alone.
+    Output,
+    /// The gradient of the parameters.
+    Training(GradientPlace),
+    /// The gradient of the images.
+    ImageGradient,
+}
+
+/// What a batch takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanMemory {
+    /// Bytes in which one piece of the batch runs: activations, with the gradient where it lies over them.
+    pub arena: usize,
+    /// Pieces that run at once.
+    pub arenas: usize,
+    /// Bytes that the kernels keep, all threads together.
+    pub scratch: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key {
+    n: usize,
+    size: [usize; 2],
+    purpose: Purpose,
+    dropout: bool,
+}
+
+struct Planned {
+    plan: Plan,
+    recorded: Recorded,
+    /// Takes the gradient of the output.
+    seed: Option<Value>,
+    /// The gradient of the images.
+    of_images: Option<Value>,
+}
+
+/// A network on a device, with a plan for each size of batch that it has met.
+pub struct Engine<N> {
+    network: N,
+    device: Device,
+    plans: Plans<Key, Planned>,
+}
+
+impl<N: Network> Engine<N> {
+    /// A network that has met no batch.
+    pub fn new(network: N, device: Device) -> Self {
+        Self { network, device, plans: Plans::default() }
+    }
+
+    /// The network.
+    pub fn network(&self) -> &N {
+        &self.network
+    }
+
+    /// How its batches are cut into pieces.
+    pub fn shards(&self) -> Shards {
+        Shards { parameters: self.network.parameter_count() }
+    }
+
+    /// Bytes that a batch of `n` images of that size takes on so many threads.
+    pub fn memory(&self, n: usize, size: [usize; 2], purpose: Purpose, threads: usize) -> PlanMemory {
+        let pieces = self.shards().count(n);
+        let dropout = matches!(purpose, Purpose::Training(_));
+        let planned = self.planned(Key { n: n.div_ceil(pieces), size, purpose, dropout });
+        let arenas = pieces.min(threads);
+        let scratch = planned.plan.scratch_bytes(threads);
+        PlanMemory { arena: planned.plan.bytes(), arenas, scratch }
+    }
+
+    fn planned(&self, key: Key) -> Arc<Planned> {
+        self.plans.get(key, || self.plan(key))
+    }
+
+    fn plan(&self, key: Key) -> Planned {
+        let mut graph = Graph::new(Arc::clone(self.network.layout()));
+        let recorded = self.network.record(&mut graph, key.n, key.size, key.dropout);
+        let recompute = self.network.config().use_checkpoint;
+        let (seed, of_images, place) = match key.purpose {
+            Purpose::Output => (None, None, GradientPlace::Outside),
+            Purpose::Training(place) => {
+                let (seed, _) = differentiate(&mut graph, recorded.output, With::Parameters, recompute);
+                (Some(seed), None, place)
+            }
+            Purpose::ImageGradient => {
+                let (seed, made) = differentiate(&mut graph, recorded.output, With::Input(recorded.images), false);
+                (Some(seed), made, GradientPlace::Outside)
+            }
+        };
+        let wanted: Vec<Value> = [recorded.output].into_iter().chain(of_images).collect();
+        Planned { plan: Plan::new(&graph, &wanted, place), recorded, seed, of_images }
+    }
+
+    /// The network's output for a batch: planes `[N, out, H, W]`, or logits `[N, classes]`.
+    ///
+    /// # Panics
+    /// If labels or small images are given to a network without them, or missing for one with; callers check user input
+    /// before.
+    pub fn forward(&self, parameters: &Parameters, feed: Feed) -> Vec<f32> {
+        if feed.is_empty() {
+            return Vec::new();
+        }
+        let mut parts = self.shards().map(feed.len(), |part| {
+            let feed = feed.part(part);
+            let planned =
+                self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::Output, dropout: false });
+            let mut arena = Lease::new(planned.plan.bytes());
+            let mut run =
+                Run { engine: self, planned: &planned, parameters, feed, arena: arena.bytes(), gradient: &mut [] };
+            run.forward();
+            run.read(planned.recorded.output).to_vec()
+        });
+        if parts.len() == 1 { parts.remove(0) } else { parts.concat() }
+    }
+
+    /// The gradient of the parameters for a batch, and what `loss` gives for each piece of it in turn. `loss` is called
+    /// with the places of a piece's images in the batch and the network's output for them, and writes the gradient of the
+    /// output. A batch that is `alone`, all that a step sees, needs least memory.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), and of an empty batch.
+    pub fn gradient<R: Send>(
+        &self,
+        parameters: &Parameters,
+        feed: Feed,
+        alone: bool,
+        loss: impl Fn(Range<usize>, &[f32], &mut [f32]) -> R + Sync,
+    ) -> (Gradient, Vec<R>) {
+        let (shards, len) = (self.shards(), self.network.parameter_count());
+        let count = shards.count(feed.len());
+        let place = if alone && count == 1 { GradientPlace::Inside } else { GradientPlace::Outside };
+        let tree = Tree::new(count);
+        let made = each(count, |piece| {
+            let images = shards.images(feed.len(), piece);
+            let feed = feed.part(images.clone());
+            let dropout = feed.position.is_some();
+            let planned =
+                self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::Training(place), dropout });
+            let mut arena = Lease::new(planned.plan.bytes());
+            let mut outside = (place == GradientPlace::Outside).then(|| Lease::new(4 * len));
+            let gradient = outside.as_mut().map_or(&mut [][..], |memory| memory.values(len));
+            let mut run = Run { engine: self, planned: &planned, parameters, feed, arena: arena.bytes(), gradient };
+            let result = run.both(|output, grad| loss(images, output, grad));
+            (result, tree.add(piece, Gradient { memory: outside.unwrap_or(arena), len }))
+        });
+        let (mut sum, mut results) = (None, Vec::with_capacity(count));
+        for (result, gradient) in made {
+            results.push(result);
+            sum = sum.or(gradient);
+        }
+        (sum.expect("the last piece completes the sum"), results)
+    }
+
+    /// The gradient of the images `[N, C, H, W]` of what `loss` gives, which is called as in [`gradient`](Self::gradient).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn image_gradient(
+        &self,
+        parameters: &Parameters,
+        feed: Feed,
+        loss: impl Fn(Range<usize>, &[f32], &mut [f32]) + Sync,
+    ) -> Vec<f32> {
+        let parts = self.shards().map(feed.len(), |images| {
+            let feed = feed.part(images.clone());
+            let key = Key { n: feed.len(), size: feed.size, purpose: Purpose::ImageGradient, dropout: false };
+            let planned = self.planned(key);
+            let mut arena = Lease::new(planned.plan.bytes());
+            let mut run =
+                Run { engine: self, planned: &planned, parameters, feed, arena: arena.bytes(), gradient: &mut [] };
+            run.both(|output, grad| loss(images, output, grad));
+            run.read(planned.of_images.expect("the output depends on the images")).to_vec()
+        });
+        parts.concat()
+    }
+}
+
+/// One run of a plan.
+struct Run<'a, N> {
+    engine: &'a Engine<N>,
+    planned: &'a Planned,
+    parameters: &'a Parameters,
+    feed: Feed<'a>,
+    arena: &'a mut [u8],
+    gradient: &'a mut [f32],
+}
+
+impl<N: Network> Run<'_, N> {
+    fn read(&self, value: Value) -> &[f32] {
+        let slot = self.planned.plan.slot(value).expect("a value that was asked for");
+        bytemuck::cast_slice(&self.arena[slot.bytes.clone()])
+    }
+
+    fn fill(&mut self, value: Value, values: &[f32]) {
+        if let Some(slot) = self.planned.plan.slot(value) {
+            bytemuck::cast_slice_mut(&mut self.arena[slot.bytes.clone()]).copy_from_slice(values);
+        }
+    }
+
+    fn steps(&mut self, steps: Range<usize>) {
+        let Self { feed, arena, gradient, .. } = self;
+        let memory = Memory { arena, parameters: self.parameters.values(), gradient };
+        let context = Context { labels: feed.labels, position: feed.position };
+        self.engine.device.run(&self.planned.plan, steps, memory, context);
+    }
+
+    fn forward(&mut self) {
+        let (config, feed, recorded) = (self.engine.network.config(), self.feed, self.planned.recorded);
+        assert_eq!(
+            feed.labels.is_some(),
+            config.num_classes.is_some(),
+            "labels if and only if the network has classes"
+        );
+        assert_eq!(feed.low_res.is_some(), config.low_res, "small images if and only if the network enlarges them");
+        self.fill(recorded.images, feed.images);
+        if let Some((value, low_res)) = recorded.low_res.zip(feed.low_res) {
+            self.fill(value, low_res);
+        }
+        self.fill(recorded.times, &timestep_embedding(feed.times, config.model_channels, config.family));
+        self.steps(0..self.planned.plan.forward);
+    }
+
+    /// Forward and backward pass, with what gives the gradient of the output between.
+    fn both<R>(&mut self, loss: impl FnOnce(&[f32], &mut [f32]) -> R) -> R {
+        self.forward();
+        let plan = &self.planned.plan;
+        let seed = self.planned.seed.and_then(|seed| plan.slot(seed)).expect("a plan with a backward pass");
+        let output = plan.slot(self.planned.recorded.output).expect("a plan with an output");
+        let [output, grad] = self
+            .arena
+            .get_disjoint_mut([output.bytes.clone(), seed.bytes.clone()])
+            .expect("what lives at a time lies apart");
+        let result = loss(bytemuck::cast_slice(output), bytemuck::cast_slice_mut(grad));
+        self.steps(plan.forward..plan.steps.len());
+        result
+    }
+}

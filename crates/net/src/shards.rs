@@ -1,0 +1,206 @@
+//! How a batch is cut into pieces that are computed side by side, and how what they give is added up.
+
+use crate::arena::Lease;
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The most images of a piece.
+const SHARD_IMAGES: usize = 32;
+
+/// Parameters from which a network is large.
+const LARGE: usize = 4_000_000;
+
+/// The pieces of a network's batches. The kernels of a large network share out their own work better, and each piece
+/// prepares the weights again; in a small one the sharing costs more than the work.
+#[derive(Clone, Copy, Debug)]
+pub struct Shards {
+    /// Parameters of the network.
+    pub parameters: usize,
+}
+
+impl Shards {
+    /// Pieces of a batch.
+    pub fn count(self, images: usize) -> usize {
+        if self.parameters < LARGE { images.div_ceil(SHARD_IMAGES).max(1) } else { 1 }
+    }
+
+    /// The images of a piece. The pieces depend on nothing but the network and the batch.
+    pub fn images(self, images: usize, piece: usize) -> Range<usize> {
+        let count = self.count(images);
+        piece * images / count..(piece + 1) * images / count
+    }
+
+    /// What `work` makes of the pieces of a batch, in order.
+    pub fn map<R: Send>(self, images: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
+        each(self.count(images), |piece| work(self.images(images, piece)))
+    }
+}
+
+/// What `work` makes of `0..count`, in order. As many at a time as there are threads: one that waits inside of one piece
+/// begins no other, so that memory is needed for no more.
+pub(crate) fn each<R: Send>(count: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    if count == 1 {
+        return vec![work(0)];
+    }
+    let next = AtomicUsize::new(0);
+    let made: Mutex<Vec<Option<R>>> = Mutex::new((0..count).map(|_| None).collect());
+    let worker = || loop {
+        let piece = next.fetch_add(1, Ordering::Relaxed);
+        if piece >= count {
+            return;
+        }
+        let result = work(piece);
+        made.lock().unwrap_or_else(PoisonError::into_inner)[piece] = Some(result);
+    };
+    rayon::scope(|scope| (0..count.min(rayon::current_num_threads())).for_each(|_| scope.spawn(|_| worker())));
+    let made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.into_iter().map(|result| result.expect("a result for each piece")).collect()
+}
+
+/// The gradient of all parameters, in memory that is lent.
+#[derive(Debug)]
+pub struct Gradient {
+    pub(crate) memory: Lease,
+    pub(crate) len: usize,
+}
+
+impl Gradient {
+    /// Its values, in the order of the parameters.
+    pub fn values(&mut self) -> &mut [f32] {
+        self.memory.values(self.len)
+    }
+
+    /// This one plus another.
+    fn plus(mut self, mut other: Self) -> Self {
+        /// Values that a thread adds at a time.
+        const CHUNK: usize = 1 << 16;
+        let others = other.values().par_chunks(CHUNK);
+        self.values().par_chunks_mut(CHUNK).zip(others).for_each(|(sum, other)| {
+            sum.iter_mut().zip(other).for_each(|(sum, v)| *sum += v);
+        });
+        drop(other);
+        self
+    }
+}
+
+/// The sum of the gradients of pieces as a balanced binary tree, whichever is ready first: pieces 0 and 1, 2 and 3, then
+/// those sums, and so on; one without a partner waits for the next level. Whoever holds an aligned block of pieces has one
+/// partial sum of it.
+pub(crate) struct Tree {
+    count: usize,
+    waiting: Mutex<HashMap<(u32, usize), Gradient>>,
+}
+
+impl Tree {
+    pub(crate) fn new(count: usize) -> Self {
+        Self { count, waiting: Mutex::new(HashMap::new()) }
+    }
+
+    /// Takes the gradient of a piece; gives the sum if it was the last.
+    pub(crate) fn add(&self, piece: usize, mut gradient: Gradient) -> Option<Gradient> {
+        let (mut level, mut at) = (0u32, piece);
+        loop {
+            let nodes = self.count.div_ceil(1 << level);
+            if nodes == 1 {
+                return Some(gradient);
+            }
+            let partner = at ^ 1;
+            if partner < nodes {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(other) = waiting.remove(&(level, partner)) else {
+                    waiting.insert((level, at), gradient);
+                    return None;
+                };
+                drop(waiting);
+                gradient = gradient.plus(other);
+            }
+            (level, at) = (level + 1, at / 2);
+        }
+    }
+}
+
+/// The same tree over gradients that come one after another, such as those of microbatches: it holds one partial sum for
+/// each level.
+#[derive(Debug, Default)]
+pub struct Accumulator(Vec<(u32, Gradient)>);
+
+impl Accumulator {
+    /// Takes the next one.
+    pub fn add(&mut self, gradient: Gradient) {
+        let (mut level, mut sum) = (0, gradient);
+        while let Some((_, other)) = self.0.pop_if(|(of, _)| *of == level) {
+            sum = other.plus(sum);
+            level += 1;
+        }
+        self.0.push((level, sum));
+    }
+
+    /// The sum of all; none of none.
+    pub fn sum(self) -> Option<Gradient> {
+        self.0.into_iter().rev().map(|(_, gradient)| gradient).reduce(|sum, other| other.plus(sum))
+    }
+
+    /// The most partial sums that are held at once for so many gradients, the newest included.
+    pub fn most_held(count: usize) -> usize {
+        // Before the last of them is added: one for each bit of the others' number.
+        (0..count).map(|before| before.count_ones() as usize + 1).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn gradient(values: &[f32]) -> Gradient {
+        let mut gradient = Gradient { memory: Lease::new(4 * values.len()), len: values.len() };
+        gradient.values().copy_from_slice(values);
+        gradient
+    }
+
+    /// The tree as it is defined: the largest power of two of the pieces, and the rest.
+    fn plain(pieces: &[f32]) -> f32 {
+        match pieces {
+            [one] => *one,
+            many => {
+                let left = many.len().next_power_of_two() / 2;
+                plain(&many[..left]) + plain(&many[left..])
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sums_do_not_depend_on_the_order_in_which_pieces_end(
+            pieces in prop::collection::vec(-1e3f32..1e3, 1..40), seed: u64,
+        ) {
+            let mut order: Vec<usize> = (0..pieces.len()).collect();
+            order.sort_by_key(|&i| (i as u64 + 1).wrapping_mul(seed | 1).rotate_left(17));
+            let tree = Tree::new(pieces.len());
+            let mut sums: Vec<Gradient> = order.iter().filter_map(|&i| tree.add(i, gradient(&[pieces[i]]))).collect();
+            prop_assert_eq!(sums.len(), 1);
+            prop_assert_eq!(sums[0].values(), &[plain(&pieces)]);
+            let (mut accumulator, mut most) = (Accumulator::default(), 0);
+            for &piece in &pieces {
+                most = most.max(accumulator.0.len() + 1);
+                accumulator.add(gradient(&[piece]));
+            }
+            let mut sum = accumulator.sum().expect("a sum");
+            prop_assert_eq!(sum.values(), &[plain(&pieces)]);
+            prop_assert_eq!(most, Accumulator::most_held(pieces.len()));
+        }
+    }
+
+    #[test]
+    fn pieces_cover_a_batch() {
+        for (parameters, images) in [(100, 1), (100, 32), (100, 33), (100, 200), (LARGE, 200)] {
+            let shards = Shards { parameters };
+            let parts = shards.map(images, |part| part);
+            assert!(parts.iter().all(|part| part.len() <= SHARD_IMAGES || parameters == LARGE));
+            assert_eq!(parts.into_iter().flatten().collect::<Vec<_>>(), (0..images).collect::<Vec<_>>());
+        }
+    }
+}

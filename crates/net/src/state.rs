@@ -1,0 +1,187 @@
+//! Named parameters in one flat buffer, apart from the network that reads them.
+//!
+//! A network is a description that knows the places of its parameters in a list; the numbers themselves are one buffer
+//! with names as views. So one network serves the weights being trained, every average of them and a checkpoint alike, and
+//! optimizer, averages, files and sums over processes go through one buffer.
+
+use ddpm_kernels::optim;
+use ddpm_math::{Domain, Stream};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How a parameter begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Zeros.
+    Zero,
+    /// Ones.
+    One,
+    /// Uniform in ± this bound.
+    Uniform(f64),
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// Name, shape and beginning of one parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// The reference's name, such as `input_blocks.1.0.in_layers.2.weight`.
+    pub name: String,
+    /// The reference's shape.
+    pub shape: Vec<usize>,
+    /// Its beginning.
+    pub init: Init,
+}
+
+impl Spec {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it holds no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes its first values: from `seed` and its place alone.
+    fn begin(&self, seed: u64, place: usize, values: &mut [f32]) {
+        let mut stream = Stream::new(seed, Domain::Init, place as u64, 0);
+        match self.init {
+            Init::Zero => values.fill(0.0),
+            Init::One => values.fill(1.0),
+            Init::Uniform(bound) => values.fill_with(|| ((stream.uniform() * 2.0 - 1.0) * bound) as f32),
+            Init::Normal(deviation) => {
+                stream.fill_normal(values);
+                for v in values {
+                    *v *= deviation as f32;
+                }
+            }
+        }
+    }
+}
+
+/// The parameters of a network, and where each lies in a flat buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    specs: Vec<Spec>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl Layout {
+    /// One parameter after another.
+    pub fn new(specs: Vec<Spec>) -> Self {
+        let mut end = 0;
+        let ends = specs
+            .iter()
+            .map(|spec| {
+                end += spec.len();
+                end
+            })
+            .collect();
+        Self { specs, ends }
+    }
+
+    /// Names, shapes and beginnings, in order.
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// Values of all parameters.
+    pub fn len(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Whether there is no parameter.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the parameter at a place lies.
+    pub fn range(&self, place: usize) -> Range<usize> {
+        self.ends[place] - self.specs[place].len()..self.ends[place]
+    }
+}
+
+/// The values of a network's parameters in one buffer, or of something that there is for each: a gradient, moments,
+/// averages.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    layout: Arc<Layout>,
+    values: Vec<f32>,
+}
+
+impl Parameters {
+    /// Values, parameter after parameter.
+    ///
+    /// # Panics
+    /// If they are not as many as the layout has.
+    pub fn new(layout: Arc<Layout>, values: Vec<f32>) -> Self {
+        assert_eq!(values.len(), layout.len(), "values of a network with other parameters");
+        Self { layout, values }
+    }
+
+    /// The values of each parameter.
+    ///
+    /// # Panics
+    /// If they are not as many as the layout has.
+    pub fn from_values(layout: &Arc<Layout>, values: &[Vec<f32>]) -> Self {
+        Self::new(Arc::clone(layout), values.concat())
+    }
+
+    /// First values for training.
+    pub fn initial(layout: &Arc<Layout>, seed: u64) -> Self {
+        let mut all = Self::zeros(layout);
+        for (place, spec) in layout.specs().iter().enumerate() {
+            spec.begin(seed, place, &mut all.values[layout.range(place)]);
+        }
+        all
+    }
+
+    /// Zeros.
+    pub fn zeros(layout: &Arc<Layout>) -> Self {
+        Self { layout: Arc::clone(layout), values: vec![0.0; layout.len()] }
+    }
+
+    /// Zeros in the shape of these.
+    #[must_use]
+    pub fn zeros_like(&self) -> Self {
+        Self::zeros(&self.layout)
+    }
+
+    /// Which parameters these are.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// All values.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All values, to be changed.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// The values of the parameter at a place.
+    pub fn get(&self, place: usize) -> &[f32] {
+        &self.values[self.layout.range(place)]
+    }
+
+    /// Each parameter with its values.
+    pub fn iter(&self) -> impl Iterator<Item = (&Spec, &[f32])> {
+        self.layout.specs().iter().enumerate().map(|(place, spec)| (spec, self.get(place)))
+    }
+
+    /// The values of each parameter.
+    pub fn to_values(&self) -> Vec<Vec<f32>> {
+        self.iter().map(|(_, values)| values.to_vec()).collect()
+    }
+
+    /// Euclidean norm over all values.
+    pub fn norm(&self) -> f64 {
+        optim::sum_squares(&self.values).sqrt()
+    }
+}
