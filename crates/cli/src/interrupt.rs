@@ -5,6 +5,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// How an interrupted program ends.
+pub(crate) const EXIT_CODE: u8 = 130;
+
 static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether there is work to save.
 static WORKING: AtomicBool = AtomicBool::new(false);
@@ -37,5 +40,5 @@ pub(crate) fn work_begins() {
 }
 
 fn quit() -> ! {
-    std::process::exit(crate::INTERRUPTED.into())
+    std::process::exit(EXIT_CODE.into())
 }

@@ -14,14 +14,12 @@ use std::process::ExitCode;
 const USAGE: u8 = 2;
 /// Training diverged.
 const DIVERGED: u8 = 3;
-/// Interrupted.
-const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let matches = args::parse(std::env::args_os());
+    let matches = commands::parse(std::env::args_os());
     match ddpm_ip::instruction_set().map_err(anyhow::Error::from).and_then(|_| commands::run(&matches)) {
         Ok(ddpm_ip::Outcome::Finished) => ExitCode::SUCCESS,
-        Ok(ddpm_ip::Outcome::Interrupted) => INTERRUPTED.into(),
+        Ok(ddpm_ip::Outcome::Interrupted) => interrupt::EXIT_CODE.into(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&format!("error: {error:#}"));

@@ -44,6 +44,9 @@ pub struct Report {
     pub isa: String,
     /// Operations per second that all threads reach from registers, for the precision.
     pub peak_flop_per_sec: f64,
+    /// Bytes per second that all threads read and write together in copying large memory.
+    #[serde(default)]
+    pub peak_bytes_per_sec: f64,
     /// Training steps: everything a user pays but reading images.
     pub train: Option<Speed>,
     /// Sampling steps: one network call without gradients and its update.
@@ -82,6 +85,9 @@ pub struct Kernel {
     pub secs: f64,
     /// Operations per second of the plain algorithm; Winograd's does fewer. 0 where memory decides.
     pub flop_per_sec: f64,
+    /// Bytes per second of operands and results; what stays in caches counts as well.
+    #[serde(default)]
+    pub bytes_per_sec: f64,
 }
 
 impl Speed {
@@ -102,6 +108,7 @@ impl Speed {
                 .into_iter()
                 .map(|k| Kernel {
                     flop_per_sec: k.flop / k.secs,
+                    bytes_per_sec: k.bytes / k.secs,
                     calls: k.calls as f64 / steps,
                     secs: k.secs / steps,
                     kernel: k.kernel,
@@ -191,6 +198,8 @@ pub fn run(job: Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Resu
         report.train = Some(speed);
     }
     report.peak_memory_bytes = peak_memory_bytes();
+    // It takes memory of its own.
+    report.peak_bytes_per_sec = profile::peak_bytes_per_sec();
     Ok((Outcome::Finished, report))
 }
 
@@ -273,6 +282,11 @@ fn training(
 /// Operations per second in f32 that all threads reach from registers.
 pub fn peak_flop_per_sec() -> f64 {
     profile::peak_flop_per_sec(false)
+}
+
+/// Bytes per second that all threads read and write together in copying large memory.
+pub fn peak_bytes_per_sec() -> f64 {
+    profile::peak_bytes_per_sec()
 }
 
 /// The most memory that this process held at once, where the system says it.

@@ -1,7 +1,25 @@
 //! Train and sample diffusion models with input perturbation (DDPM-IP, arXiv 2301.11706).
 //!
-//! The reference is `forever208/DDPM-IP`; the mathematics is in `ddpm-math`, the networks are in
-//! `ddpm-net`, their loops in `ddpm-kernels`. This crate never touches a terminal: long work emits [`Event`]s and stops when a flag is set.
+//! The reference is `forever208/DDPM-IP`; the mathematics is in `ddpm-math`, the networks are in `ddpm-net`, their loops in
+//! `ddpm-kernels`. This crate never touches a terminal: long work emits [`Event`]s and stops when a flag is set.
+//!
+//! ```
+//! use ddpm_ip::config::{ConfigError, Layers, Preset};
+//! use ddpm_ip::{memory, train};
+//!
+//! // Later layers win: a preset, then settings on top of it.
+//! let mut layers = Layers::default();
+//! layers.add(Preset::find("digits")?.table())?;
+//! layers.set([("perturbation.gamma", "0.15"), ("model.num_classes", "10")])?;
+//! let config = layers.resolve()?;
+//! config.validate()?;
+//! assert_eq!((config.perturbation.gamma, config.train.batch_size), (0.15, 64));
+//!
+//! // What a training step would hold: parameters, moments, averages, activations.
+//! let parameters = train::parameter_count(&config)?;
+//! assert!(memory::of_training(&config)?.total() > 4 * 4 * parameters);
+//! # Ok::<(), ConfigError>(())
+//! ```
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -36,6 +54,7 @@ pub mod info;
 pub mod low_res;
 pub mod memory;
 pub mod nll;
+mod npy;
 pub mod npz;
 mod partial;
 pub mod predict;

@@ -1,7 +1,7 @@
 //! NumPy's npz archives: read as hostile until parsed, written streaming.
 
 use crate::Error;
-use npyz::{Deserialize, NpyFile, NpyHeader, TypeChar, WriterBuilder};
+use crate::npy::Header;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ impl Npz {
     /// # Errors
     /// A missing array, another dtype, damage.
     pub fn bytes(&mut self, name: &str) -> Result<Array<u8>, Error> {
-        self.read(name, BYTES, |file, code| (code == (TypeChar::Uint, 1)).then(|| file.into_vec::<u8>()))
+        self.read(name, BYTES, |bytes, code| (code == ('u', 1)).then_some(bytes))
     }
 
     /// An array of floats (float32, or float64 rounded to it).
@@ -60,9 +60,9 @@ impl Npz {
     /// # Errors
     /// A missing array, another dtype, damage.
     pub fn floats(&mut self, name: &str) -> Result<Array<f32>, Error> {
-        self.read(name, "float32 or float64", |file, code| match code {
-            (TypeChar::Float, 4) => Some(file.into_vec::<f32>()),
-            (TypeChar::Float, 8) => Some(convert::<f64, f32>(file, |v| v as f32)),
+        self.read(name, "float32 or float64", |bytes, code| match code {
+            ('f', 4) => Some(decoded(&bytes, f32::from_le_bytes)),
+            ('f', 8) => Some(decoded(&bytes, |b| f64::from_le_bytes(b) as f32)),
             _ => None,
         })
     }
@@ -72,9 +72,9 @@ impl Npz {
     /// # Errors
     /// A missing array, another dtype, damage.
     pub fn doubles(&mut self, name: &str) -> Result<Array<f64>, Error> {
-        self.read(name, "float64 or float32", |file, code| match code {
-            (TypeChar::Float, 8) => Some(file.into_vec::<f64>()),
-            (TypeChar::Float, 4) => Some(convert::<f32, f64>(file, f64::from)),
+        self.read(name, "float64 or float32", |bytes, code| match code {
+            ('f', 8) => Some(decoded(&bytes, f64::from_le_bytes)),
+            ('f', 4) => Some(decoded(&bytes, |b| f64::from(f32::from_le_bytes(b)))),
             _ => None,
         })
     }
@@ -84,16 +84,16 @@ impl Npz {
     /// # Errors
     /// A missing array, another dtype, damage.
     pub fn integers(&mut self, name: &str) -> Result<Array<i64>, Error> {
-        self.read(name, "an integer type", |file, code| {
+        self.read(name, "an integer type", |bytes, code| {
             Some(match code {
-                (TypeChar::Int, 8) => file.into_vec::<i64>(),
-                (TypeChar::Int, 4) => convert::<i32, i64>(file, i64::from),
-                (TypeChar::Int, 2) => convert::<i16, i64>(file, i64::from),
-                (TypeChar::Int, 1) => convert::<i8, i64>(file, i64::from),
-                (TypeChar::Uint, 8) => convert::<u64, i64>(file, |v| i64::try_from(v).unwrap_or(i64::MAX)),
-                (TypeChar::Uint, 4) => convert::<u32, i64>(file, i64::from),
-                (TypeChar::Uint, 2) => convert::<u16, i64>(file, i64::from),
-                (TypeChar::Uint, 1) => convert::<u8, i64>(file, i64::from),
+                ('i', 8) => decoded(&bytes, i64::from_le_bytes),
+                ('i', 4) => decoded(&bytes, |b| i64::from(i32::from_le_bytes(b))),
+                ('i', 2) => decoded(&bytes, |b| i64::from(i16::from_le_bytes(b))),
+                ('i', 1) => decoded(&bytes, |b| i64::from(i8::from_le_bytes(b))),
+                ('u', 8) => decoded(&bytes, |b| i64::try_from(u64::from_le_bytes(b)).unwrap_or(i64::MAX)),
+                ('u', 4) => decoded(&bytes, |b| i64::from(u32::from_le_bytes(b))),
+                ('u', 2) => decoded(&bytes, |b| i64::from(u16::from_le_bytes(b))),
+                ('u', 1) => decoded(&bytes, |b| i64::from(u8::from_le_bytes(b))),
                 _ => return None,
             })
         })
@@ -133,18 +133,21 @@ impl Npz {
         entry.finish()
     }
 
-    /// Reads an array.
+    /// Reads an array; `parse` makes values of its bytes, little-endian, by kind and size of a value.
     fn read<T>(
         &mut self,
         name: &str,
         expected: &'static str,
-        parse: impl FnOnce(NpyFile<&mut dyn Read>, (TypeChar, u64)) -> Option<std::io::Result<Vec<T>>>,
+        parse: impl FnOnce(Vec<u8>, (char, usize)) -> Option<Vec<T>>,
     ) -> Result<Array<T>, Error> {
         let mut entry = self.entry(name, expected)?;
-        let header = entry.header.clone();
-        let values = parse(NpyFile::with_header(header, &mut entry.reader), entry.code)
-            .ok_or_else(|| entry.other_type())?
-            .map_err(|e| entry.damaged(&format!("or cut off ({e})")))?;
+        let (kind, size, big_endian) = entry.kind;
+        let mut bytes = vec![0; entry.shape.iter().product::<usize>() * size];
+        entry.reader.read_exact(&mut bytes).map_err(|e| entry.damaged(&format!("or cut off ({e})")))?;
+        if big_endian {
+            bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+        }
+        let values = parse(bytes, (kind, size)).ok_or_else(|| entry.other_type())?;
         let shape = entry.shape.clone();
         entry.finish()?;
         Ok(Array { shape, values })
@@ -165,24 +168,21 @@ impl Npz {
         let most = entry.compressed_size().saturating_mul(MOST_EXPANSION).min(entry.size());
         // A header says its own length: no more is read than the entry can hold.
         let mut reader = entry.take(most);
-        let header = NpyHeader::from_reader(&mut reader as &mut dyn Read)
-            .map_err(|e| fail(format!("array `{name}` is damaged ({e})")))?;
-        let npyz::DType::Plain(dtype) = header.dtype() else {
-            return Err(fail(format!("array `{name}` is a record array, expected {expected}")));
+        let header = Header::read(&mut reader).map_err(|e| fail(format!("array `{name}` is damaged ({e})")))?;
+        let Some(kind) = header.kind().filter(|(_, size, _)| *size > 0) else {
+            return Err(fail(format!("array `{name}` has dtype {}, expected {expected}", header.descr)));
         };
-        if header.order() != npyz::Order::C && header.shape().len() > 1 {
+        if header.fortran && header.shape.len() > 1 {
             return Err(fail(format!("array `{name}` is in Fortran order: save it with numpy.ascontiguousarray")));
         }
-        let shape: Vec<usize> = header.shape().iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
-        let count = shape.iter().try_fold(1u64, |a, &b| a.checked_mul(b as u64));
-        let bytes = count.and_then(|n| n.checked_mul(dtype.size_field()));
+        let shape = header.shape;
+        let bytes = shape.iter().try_fold(kind.1 as u64, |a, &b| a.checked_mul(b as u64));
         if bytes.is_none_or(|bytes| bytes > most) {
             return Err(fail(format!(
                 "array `{name}` claims the shape {shape:?}, more than the file holds: it is damaged or cut off"
             )));
         }
-        let code = (dtype.type_char(), dtype.size_field());
-        Ok(Entry { path, name: name.into(), expected, shape, code, dtype: dtype.to_string(), header, reader })
+        Ok(Entry { path, name: name.into(), expected, shape, kind, dtype: header.descr, reader })
     }
 }
 
@@ -195,15 +195,15 @@ struct Entry<'a> {
     name: String,
     expected: &'static str,
     shape: Vec<usize>,
-    code: (TypeChar, u64),
+    /// What a value is, its bytes, and whether these come the largest first.
+    kind: (char, usize, bool),
     dtype: String,
-    header: NpyHeader,
     reader: std::io::Take<ZipFile<'a, BufReader<File>>>,
 }
 
 impl Entry<'_> {
     fn bytes(self) -> Result<Self, Error> {
-        if self.code == (TypeChar::Uint, 1) { Ok(self) } else { Err(self.other_type()) }
+        if matches!(self.kind, ('u', 1, _)) { Ok(self) } else { Err(self.other_type()) }
     }
 
     fn other_type(&self) -> Error {
@@ -228,8 +228,33 @@ impl Entry<'_> {
     }
 }
 
-fn convert<A: Deserialize, B>(file: NpyFile<&mut dyn Read>, f: impl Fn(A) -> B) -> std::io::Result<Vec<B>> {
-    file.data::<A>().map_err(std::io::Error::other)?.map(|v| v.map(&f)).collect()
+/// Values of `N` bytes each.
+fn decoded<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect()
+}
+
+/// A type of numbers that arrays are written of.
+pub trait Number: bytemuck::Pod {
+    /// NumPy's name for it in this machine's order of bytes.
+    const DESCR: &str;
+}
+
+/// What NumPy calls numbers that begin with their smallest byte, or with their largest.
+const fn descr(little: &'static str, big: &'static str) -> &'static str {
+    if cfg!(target_endian = "little") { little } else { big }
+}
+
+impl Number for u8 {
+    const DESCR: &str = "|u1";
+}
+impl Number for i64 {
+    const DESCR: &str = descr("<i8", ">i8");
+}
+impl Number for f32 {
+    const DESCR: &str = descr("<f4", ">f4");
+}
+impl Number for f64 {
+    const DESCR: &str = descr("<f8", ">f8");
 }
 
 /// Writes an archive, array by array, without compression as `numpy.savez` does.
@@ -245,7 +270,7 @@ impl<W: Write + Seek> NpzWriter<W> {
     ///
     /// # Errors
     /// What writing says, or a wrong number of values.
-    pub fn array<T: npyz::AutoSerialize>(
+    pub fn array<T: Number>(
         &mut self,
         name: &str,
         shape: &[usize],
@@ -253,10 +278,17 @@ impl<W: Write + Seek> NpzWriter<W> {
     ) -> std::io::Result<()> {
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
         self.0.start_file(format!("{name}.npy"), options)?;
-        let shape: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
-        let mut writer = npyz::WriteOptions::<T>::new().default_dtype().shape(&shape).writer(&mut self.0).begin_nd()?;
-        fill(&mut |values| values.iter().try_for_each(|v| writer.push(v)))?;
-        writer.finish()
+        Header::write(&mut self.0, T::DESCR, shape)?;
+        let mut left: usize = shape.iter().product();
+        fill(&mut |values| {
+            let other = || std::io::Error::other("more values than the array's shape says");
+            left = left.checked_sub(values.len()).ok_or_else(other)?;
+            self.0.write_all(bytemuck::cast_slice(values))
+        })?;
+        if left > 0 {
+            return Err(std::io::Error::other(format!("{left} values fewer than the array's shape says")));
+        }
+        Ok(())
     }
 
     /// Ends the archive.

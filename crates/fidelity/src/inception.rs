@@ -1,9 +1,8 @@
 //! The Inception network of the Fréchet inception distance.
 
-use ddpm_kernels::conv::{self, Epilogue, Geometry};
 use ddpm_kernels::{Conv2d, Padding, Pool2d, PoolKind};
 use ddpm_net::op::{self, Op};
-use ddpm_net::{Device, GradientPlace, Graph, Init, Layout, Plan, Plans, Precision, Shape, Spec, Value};
+use ddpm_net::{Device, GradientPlace, Graph, Init, Layout, Plan, Plans, Precision, Shape, Spec, Value, linear};
 use std::sync::Arc;
 
 use crate::resize::resize_tf1;
@@ -155,7 +154,7 @@ impl Inception {
         }
         let planned = self.plans.get(n, || self.plan(n));
         let (plan, input, wanted) = &*planned;
-        let mut read = plan.run(self.device, &self.parameters, &[(*input, &values)], wanted).into_iter();
+        let mut read = self.device.compute(plan, &self.parameters, &[(*input, &values)], wanted).into_iter();
         let [last, spatial] = [(); 2].map(|()| read.next().expect("both were asked for"));
         let channels = Self::WIDTH;
         let positions = last.len() / (n * channels);
@@ -177,10 +176,7 @@ impl Inception {
         if n == 0 {
             return Vec::new();
         }
-        let g = Geometry::new(Conv2d::same([1, 1], 1), [n, 1, 1, Self::WIDTH], Self::CLASSES);
-        let mut logits = vec![0.0; n * Self::CLASSES];
-        conv::forward(g, pool, &self.classes, Epilogue { bias: None, residual: None, relu: false }, &mut logits);
-        logits
+        linear(pool, &self.classes, None, [Self::WIDTH, Self::CLASSES])
     }
 }
 

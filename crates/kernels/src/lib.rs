@@ -6,6 +6,20 @@
 //! neither on the number of threads nor, image by image, on the batch size; from one [`Isa`] to another it differs by
 //! rounding. Batches may be empty.
 //!
+//! ```
+//! use ddpm_kernels::Conv2d;
+//! use ddpm_kernels::conv::{self, Epilogue, Geometry};
+//!
+//! // One image of one row with two pixels of two channels, to the difference of the channels plus a half.
+//! let geometry = Geometry::new(Conv2d::same([1, 1], 1), [1, 1, 2, 2], 1);
+//! let image: [f32; 4] = [3.0, 1.0, 0.25, 2.0];
+//! let (weight, bias): ([f32; 2], [f32; 1]) = ([1.0, -1.0], [0.5]);
+//! let mut out = [0.0f32; 2];
+//! let epilogue = Epilogue { bias: Some(&bias), residual: None, relu: false };
+//! conv::forward(geometry, &image, &weight, epilogue, &mut out);
+//! assert_eq!(out, [2.5, -1.25]);
+//! ```
+//!
 //! # Panics
 //! All functions panic if a slice has another length than the sizes say.
 

@@ -3,6 +3,27 @@
 //! Everything that decides *what* is computed lives here and is tested here to the last digit; the crates above decide
 //! where and how fast. Start reading at [`perturb`], the reason this project exists.
 //!
+//! ```
+//! use ddpm_math::{Mode, NoiseSchedule, Perturbation, Prediction, Reading, Respacing, Schedule, Variance};
+//!
+//! let schedule = Schedule::new(NoiseSchedule::Cosine, 1000, &Respacing::Full)?;
+//! let perturbation = Perturbation { mode: Mode::Equivalent, gamma: 0.1, ..Perturbation::default() };
+//! let mix = perturbation.mix(perturbation.gamma);
+//!
+//! // A pixel as the network sees it at timestep 300, and what the network should answer.
+//! let (x_start, eps, t) = (0.5, -1.0, 300);
+//! let noise = mix.noise * eps;
+//! let x_t = schedule.sqrt_alpha_bar[t] * x_start + schedule.sqrt_one_minus_alpha_bar[t] * noise;
+//! let target = mix.target * eps;
+//! assert!(noise < -1.0 && target > -1.0);
+//!
+//! // All of the noise in x_t leads back to the clean pixel.
+//! let reading = Reading::<f64>::new(&schedule, Prediction::Epsilon, Variance::FixedSmall, t);
+//! let moments = reading.moments(x_t, noise, 0.0, false);
+//! assert!((moments.x_start - x_start).abs() < 1e-12);
+//! # Ok::<(), ddpm_math::ScheduleError>(())
+//! ```
+//!
 //! # Notation
 //!
 //! One spelling per symbol, throughout the workspace:

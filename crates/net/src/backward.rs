@@ -4,10 +4,13 @@
 //! this order is the engine's own and part of what it promises: the same for any number of threads and whether blocks are
 //! [computed again](crate::recompute) or not. Convolutions and normalisations add onto what is there before they round.
 
-use crate::graph::{Graph, Precision, Value};
+use crate::graph::{Graph, Value};
+use crate::kind::Precision;
 use crate::op::{Norm, Op, Wanted};
+use crate::recompute;
 use ddpm_kernels::Resample;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// With respect to what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,11 +196,13 @@ pub(crate) fn differentiate(graph: &mut Graph, output: Value, with: With, recomp
     graph.backward = Some(forward);
     let seed = graph.input(graph.shape(output), Precision::F32);
     let mut pass = Backward::new(graph, with, output, seed);
-    if recompute {
-        crate::recompute::backward(graph, &mut pass, forward);
-    } else {
-        for place in (0..forward).rev() {
-            pass.node(graph, place, &HashMap::new());
+    for stage in (0..=graph.stages.len()).rev() {
+        let Range { start, end } = graph.stage_nodes(stage);
+        let nodes = start..end.min(forward);
+        // What comes before the first stage is kept.
+        let again = if recompute && stage > 0 { recompute::stage(graph, nodes.clone()) } else { HashMap::new() };
+        for place in nodes.rev() {
+            pass.node(graph, place, &again);
         }
     }
     let of_input = match with {

@@ -99,7 +99,7 @@ struct Planned {
     of_images: Option<Value>,
 }
 
-/// A network on a device, with a plan for each size of batch that it has met.
+/// A network on a device, with plans for the sizes of batches that it met last.
 pub struct Engine<N> {
     network: N,
     device: Device,
@@ -128,7 +128,7 @@ impl<N: Network> Engine<N> {
         let dropout = matches!(purpose, Purpose::Training(_));
         let planned = self.planned(Key { n: n.div_ceil(pieces), size, purpose, dropout });
         let arenas = pieces.min(threads);
-        let scratch = planned.plan.scratch_bytes(threads);
+        let scratch = self.device.scratch_bytes(&planned.plan, threads);
         PlanMemory { arena: planned.plan.bytes(), arenas, scratch }
     }
 

@@ -1,9 +1,9 @@
 //! The operations: what each takes and makes, and what it costs.
 //!
 //! Activations are channels-last in the network's precision; rows, statistics and parameters are f32. The backward rules
-//! stand in [`backward`](crate::backward), what a device does in [`device`](crate::device).
+//! stand in `backward`, what a device does in `device`.
 
-use crate::graph::{Kind, Precision, Shape};
+use crate::kind::{Kind, Precision, Shape};
 use crate::state::Layout;
 use ddpm_kernels::conv::Geometry;
 use ddpm_kernels::{Conv2d, HeadOrder, Pool2d, Resample, attention, pool};
@@ -134,7 +134,9 @@ impl Op {
         let x = || inputs[0];
         let shaped = |shape| Kind { shape, precision: inputs[0].precision };
         match self {
-            Self::Input(shape, precision) => vec![Kind { shape: *shape, precision: *precision }],
+            Self::Input(shape, precision) | Self::SpreadRows(shape, precision, _) => {
+                vec![Kind { shape: *shape, precision: *precision }]
+            }
             Self::Enter(precision) => {
                 let c = inputs.iter().map(|kind| kind.shape.c).sum();
                 vec![Kind { shape: x().shape.with_channels(c), precision: *precision }]
@@ -212,7 +214,6 @@ impl Op {
             Self::SumPixels(_) => {
                 vec![Kind { shape: Shape::rows(x().shape.n, x().shape.c), precision: Precision::F32 }]
             }
-            Self::SpreadRows(shape, precision, _) => vec![Kind { shape: *shape, precision: *precision }],
             Self::Tokens(place) => {
                 let Shape { n, c, .. } = x().shape;
                 let tokens = x().shape.pixels() + 1;
@@ -242,8 +243,7 @@ impl Op {
             Self::ConvWeightGrad(conv) => pairs(&conv.places),
             Self::NormGrad(norm, wanted) if wanted.parameters => pairs(&[norm.place]),
             Self::TokensGrad(place, _, wanted) if wanted.parameters => vec![*place],
-            Self::EmbedGrad(place) => vec![*place],
-            Self::Clear(place) => vec![*place],
+            Self::EmbedGrad(place) | Self::Clear(place) => vec![*place],
             _ => Vec::new(),
         }
     }

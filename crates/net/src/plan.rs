@@ -1,12 +1,9 @@
 //! A graph in the order of its computation, with a place in memory for each value.
 
-use crate::arena::Lease;
-use crate::device::{Context, Device, Memory};
-use crate::graph::{Graph, Kind, Precision, Value};
+use crate::graph::{Graph, Value};
+use crate::kind::Kind;
 use crate::op::Op;
 use crate::state::Layout;
-use ddpm_kernels::bf16;
-use ddpm_kernels::conv::Pass;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -144,60 +141,9 @@ impl Plan {
         self.bytes
     }
 
-    /// Bytes of scratch that its kernels keep at most on so many threads of this machine.
-    pub fn scratch_bytes(&self, threads: usize) -> usize {
-        self.steps.iter().map(|step| cpu_scratch(step, &self.layout, threads)).max().unwrap_or(0)
-    }
-
-    /// Runs it whole on inputs, and reads some of the values that it was planned for.
-    ///
-    /// # Panics
-    /// If an input has another length than was recorded.
-    pub fn run(&self, device: Device, parameters: &[f32], inputs: &[(Value, &[f32])], read: &[Value]) -> Vec<Vec<f32>> {
-        let mut arena = Lease::new(self.bytes);
-        let arena = arena.bytes();
-        for (value, values) in inputs {
-            if let Some(slot) = self.slot(*value) {
-                bytemuck::cast_slice_mut(&mut arena[slot.bytes.clone()]).copy_from_slice(values);
-            }
-        }
-        let memory = Memory { arena: &mut *arena, parameters, gradient: &mut [] };
-        device.run(self, 0..self.steps.len(), memory, Context::default());
-        let values = |value: &Value| {
-            let slot = self.slot(*value).expect("a value that was asked for");
-            bytemuck::cast_slice(&arena[slot.bytes.clone()]).to_vec()
-        };
-        read.iter().map(values).collect()
-    }
-
     /// Where a value lies that the caller gives or looks at; none if nothing needs it.
     pub(crate) fn slot(&self, value: Value) -> Option<&Slot> {
         self.slots.get(&value)
-    }
-}
-
-/// Bytes of scratch of one step's kernel.
-fn cpu_scratch(step: &Step, layout: &Layout, threads: usize) -> usize {
-    let (conv, x, pass) = match &step.op {
-        Op::Conv(conv) => (conv, step.inputs[0].kind.shape, Pass::Forward),
-        Op::ConvInputGrad(conv, x, _) => (conv, *x, Pass::InputGrad),
-        Op::ConvWeightGrad(conv) => (conv, step.inputs[0].kind.shape, Pass::WeightGrad),
-        // A copy of the gradient of an image for each thread.
-        Op::NormGrad(..) => {
-            let shape = step.inputs[1].kind.shape;
-            return 4 * shape.len() / shape.n.max(1) * threads.min(shape.n);
-        }
-        // Scores, weights and their gradient of a head for each thread.
-        Op::Attention(..) | Op::AttentionGrad(..) => {
-            let shape = step.inputs[0].kind.shape;
-            return 16 * shape.pixels().pow(2) * threads.min(shape.n);
-        }
-        _ => return 0,
-    };
-    let g = conv.geometry(x, layout);
-    match step.inputs[0].kind.precision {
-        Precision::Bf16 => g.scratch_bytes::<bf16>(pass, threads),
-        _ => g.scratch_bytes::<f32>(pass, threads),
     }
 }
 
@@ -239,7 +185,9 @@ fn written(op: &Op, layout: &Layout) -> Option<Range<usize>> {
 /// Which nodes are needed.
 fn live_nodes(graph: &Graph, wanted: &[Value]) -> Vec<bool> {
     let mut needed = vec![false; graph.values.len()];
-    wanted.iter().for_each(|value| needed[value.0] = true);
+    for value in wanted {
+        needed[value.0] = true;
+    }
     let mut live = vec![false; graph.nodes.len()];
     for (place, node) in graph.nodes.iter().enumerate().rev() {
         if node.outputs.iter().any(|output| needed[output.0]) || !node.op.writes().is_empty() {
@@ -258,15 +206,25 @@ struct Block {
     at: Option<usize>,
 }
 
-/// A place for each block, those that live at a time apart from each other, and the end of all. The largest come first,
-/// each to the lowest place that is free for as long as it lives.
+/// A place for each block, those that live at a time apart from each other, and the end of all. Blocks come in the order
+/// of their bytes, or of these times how long they live, whichever needs less; each takes the lowest place that is free for
+/// as long as it lives.
 fn place(blocks: &[Block]) -> (Vec<usize>, usize) {
-    let mut order: Vec<usize> = (0..blocks.len()).collect();
-    order.sort_by_key(|&i| (blocks[i].at.is_none(), std::cmp::Reverse(blocks[i].bytes), i));
+    let length = |block: &Block| block.span[1] - block.span[0] + 1;
+    let orders: [&dyn Fn(&Block) -> usize; 2] = [&|block| block.bytes, &|block| block.bytes * length(block)];
+    let tried = orders.iter().map(|weight| {
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|&i| (blocks[i].at.is_none(), std::cmp::Reverse(weight(&blocks[i])), i));
+        place_in(&order, blocks)
+    });
+    tried.min_by_key(|(_, end)| *end).expect("there are orders")
+}
+
+fn place_in(order: &[usize], blocks: &[Block]) -> (Vec<usize>, usize) {
     let mut places = vec![0; blocks.len()];
     let mut placed: Vec<usize> = Vec::with_capacity(blocks.len());
     let mut end = 0;
-    for &i in &order {
+    for &i in order {
         let block = blocks[i];
         places[i] = block.at.unwrap_or_else(|| {
             let meets = |other: &Block| other.span[0] <= block.span[1] && block.span[0] <= other.span[1];

@@ -39,8 +39,8 @@ impl Shards {
     }
 }
 
-/// What `work` makes of `0..count`, in order. As many at a time as there are threads: one that waits inside of one piece
-/// begins no other, so that memory is needed for no more.
+/// What `work` makes of `0..count`, in order. Only as many of the loops that take pieces exist as there are threads, so that
+/// no more pieces are begun at a time: one that waits inside of a piece may begin another such loop, but no further one.
 pub(crate) fn each<R: Send>(count: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
     if count == 1 {
         return vec![work(0)];

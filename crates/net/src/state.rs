@@ -170,6 +170,11 @@ impl Parameters {
         &self.values[self.layout.range(place)]
     }
 
+    /// The values of the parameter at a place, to be changed.
+    pub fn get_mut(&mut self, place: usize) -> &mut [f32] {
+        &mut self.values[self.layout.range(place)]
+    }
+
     /// Each parameter with its values.
     pub fn iter(&self) -> impl Iterator<Item = (&Spec, &[f32])> {
         self.layout.specs().iter().enumerate().map(|(place, spec)| (spec, self.get(place)))

@@ -5,7 +5,8 @@
 use crate::arena::Lease;
 use crate::backward::{With, differentiate};
 use crate::device::{Context, Device, Memory, RunPosition};
-use crate::graph::{Graph, Precision, Shape, Value};
+use crate::graph::{Graph, Value};
+use crate::kind::{Precision, Shape};
 use crate::op::{Conv, Norm, Op};
 use crate::plan::{GradientPlace, Plan, tests::KEEP_ALL};
 use crate::state::{Init, Layout, Spec};

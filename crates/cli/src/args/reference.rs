@@ -1,6 +1,6 @@
 //! Flags of the reference's scripts that say in another way what a setting here says.
 
-use super::settings::{given, truth};
+use super::{given, truth};
 use clap::{Arg, ArgMatches};
 use ddpm_ip::config::{self, Config, ConfigError, LossKind, Precision, Prediction, SamplerKind, Variance};
 

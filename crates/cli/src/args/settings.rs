@@ -1,7 +1,7 @@
 //! Flags for the keys of the configuration.
 
-use super::reference;
-use clap::{Arg, ArgAction, ArgMatches, parser::ValueSource};
+use super::{given, reference, truth};
+use clap::{Arg, ArgAction, ArgMatches};
 use ddpm_ip::config::{Config, ConfigError, KEYS, Key, Layers};
 use std::path::PathBuf;
 use toml::Value;
@@ -58,18 +58,6 @@ impl Settings {
         let notices = reference::apply(self.0, matches, &mut config)?;
         Ok((config, notices))
     }
-}
-
-/// The value of a flag that was written, not defaulted.
-pub(crate) fn given<'a>(matches: &'a ArgMatches, id: &str) -> Option<&'a str> {
-    let written = matches.value_source(id) == Some(ValueSource::CommandLine);
-    written.then(|| matches.get_one::<String>(id).map(String::as_str)).flatten()
-}
-
-/// A flag for a truth value: alone it means true.
-pub(super) fn truth(id: String, flag: String, help: &str) -> Arg {
-    let help = help.to_string();
-    Arg::new(id).long(flag).value_name("BOOL").num_args(0..=1).default_missing_value("true").help(help)
 }
 
 fn arg(key: &Key, default: &Value) -> Arg {

@@ -25,7 +25,8 @@ pub(crate) fn command() -> Command {
         .about("Time training and sampling steps, kernel by kernel")
         .long_about(
             "Time training and sampling steps on images of noise, kernel by kernel, and set them against what this machine \
-             reaches from its registers. A training step is everything but reading images; a sampling step is one network \
+             reaches from its registers, and what only moves memory against what it copies: more than all of that comes out of \
+             caches. A training step is everything but reading images; a sampling step is one network \
              call without gradients and its update. Operations are those of the plain algorithms: Winograd's needs \
              2.25 times fewer.\n\nSave a report with --json > FILE and compare with it later by --compare FILE.",
         )
@@ -127,8 +128,8 @@ fn run_evaluation(matches: &ArgMatches) -> anyhow::Result<Outcome> {
 
 fn evaluation_table(report: &BenchReport) -> String {
     let mut text = format!("batch {} · {} threads, {}\n", report.batch_size, report.threads, report.isa);
-    let peak = ddpm_ip::bench::peak_flop_per_sec();
-    section(&mut text, "FID-Inception on 32x32 images", &report.inception, None, peak);
+    let peaks = [ddpm_ip::bench::peak_flop_per_sec(), ddpm_ip::bench::peak_bytes_per_sec()];
+    section(&mut text, "FID-Inception on 32x32 images", &report.inception, None, peaks);
     let lists = [
         ("Fréchet distance of 2048 columns", &report.frechet_secs),
         ("precision and recall, 10 000 rows of 2048 columns against as many", &report.precision_recall_secs),
@@ -152,7 +153,7 @@ fn read(path: &Path) -> anyhow::Result<Report> {
 /// The report for people, beside an earlier one if there is one.
 fn table(report: &Report, earlier: Option<&Report>) -> String {
     let mut text = format!(
-        "{} · {} parameters, {}x{} · batch {} · {}{}\n{} threads, {} · {:.0} GFLOP/s from registers\n",
+        "{} · {} parameters, {}x{} · batch {} · {}{}\n{} threads, {} · {:.0} GFLOP/s from registers, {:.1} GB/s of memory\n",
         report.preset.as_deref().unwrap_or("network"),
         report.parameters,
         report.image_size,
@@ -163,6 +164,7 @@ fn table(report: &Report, earlier: Option<&Report>) -> String {
         report.threads,
         report.isa,
         report.peak_flop_per_sec / 1e9,
+        report.peak_bytes_per_sec / 1e9,
     );
     if let Some(earlier) = earlier {
         let _ = writeln!(
@@ -182,7 +184,7 @@ fn table(report: &Report, earlier: Option<&Report>) -> String {
     ];
     for (what, speed, before) in parts {
         if let Some(speed) = speed {
-            section(&mut text, what, speed, before, report.peak_flop_per_sec);
+            section(&mut text, what, speed, before, [report.peak_flop_per_sec, report.peak_bytes_per_sec]);
         }
     }
     if let Some(bytes) = report.peak_memory_bytes {
@@ -202,7 +204,7 @@ fn range(values: &[f64]) -> (f64, f64) {
     values.iter().fold((f64::INFINITY, 0.0), |(least, most), &v| (least.min(v), most.max(v)))
 }
 
-fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>, peak: f64) {
+fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>, [peak, bandwidth]: [f64; 2]) {
     let (least, most) = range(&speed.images_per_sec);
     let change = |now: f64, before: f64| format!("  {:5.2} times", now / before);
     let _ = writeln!(
@@ -217,17 +219,17 @@ fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>,
     let width = speed.kernels.iter().map(|k| k.kernel.chars().count()).max().unwrap_or(0).max(14);
     let _ = writeln!(
         text,
-        "  {:width$}  {:>6}  {:>9}  {:>6}  {:>8}  {:>6}",
-        "kernel", "calls", "ms", "share", "GFLOP/s", "rate"
+        "  {:width$}  {:>6}  {:>9}  {:>6}  {:>8}  {:>6}  {:>6}",
+        "kernel", "calls", "ms", "share", "GFLOP/s", "GB/s", "rate"
     );
     let step = speed.profiled_step_secs;
     let mut rest = step;
     for k in &speed.kernels {
         rest -= k.secs;
         let rates = if k.flop_per_sec > 0.0 {
-            format!("{:8.0}  {:4.0} %", k.flop_per_sec / 1e9, 100.0 * k.flop_per_sec / peak)
+            format!("{:8.0}  {:>6}  {:4.0} %", k.flop_per_sec / 1e9, "", 100.0 * k.flop_per_sec / peak)
         } else {
-            format!("{:>8}  {:>6}", "", "")
+            format!("{:>8}  {:6.1}  {:4.0} %", "", k.bytes_per_sec / 1e9, 100.0 * k.bytes_per_sec / bandwidth)
         };
         let then = before.and_then(|b| b.kernels.iter().find(|other| other.kernel == k.kernel));
         let _ = writeln!(

@@ -10,10 +10,11 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(Shell)))
 }
 
-pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+/// `whole` is the command line to complete.
+pub(crate) fn run(matches: &ArgMatches, mut whole: Command) -> anyhow::Result<Outcome> {
     if let Some(shell) = matches.get_one::<Shell>("shell") {
         let mut script = Vec::new();
-        clap_complete::generate(*shell, &mut crate::args::command(), "ddpm-ip", &mut script);
+        clap_complete::generate(*shell, &mut whole, "ddpm-ip", &mut script);
         crate::output::print(&String::from_utf8_lossy(&script))?;
     }
     Ok(Outcome::Finished)

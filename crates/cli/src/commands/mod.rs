@@ -1,4 +1,4 @@
-//! The commands, a file each.
+//! The commands, a file each, and the command line that they make.
 
 mod bench;
 mod completions;
@@ -15,9 +15,16 @@ mod weights;
 
 use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
+use std::ffi::OsString;
+
+const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
+    Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; OPENAI_LOG_FORMAT says how \
+    training logs (some of stdout, log, csv, json, tensorboard); RAYON_NUM_THREADS sets the number of threads; \
+    DDPM_IP_ISA forces an instruction set (portable, avx2, avx512, avx512-bf16, amx-bf16; on ARM neon); DDPM_IP_CACHE is the \
+    folder for features and weights.";
 
 /// All commands.
-pub(crate) fn all() -> Vec<Command> {
+fn all() -> Vec<Command> {
     let train = train::KINDS.iter().map(train::command);
     let sample = sample::KINDS.iter().map(sample::command);
     let others = [
@@ -34,6 +41,33 @@ pub(crate) fn all() -> Vec<Command> {
         completions::command(),
     ];
     train.chain(sample).chain(others).collect()
+}
+
+/// The whole command line.
+fn command() -> Command {
+    Command::new("ddpm-ip")
+        .version(clap::crate_version!())
+        .about("Train and sample diffusion models with input perturbation (DDPM-IP, ICML 2023)")
+        .after_help(AFTER_HELP)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands(all())
+}
+
+/// Reads the command line; ends the program on a mistake, `--help` or `--version`.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> ArgMatches {
+    command().get_matches_from(arguments.into_iter().map(kebab_case))
+}
+
+/// Flags may be spelled with underscores, as the reference's are.
+fn kebab_case(argument: OsString) -> OsString {
+    match argument.to_str().filter(|a| a.starts_with("--")) {
+        Some(flag) => {
+            let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+            (name.replace('_', "-") + value).into()
+        }
+        None => argument,
+    }
 }
 
 /// Runs the one that was asked for.
@@ -56,17 +90,66 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         "info" => info::run(m),
         "presets" => presets::run(m),
         "bench" => bench::run(m),
-        "completions" => completions::run(m),
+        "completions" => completions::run(m, command()),
         _ => unreachable!("clap asks for a known command"),
     }
 }
 
-/// The program as the user called it.
-fn program() -> String {
-    words().next().unwrap_or_else(|| "ddpm-ip".into())
-}
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::command().debug_assert();
+    }
 
-/// The command line, for people.
-fn words() -> impl Iterator<Item = String> {
-    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
+    /// Flags of the reference's scripts at their defaults.
+    const NETWORK: &str = "--image_size=64 --num_channels=128 --num_res_blocks=2 --num_heads=4 --num_heads_upsample=-1 \
+        --num_head_channels=-1 --attention_resolutions=16,8 --channel_mult= --dropout=0.0 --class_cond=False \
+        --use_checkpoint=False --use_scale_shift_norm=True --resblock_updown=False --use_fp16=False \
+        --use_new_attention_order=False --input_pertub=0.0";
+    const SUPER_RES: &str = "--num_channels=128 --num_res_blocks=2 --num_heads=4 --num_heads_upsample=-1 \
+        --num_head_channels=-1 --attention_resolutions=16,8 --dropout=0.0 --class_cond=False --use_checkpoint=False \
+        --use_scale_shift_norm=True --resblock_updown=False --use_fp16=False --large_size=256 --small_size=64";
+    const CLASSIFIER: &str = "--image_size=64 --classifier_use_fp16=False --classifier_width=128 --classifier_depth=2 \
+        --classifier_attention_resolutions=32,16,8 --classifier_use_scale_shift_norm=True \
+        --classifier_resblock_updown=True --classifier_pool=attention";
+    const DIFFUSION: &str = "--learn_sigma=False --diffusion_steps=1000 --noise_schedule=linear --timestep_respacing= \
+        --use_kl=False --predict_xstart=False --rescale_timesteps=False --rescale_learned_sigmas=False";
+    const TRAINING: &str = "--data_dir= --schedule_sampler=uniform --lr=1e-4 --weight_decay=0.0 --lr_anneal_steps=0 \
+        --batch_size=1 --microbatch=-1 --ema_rate=0.9999 --log_interval=100 --save_interval=10000 \
+        --resume_checkpoint= --use_fp16=False --fp16_scale_growth=1e-3";
+    const SAMPLING: &str = "--clip_denoised=True --num_samples=10000 --batch_size=16 --use_ddim=False --model_path=x";
+
+    #[test]
+    fn every_flag_of_the_references_scripts_is_one_here() {
+        let classifying = "--data_dir= --val_data_dir= --noised=True --iterations=150000 --lr=3e-4 --weight_decay=0.0 \
+                           --anneal_lr=False --batch_size=4 --microbatch=-1 --schedule_sampler=uniform \
+                           --resume_checkpoint= --log_interval=10 --eval_interval=5 --save_interval=10000";
+        let bounding = "--data_dir= --clip_denoised=True --num_samples=1000 --batch_size=1 --model_path=x";
+        for (script, flags) in [
+            ("image_train", &[TRAINING, NETWORK, DIFFUSION][..]),
+            ("image_sample", &[SAMPLING, NETWORK, DIFFUSION]),
+            ("image_nll", &[bounding, NETWORK, DIFFUSION]),
+            ("classifier_train", &[classifying, CLASSIFIER, DIFFUSION]),
+            (
+                "classifier_sample",
+                &[SAMPLING, "--classifier_path=x --classifier_scale=1.0", NETWORK, CLASSIFIER, DIFFUSION],
+            ),
+            ("super_res_train", &[TRAINING, SUPER_RES, DIFFUSION]),
+            ("super_res_sample", &[SAMPLING, "--base_samples=x", SUPER_RES, DIFFUSION]),
+        ] {
+            let words = ["ddpm-ip", script].into_iter().chain(flags.iter().flat_map(|f| f.split_whitespace()));
+            let parsed = super::command().try_get_matches_from(words.map(|word| super::kebab_case(word.into())));
+            assert!(parsed.is_ok(), "{script}: {}", parsed.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn underscores_in_flags_become_dashes_and_values_stay() {
+        for (given, expected) in
+            [("--image_size", "--image-size"), ("--data_dir=a_b", "--data-dir=a_b"), ("a_b", "a_b"), ("--", "--")]
+        {
+            assert_eq!(super::kebab_case(given.into()), expected);
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! `ddpm-ip train`: a run, from the beginning or from where it stopped.
 
 use super::sample::own_settings;
-use super::{program, words};
 use crate::args::{self, Settings};
 use crate::output::{complain, print};
 use crate::sink::{RunFiles, Seen, Sinks};
@@ -12,7 +11,7 @@ use ddpm_ip::config::{Arch, Config, Layers, PRESETS, Preset};
 use ddpm_ip::data::Fit;
 use ddpm_ip::evaluate::{self, EvaluationHook};
 use ddpm_ip::memory;
-use ddpm_ip::train::Hook;
+use ddpm_ip::train::{Hook, RunOptions};
 use ddpm_ip::{Event, Outcome};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -80,7 +79,8 @@ pub(super) fn command(kind: &Kind) -> Command {
             "DIR",
             "run directory [default: runs/ and the name of the preset, --config file or data]",
         ))
-        .arg(args::switch("dry-run", "check settings and data, show them and stop"))
+        .arg(args::switch("dry-run", "check settings and data, show them and the memory they take, and stop"))
+        .arg(args::switch("ignore-memory-limit", "train although the machine seems to have too little memory"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
         .arg(args::device_arg())
@@ -148,7 +148,8 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let hook = EvaluationHook::new(&config, &out, &evaluation, device, stop, &mut emit);
     let outcome = hook.and_then(|hook| {
         let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();
-        ddpm_ip::train::train(&config, &out, device, hooks, stop, &mut emit)
+        let options = RunOptions { device, ignore_memory_limit: matches.get_flag("ignore-memory-limit") };
+        ddpm_ip::train::train(&config, &out, options, hooks, stop, &mut emit)
     });
     let seen = sinks.finish();
     let outcome = outcome?;
@@ -271,6 +272,16 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
     }
     lines.push(format!("  {program} info {run}"));
     Ok(lines.join("\n"))
+}
+
+/// The program as the user called it.
+fn program() -> String {
+    words().next().unwrap_or_else(|| "ddpm-ip".into())
+}
+
+/// The command line, for people.
+fn words() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
 }
 
 /// The command line as typed, without `--steps N`.

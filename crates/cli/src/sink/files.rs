@@ -1,7 +1,7 @@
 //! The logs of a run directory: `stats.jsonl` (a JSON object per line), `progress.csv` (a table), `log.txt` (for people),
 //! and TensorBoard's. A resumed run drops the lines beyond the step it resumes from.
 
-use super::log_line;
+use super::log::{Log, log_line};
 use super::tensorboard::TensorBoard;
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::{Error, Event, file::write_atomic};
@@ -63,17 +63,6 @@ impl LogFormats {
         }
         Ok(formats)
     }
-}
-
-/// One log file, once training has begun.
-pub(super) trait Log {
-    /// Takes a remark.
-    fn say(&mut self, _text: &str) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// Takes the values of a step.
-    fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error>;
 }
 
 /// The log files of a run.

@@ -2,6 +2,7 @@
 
 mod bar;
 mod files;
+mod log;
 mod tensorboard;
 
 pub(crate) use files::{LogFormats, RunFiles};
@@ -9,6 +10,7 @@ pub(crate) use files::{LogFormats, RunFiles};
 use crate::output::complain;
 use bar::Bar;
 use ddpm_ip::Event;
+use log::log_line;
 use std::path::PathBuf;
 
 /// What a summary wants to know that no file tells.
@@ -82,12 +84,4 @@ impl Sinks {
             _ => {}
         }
     }
-}
-
-/// A log line for people: without quartiles.
-fn log_line(line: &[(String, f64)]) -> String {
-    let shown = line.iter().filter(|(key, _)| !key.contains("_q"));
-    let words: Vec<String> =
-        shown.map(|(key, v)| if v.fract() == 0.0 { format!("{key} {v}") } else { format!("{key} {v:.4e}") }).collect();
-    words.join("  ")
 }

@@ -4,7 +4,7 @@
 //! the messages there are three kinds: the file's version, the start of a session (after which TensorBoard forgets values
 //! of later steps that it had seen, for a resumed run), and the values of a step.
 
-use super::files::Log;
+use super::log::Log;
 use ddpm_ip::Error;
 use std::fs::{File, OpenOptions};
 use std::io::Write;

@@ -8,7 +8,7 @@ use crate::torch::{self, TorchFile};
 use ddpm_net::{Layout, Parameters, Spec};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -151,15 +151,36 @@ fn floats(view: &TensorView) -> Option<Vec<f32>> {
     })
 }
 
-/// Loads the parameters whose names begin with `prefix`.
+/// Loads the parameters whose names begin with `prefix`, tensor by tensor into their place.
 ///
 /// # Errors
 /// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
 pub(super) fn load_for(path: &Path, layout: &Arc<Layout>, prefix: &str) -> Result<Parameters, Error> {
+    let metadata = metadata(path)?;
     let held = list(path)?.into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
     check(path, layout.specs(), prefix, &held)?;
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    values_of(&bytes, path, layout, prefix)
+    let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    let length = file.metadata().map_err(Error::io("read", path))?.len();
+    let begin = length - metadata.data_len() as u64;
+    let mut parameters = Parameters::zeros(layout);
+    let mut bytes = Vec::new();
+    for (place, spec) in layout.specs().iter().enumerate() {
+        let name = format!("{prefix}{}", spec.name);
+        let info = metadata.info(&name).ok_or_else(|| damaged(path, format!("`{name}` is gone")))?;
+        let (from, to) = info.data_offsets;
+        bytes.resize(to - from, 0);
+        file.seek(SeekFrom::Start(begin + from as u64)).map_err(Error::io("read", path))?;
+        file.read_exact(&mut bytes).map_err(Error::io("read", path))?;
+        let view = TensorView::new(info.dtype, info.shape.clone(), &bytes).map_err(|e| damaged(path, e))?;
+        let values = finite(path, &name, floats(&view).ok_or_else(|| unread(path, &name, info.dtype))?)?;
+        parameters.get_mut(place).copy_from_slice(&values);
+    }
+    Ok(parameters)
+}
+
+/// Numbers of a type that is not read.
+fn unread(path: &Path, name: &str, dtype: Dtype) -> Error {
+    Error::file(path, format!("`{name}` is {dtype:?}; only F32, F16 and BF16 are read"))
 }
 
 /// Parameters from the content of a file that is called `path` in messages.
@@ -167,17 +188,12 @@ pub(super) fn load_for(path: &Path, layout: &Arc<Layout>, prefix: &str) -> Resul
 /// # Errors
 /// Damage, missing tensors.
 pub(crate) fn load_bytes(bytes: &[u8], path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
-    values_of(bytes, path, layout, "")
-}
-
-fn values_of(bytes: &[u8], path: &Path, layout: &Arc<Layout>, prefix: &str) -> Result<Parameters, Error> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(path, e))?;
     let mut values = Vec::with_capacity(layout.len());
     for spec in layout.specs() {
-        let name = format!("{prefix}{}", spec.name);
-        let view = file.tensor(&name).map_err(|e| damaged(path, e))?;
-        let wrong = || Error::file(path, format!("`{name}` is {:?}; only F32, F16 and BF16 are read", view.dtype()));
-        values.extend(finite(path, &name, floats(&view).ok_or_else(wrong)?)?);
+        let view = file.tensor(&spec.name).map_err(|e| damaged(path, e))?;
+        let found = floats(&view).ok_or_else(|| unread(path, &spec.name, view.dtype()))?;
+        values.extend(finite(path, &spec.name, found)?);
     }
     Ok(Parameters::new(Arc::clone(layout), values))
 }
@@ -267,9 +283,7 @@ impl Tensors {
                     let (from, to) = info.data_offsets;
                     let view = TensorView::new(info.dtype, info.shape.clone(), &numbers[from..to])
                         .map_err(|e| damaged(path, e))?;
-                    floats(&view).ok_or_else(|| {
-                        Error::file(path, format!("`{name}` is {:?}; only F32, F16 and BF16 are read", info.dtype))
-                    })?
+                    floats(&view).ok_or_else(|| unread(path, name, info.dtype))?
                 }
                 found => return Err(other(found.map(|info| info.shape.as_slice()))),
             },

@@ -114,7 +114,6 @@ pub const KEYS: &[Key] = &[
     key("train", "keep_checkpoints", "checkpoints kept, newest first; 0: all"),
     key("train", "grid_interval", "steps between sample grids; 0: the last alone"),
     key("train", "grid_images", "images in a sample grid; 0: no grids"),
-    key("train", "ignore_memory_limit", "train although the machine seems to have too little memory"),
     key("sample", "sampler", "reverse steps: ddpm, ddim"),
     key("sample", "timestep_respacing", "timesteps used, as in 250, ddim50, quad50 or 10,15,20; empty: all"),
     key("sample", "eta", "DDIM's eta: 0 deterministic, 1 as random as DDPM"),

@@ -266,8 +266,6 @@ pub struct TrainConfig {
     pub grid_interval: u64,
     /// Images in a sample grid; 0 for no grids.
     pub grid_images: usize,
-    /// Whether to train although the machine seems to have too little memory.
-    pub ignore_memory_limit: bool,
 }
 
 impl Default for TrainConfig {
@@ -297,7 +295,6 @@ impl Default for TrainConfig {
             keep_checkpoints: 3,
             grid_interval: 10_000,
             grid_images: 64,
-            ignore_memory_limit: false,
         }
     }
 }

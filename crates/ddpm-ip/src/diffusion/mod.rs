@@ -6,7 +6,7 @@ mod reverse;
 
 pub use ddpm_math::Terms;
 pub use loss::Noised;
-pub use reverse::{Reverse, to_u8};
+pub use reverse::{Reverse, StepInputs, to_u8};
 
 use crate::config::{ConfigError, DiffusionConfig};
 use ddpm_math::{LossKind, Prediction, Respacing, Schedule, Variance};

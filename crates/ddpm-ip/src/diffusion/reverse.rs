@@ -16,6 +16,17 @@ pub struct Reverse {
     pub clip_denoised: bool,
 }
 
+/// What a reverse step takes beside the images.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInputs<'a> {
+    /// The network's output `[N, C or 2C, H, W]`.
+    pub output: &'a [f32],
+    /// The gradient of a classifier's log-probability `[N, C, H, W]`.
+    pub guidance: Option<&'a [f32]>,
+    /// A standard normal draw `[N, C, H, W]`, needed where [`Reverse::draws`] says so.
+    pub noise: Option<&'a [f32]>,
+}
+
 impl Reverse {
     fn rule(&self) -> Rule {
         match self.sampler {
@@ -34,20 +45,10 @@ impl Reverse {
         self.at(diffusion, i).draws()
     }
 
-    /// From x_t, `n` images `[N, C, H, W]`, at index `i` and the network's output `[N, C or 2C, H, W]` to x_{t−1} in the place
-    /// of x_t and the predicted x_0 as the result. `noise`, shaped as x_t, is a standard normal draw, needed where
-    /// [`draws`](Self::draws) says so; `guidance` the gradient of a classifier's log-probability. The formulas stand in
-    /// `ddpm_math::reverse`.
-    pub fn step(
-        &self,
-        diffusion: &Diffusion,
-        i: usize,
-        x: &mut [f32],
-        output: &[f32],
-        n: usize,
-        guidance: Option<&[f32]>,
-        noise: Option<&[f32]>,
-    ) -> Vec<f32> {
+    /// From x_t, `n` images `[N, C, H, W]`, at index `i` to x_{t−1} in the place of x_t and the predicted x_0 as the result. The
+    /// formulas stand in `ddpm_math::reverse`.
+    pub fn step(&self, diffusion: &Diffusion, i: usize, n: usize, x: &mut [f32], inputs: StepInputs) -> Vec<f32> {
+        let StepInputs { output, guidance, noise } = inputs;
         let step = self.at(diffusion, i);
         let (per_image, per_output) = (x.len() / n, output.len() / n);
         let mut predicted = vec![0.0; x.len()];

@@ -3,10 +3,8 @@
 use crate::config::Config;
 use crate::data::{Pixels, center_crop};
 use crate::{Error, checkpoint};
-use ddpm_kernels::Conv2d;
-use ddpm_kernels::conv::{self, Epilogue, Geometry};
 use ddpm_net::network::{Classifier, Network, NetworkConfig, Recorded};
-use ddpm_net::{Device, Engine, Feed, Graph, Layout, Parameters};
+use ddpm_net::{Device, Engine, Feed, Graph, Layout, Parameters, linear};
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,12 +67,8 @@ impl Grey {
 
     /// `[n, CLASSES]` of features.
     pub(super) fn logits(&self, features: &[f32]) -> Vec<f32> {
-        let n = features.len() / Self::WIDTH;
         let place = self.network.network().0.last_layer().expect("the embedded network has an adaptive head");
         let (weight, bias) = (self.parameters.get(place), self.parameters.get(place + 1));
-        let g = Geometry::new(Conv2d::same([1, 1], 1), [n, 1, 1, Self::WIDTH], Self::CLASSES);
-        let mut logits = vec![0.0; n * Self::CLASSES];
-        conv::forward(g, features, weight, Epilogue { bias: Some(bias), residual: None, relu: false }, &mut logits);
-        logits
+        linear(features, weight, Some(bias), [Self::WIDTH, Self::CLASSES])
     }
 }

@@ -12,8 +12,9 @@ mod side;
 mod statistics;
 
 pub use bench::{BenchReport, bench};
+pub use foreign::OnnxChoice;
 pub use hook::EvaluationHook;
-pub use network::{Choice, FID_INCEPTION, FeatureNetwork, OnnxChoice, Rows};
+pub use network::{Choice, FID_INCEPTION, FeatureNetwork, Rows};
 pub use statistics::Statistics;
 
 use crate::Error;

@@ -1,6 +1,6 @@
 //! The networks whose features are compared.
 
-use super::foreign::Foreign;
+use super::foreign::{Foreign, OnnxChoice};
 use super::grey::Grey;
 use crate::checkpoint::Tensors;
 use crate::config::ConfigError;
@@ -18,28 +18,6 @@ pub enum Choice {
     Grey,
     /// A network in an ONNX file.
     Onnx(OnnxChoice),
-}
-
-/// An ONNX file and what images need before they enter it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OnnxChoice {
-    /// The file.
-    pub path: PathBuf,
-    /// Side of the images, where the model leaves it open.
-    pub size: Option<usize>,
-    /// Name of the output; the first that gives features if there is none.
-    pub output: Option<String>,
-    /// Means of the channels of images in 0 to 1, taken off them.
-    pub mean: [f32; 3],
-    /// What they are divided by then.
-    pub std: [f32; 3],
-}
-
-impl OnnxChoice {
-    /// A file with ImageNet's means and deviations, as DINOv2 wants them.
-    pub fn new(path: PathBuf) -> Self {
-        Self { path, size: None, output: None, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
-    }
 }
 
 impl std::str::FromStr for Choice {

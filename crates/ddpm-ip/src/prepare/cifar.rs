@@ -3,7 +3,7 @@
 use super::archive::Archive;
 use super::batch::{self, Batch};
 use super::maker::{Body, Maker};
-use super::{Source, Split};
+use super::source::{Source, Split};
 use crate::Error;
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! Image files of a folder or an archive: CelebA, FFHQ, and any others.
 
-use super::Source;
 use super::archive::Archive;
 use super::maker::{Body, Maker};
+use super::source::Source;
 use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{Labels, Pixels, folder};

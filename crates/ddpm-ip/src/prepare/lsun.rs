@@ -1,8 +1,9 @@
 //! LSUN: an LMDB database per category and part, of WebP images (JPEG in older ones).
 
+use super::archive::MOST_FILE_BYTES;
 use super::lmdb::{self, Lmdb};
 use super::maker::{Body, Maker};
-use super::{Source, archive::MOST_FILE_BYTES};
+use super::source::Source;
 use crate::Error;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

@@ -13,9 +13,11 @@ mod lmdb;
 mod lsun;
 mod maker;
 mod output;
+mod source;
 mod squash;
 
 pub use fit::Fit;
+pub use source::Split;
 
 use crate::Error;
 use crate::config::ConfigError;
@@ -25,6 +27,7 @@ use crate::file::{spelled, stamp};
 use fit::{Form, Shaping};
 use maker::Maker;
 use output::{Output, Shape};
+use source::Source;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -64,16 +67,6 @@ impl Kind {
     }
 }
 
-/// Which part of a data set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Split {
-    /// The images to train on.
-    #[default]
-    Train,
-    /// The others, for testing or validation.
-    Test,
-}
-
 /// What to prepare and where to put it. What is not given has the kind's own default; what a kind has no use for is
 /// refused.
 #[derive(Clone, Debug)]
@@ -98,30 +91,6 @@ pub struct Job {
     pub prefix: Option<String>,
     /// Whether another number of images than the data set has is all right.
     pub allow_count: bool,
-}
-
-/// Images in their makers' form.
-trait Source {
-    /// How many images the data set is known to have.
-    fn expected(&self) -> Option<usize>;
-
-    /// How many images there are, where that can be told without reading them.
-    fn count(&self) -> Option<usize> {
-        None
-    }
-
-    /// The files that hold the images, in their order. One that is mended is still the same; another one is not.
-    fn files(&self) -> Vec<&Path> {
-        Vec::new()
-    }
-
-    /// Whether every image has a label.
-    fn labelled(&self) -> bool {
-        false
-    }
-
-    /// Offers all images, in an order that is always the same, until the maker breaks off.
-    fn feed(&self, maker: &mut Maker) -> Result<(), Error>;
 }
 
 /// The largest image that can be asked for.

@@ -1,7 +1,7 @@
 //! One batch of sampling chains.
 
 use super::Guide;
-use crate::diffusion::{Diffusion, Reverse};
+use crate::diffusion::{Diffusion, Reverse, StepInputs};
 use ddpm_math::{Domain, Stream};
 use ddpm_net::network::{Network, Unet};
 use ddpm_net::{Engine, Feed, Parameters};
@@ -76,8 +76,8 @@ impl Chain<'_> {
             let gradient = self.guide.zip(labels).map(|(guide, labels)| guide.gradient(&x, size, &times, labels));
             let noise =
                 self.reverse.draws(self.diffusion, i).then(|| draw(&|image, values| draws.step(image, k, values)));
-            let (gradient, noise) = (gradient.as_deref(), noise.as_deref());
-            let x_start = self.reverse.step(self.diffusion, i, &mut x, &output, n, gradient, noise);
+            let inputs = StepInputs { output: &output, guidance: gradient.as_deref(), noise: noise.as_deref() };
+            let x_start = self.reverse.step(self.diffusion, i, n, &mut x, inputs);
             if !each(k + 1, &x_start, &x) {
                 return None;
             }

@@ -33,7 +33,9 @@ impl Guide {
                 cross_entropy(logits, label as usize, -1.0, Some(grad));
             }
         });
-        gradient.iter_mut().for_each(|v| *v *= self.scale as f32);
+        for v in &mut gradient {
+            *v *= self.scale as f32;
+        }
         gradient
     }
 }

@@ -4,22 +4,11 @@
 //! overflows, and that step changes nothing. Unlike there it has a floor: where a gradient overflows that is not scaled at
 //! all, the run has diverged.
 
-use super::trainer::Trainer;
-use crate::config::Precision;
-
 /// log₂ of the scale that a run begins with.
-const INITIAL: f64 = 20.0;
+pub(super) const INITIAL: f64 = 20.0;
 
 /// The least that its logarithm becomes.
 const FLOOR: f64 = 0.0;
-
-impl Trainer {
-    /// log₂ of what the loss is multiplied by; nothing in precisions that need no scale.
-    pub fn lg_loss_scale(&self) -> Option<f64> {
-        let precision = self.task.precision(&self.config);
-        (precision == Precision::F16).then(|| self.state.progress.lg_loss_scale.unwrap_or(INITIAL))
-    }
-}
 
 /// The scale after a step with the scale `lg`, or nothing if there is no lower one to try.
 pub(super) fn after(lg: f64, overflowed: bool, growth: f64) -> Option<f64> {

@@ -1,5 +1,6 @@
 //! Training runs.
 
+mod gradient;
 mod hook;
 mod log;
 mod loss_scale;
@@ -11,6 +12,6 @@ pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{draw, due};
 pub use log::LogHook;
 pub(crate) use run::open_data;
-pub use run::{memory, parameter_count, resolve, train};
+pub use run::{RunOptions, memory, parameter_count, resolve, train};
 pub use task::Task;
 pub use trainer::{Draws, StepReport, Trainer};

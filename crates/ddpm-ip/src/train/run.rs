@@ -21,6 +21,21 @@ use std::time::{Duration, Instant};
 /// Batches that decoding may be ahead of the training.
 const PREFETCH: usize = 4;
 
+/// How a run is carried out, apart from what it learns.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunOptions {
+    /// Where it computes.
+    pub device: Device,
+    /// Whether it goes on although the machine seems to have too little memory.
+    pub ignore_memory_limit: bool,
+}
+
+impl From<Device> for RunOptions {
+    fn from(device: Device) -> Self {
+        Self { device, ..Self::default() }
+    }
+}
+
 /// Trains until the configuration's end, in the run directory `dir`; goes on from its newest checkpoint if it has one.
 /// After `stop` is set it finishes the step, saves and returns [`Outcome::Interrupted`]. `hooks` run after the run's
 /// own log, checkpoint and grid, and their time does not count as training.
@@ -30,11 +45,12 @@ const PREFETCH: usize = 4;
 pub fn train(
     config: &Config,
     dir: &Path,
-    device: Device,
+    options: impl Into<RunOptions>,
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
+    let RunOptions { device, ignore_memory_limit } = options.into();
     config.validate()?;
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
@@ -44,7 +60,8 @@ pub fn train(
     if let Some(classes) = classes_by_prefix(&config, &dataset) {
         emit(Event::Notice(classes));
     }
-    if let Some(remark) = memory::check(&config, &task, &data_memory(&config, &dataset), memory::of_machine())? {
+    let limit = if ignore_memory_limit { None } else { memory::of_machine() };
+    if let Some(remark) = memory::check(&config, &task, &data_memory(&config, &dataset), limit)? {
         emit(Event::Warning(remark));
     }
     // A new directory is not made before all is known to be well.
@@ -340,7 +357,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 /// Settings that do not change what a network learns from a step.
-const HARMLESS: [&str; 14] = [
+const HARMLESS: [&str; 13] = [
     "train.steps",
     "train.duration",
     "train.init_from",
@@ -352,7 +369,6 @@ const HARMLESS: [&str; 14] = [
     "train.keep_checkpoints",
     "train.grid_interval",
     "train.grid_images",
-    "train.ignore_memory_limit",
     "data.workers",
     "data.on_bad_image",
 ];

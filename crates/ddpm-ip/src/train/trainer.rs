@@ -1,11 +1,13 @@
 //! One optimizer step after another.
 
-use super::{Task, loss_scale};
+use super::loss_scale;
+use super::task::Task;
 use crate::Error;
 use crate::checkpoint::State;
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::data::Batch;
 use crate::diffusion::Diffusion;
+use ddpm_kernels::profile::{Work, timed};
 use ddpm_kernels::{AdamW, optim};
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
 use ddpm_net::{Accumulator, Parameters};
@@ -119,6 +121,12 @@ impl Trainer {
         &self.state
     }
 
+    /// log₂ of what the loss is multiplied by; nothing in precisions that need no scale.
+    pub fn lg_loss_scale(&self) -> Option<f64> {
+        let precision = self.task.precision(&self.config);
+        (precision == Precision::F16).then(|| self.state.progress.lg_loss_scale.unwrap_or(loss_scale::INITIAL))
+    }
+
     /// The parameters to sample with: the first average, or the network's own.
     pub fn sampling_parameters(&self) -> &Parameters {
         self.state.ema.first().map_or(&self.state.parameters, |(_, ema)| ema)
@@ -210,7 +218,9 @@ impl Trainer {
             return Err(diverged("loss"));
         }
         let mut gradient = gradients.sum().expect("a batch has images");
-        report.grad_norm = optim::sum_squares(gradient.values()).sqrt() / scale;
+        let gradient = gradient.values();
+        let squares = timed(|| ("gradient norm, f32".into(), moved(gradient.len())), || optim::sum_squares(gradient));
+        report.grad_norm = squares.sqrt() / scale;
         let overflowed = report.overflowed();
         let growth = self.config.train.fp16_scale_growth;
         let next_scale = report.lg_loss_scale.and_then(|lg| loss_scale::after(lg, overflowed, growth));
@@ -221,7 +231,7 @@ impl Trainer {
         if overflowed {
             self.state.progress.updates = Some(updates);
         } else {
-            self.update(gradient.values(), &report, scale);
+            self.update(gradient, &report, scale);
             self.state.progress.updates = self.state.progress.updates.map(|_| updates + 1);
         }
         self.state.progress.lg_loss_scale = next_scale;
@@ -254,6 +264,16 @@ impl Trainer {
         let State { parameters, ema, moments: [m, v], .. } = &mut self.state;
         let mut averages: Vec<(f64, &mut [f32])> =
             ema.iter_mut().map(|(rate, average)| (rate.min(most), average.values_mut())).collect();
-        optim::adamw(&adamw, parameters.values_mut(), gradient, m.values_mut(), v.values_mut(), &mut averages);
+        // The gradient is read; parameters, moments and averages are read and written.
+        let values = gradient.len() * (7 + 2 * averages.len());
+        timed(
+            || ("AdamW and averages, f32".into(), moved(values)),
+            || optim::adamw(&adamw, parameters.values_mut(), gradient, m.values_mut(), v.values_mut(), &mut averages),
+        );
     }
+}
+
+/// The work of reading or writing so many values.
+fn moved(values: usize) -> Work {
+    Work { flop: 0.0, bytes: 4.0 * values as f64 }
 }

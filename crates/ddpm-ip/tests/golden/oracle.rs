@@ -1,5 +1,5 @@
-//! The gradients of one step and the losses of 50, for every family of networks, as version 0.1.0 computed them on Burn's
-//! tensors: what the engine has to give as well.
+//! The gradients of one step and the losses of 50, for every family of networks, as the program computed them on Burn's
+//! tensors before it had an engine of its own: what that has to give as well.
 //!
 //! `tests/golden/oracle/NAME.npz` holds some values of every parameter's gradient and the losses, from that program's kernels
 //! for AVX-512, AVX2 and any machine: how far the others lie from the first says how far off rounding may be. In f32 AVX2 and

@@ -3,7 +3,7 @@
 use super::support::{assert_same, assert_says, cpu, remarks, train, trained, with};
 use ddpm_ip::checkpoint::{self, config_of};
 use ddpm_ip::config::{Config, SamplerKind};
-use ddpm_ip::diffusion::{Diffusion, Reverse};
+use ddpm_ip::diffusion::{Diffusion, Reverse, StepInputs};
 use ddpm_ip::net::network::{Classifier, Network};
 use ddpm_ip::net::{Engine, Feed, Parameters, Spec};
 use ddpm_ip::npz::{Npz, NpzWriter};
@@ -203,7 +203,8 @@ fn guidance_moves_the_mean_of_ddpm_and_the_score_of_ddim() {
     for i in [1, 10, 19] {
         let step = |sampler, eps: &[f32], guidance: Option<&[f32]>| {
             let (reverse, mut x) = (Reverse { sampler, eta: 0.3, clip_denoised: false }, x.clone());
-            let x_start = reverse.step(&diffusion, i, &mut x, eps, 1, guidance, Some(&noise));
+            let inputs = StepInputs { output: eps, guidance, noise: Some(&noise) };
+            let x_start = reverse.step(&diffusion, i, 1, &mut x, inputs);
             (x, x_start)
         };
         let s = &diffusion.schedule;

@@ -1,6 +1,6 @@
 //! Checkpoints from and to PyTorch's, and runs that begin with others' checkpoints.
 
-use super::support::{assert_same, assert_says, cpu, remarks, tensors, train, trained, with};
+use super::support::{assert_same, assert_says, remarks, tensors, train, trained, with};
 use ddpm_ip::checkpoint::{self, Store, config_of};
 use ddpm_ip::config::Config;
 use ddpm_ip::convert::convert;

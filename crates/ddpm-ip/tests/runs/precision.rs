@@ -39,9 +39,9 @@ fn moments_apart(a: &Path, b: &Path) -> f64 {
 }
 
 #[test]
-fn blocks_computed_again_give_the_gradients_of_blocks_kept() {
+fn blocks_computed_again_give_the_bits_of_blocks_kept() {
     let folder = tempfile::tempdir().unwrap();
-    for (precision, bound) in [("f32", 1e-5), ("bf16", 1e-2), ("f16", 1e-3)] {
+    for precision in ["f32", "bf16", "f16"] {
         for scale_shift in ["true", "false"] {
             let run = |again: &str| {
                 let more = [("precision", precision), ("use_checkpoint", again), ("steps", "3")];
@@ -49,8 +49,7 @@ fn blocks_computed_again_give_the_gradients_of_blocks_kept() {
                 let place = folder.path().join([precision, scale_shift, again].join("-"));
                 trained(&with(&[WHOLE, &more, &norm].concat()), &place)
             };
-            let apart = moments_apart(&run("false"), &run("true"));
-            assert!(apart < bound, "{precision}: {apart}");
+            assert_same(&run("false"), &run("true"));
         }
     }
 }

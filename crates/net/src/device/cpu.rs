@@ -1,11 +1,12 @@
 //! The processor: each step is a call of a kernel on slices of the plan's memory.
 
-use super::{Context, Memory};
-use crate::graph::{Kind, Precision};
+use super::given::{Context, Memory};
+use crate::kind::{Kind, Precision};
 use crate::op::{Op, extent};
 use crate::plan::{GradientPlace, Plan, Slot, Step};
 use crate::state::Layout;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use ddpm_kernels::conv::Pass;
 use ddpm_kernels::profile::{Work, timed};
 use ddpm_kernels::{
     Dropout, Element, GroupNorm, Resample, bf16, conv, convert, elementwise, f16, norm, pool, resample,
@@ -47,6 +48,40 @@ pub(super) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Con
         };
         timed(what, || call.run(operands, written));
     }
+}
+
+/// Bytes that the kernels of a plan keep or take beside its memory on so many threads: the most of any step.
+pub(super) fn scratch_bytes(plan: &Plan, threads: usize) -> usize {
+    plan.steps.iter().map(|step| step_scratch(step, &plan.layout, threads)).max().unwrap_or(0)
+}
+
+fn step_scratch(step: &Step, layout: &Layout, threads: usize) -> usize {
+    let slots = step.inputs.iter().chain(&step.outputs);
+    // f16 is widened for the kernel.
+    let wide: usize =
+        slots.filter(|slot| slot.kind.precision == Precision::F16).map(|slot| 4 * slot.kind.shape.len()).sum();
+    let (conv, x, pass) = match &step.op {
+        Op::Conv(conv) => (conv, step.inputs[0].kind.shape, Pass::Forward),
+        Op::ConvInputGrad(conv, x, _) => (conv, *x, Pass::InputGrad),
+        Op::ConvWeightGrad(conv) => (conv, step.inputs[0].kind.shape, Pass::WeightGrad),
+        // A copy of the gradient of an image for each thread.
+        Op::NormGrad(..) => {
+            let shape = step.inputs[1].kind.shape;
+            return wide + 4 * shape.len() / shape.n.max(1) * threads.min(shape.n);
+        }
+        // Scores, weights and their gradient of a head for each thread.
+        Op::Attention(..) | Op::AttentionGrad(..) => {
+            let shape = step.inputs[0].kind.shape;
+            return wide + 16 * shape.pixels().pow(2) * threads.min(shape.n);
+        }
+        _ => return wide,
+    };
+    let g = conv.geometry(x, layout);
+    let kernel = match step.inputs[0].kind.precision {
+        Precision::Bf16 => g.scratch_bytes::<bf16>(pass, threads),
+        _ => g.scratch_bytes::<f32>(pass, threads),
+    };
+    wide + kernel
 }
 
 /// Which of a step's operands is the first that is the same value as this one.
@@ -337,7 +372,9 @@ fn tokens(x: &[f32], positions: &[f32], c: usize, out: &mut [f32]) {
         for pixel in x.chunks_exact(c) {
             mean.iter_mut().zip(pixel).for_each(|(sum, v)| *sum += v);
         }
-        mean.iter_mut().for_each(|sum| *sum /= pixels as f32);
+        for sum in &mut *mean {
+            *sum /= pixels as f32;
+        }
         others.copy_from_slice(x);
         for (at, token) in out.chunks_exact_mut(c).enumerate() {
             token.iter_mut().zip(positions[at..].iter().step_by(count)).for_each(|(v, position)| *v += position);

@@ -1,7 +1,13 @@
 //! Where plans run.
 
 mod cpu;
+mod given;
 
+pub use given::RunPosition;
+pub(crate) use given::{Context, Memory};
+
+use crate::arena::Lease;
+use crate::graph::Value;
 use crate::plan::Plan;
 use std::ops::Range;
 
@@ -24,39 +30,38 @@ impl Device {
         }
     }
 
+    /// Runs a plan whole on inputs, and reads some of the values that it was made for.
+    ///
+    /// # Panics
+    /// If an input has another length than was recorded.
+    pub fn compute(self, plan: &Plan, parameters: &[f32], inputs: &[(Value, &[f32])], read: &[Value]) -> Vec<Vec<f32>> {
+        let mut lease = Lease::new(plan.bytes());
+        let arena = lease.bytes();
+        for (value, values) in inputs {
+            if let Some(slot) = plan.slot(*value) {
+                bytemuck::cast_slice_mut(&mut arena[slot.bytes.clone()]).copy_from_slice(values);
+            }
+        }
+        let memory = Memory { arena: &mut *arena, parameters, gradient: &mut [] };
+        self.run(plan, 0..plan.steps.len(), memory, Context::default());
+        let values = |value: &Value| {
+            let slot = plan.slot(*value).expect("a value that was asked for");
+            bytemuck::cast_slice(&arena[slot.bytes.clone()]).to_vec()
+        };
+        read.iter().map(values).collect()
+    }
+
+    /// Bytes that the kernels of a plan keep or take beside its memory on so many threads.
+    pub(crate) fn scratch_bytes(self, plan: &Plan, threads: usize) -> usize {
+        match self {
+            Self::Cpu => cpu::scratch_bytes(plan, threads),
+        }
+    }
+
     /// Runs some of a plan's steps.
     pub(crate) fn run(self, plan: &Plan, steps: Range<usize>, memory: Memory, context: Context) {
         match self {
             Self::Cpu => cpu::run(plan, steps, memory, context),
         }
     }
-}
-
-/// What a plan runs in.
-pub(crate) struct Memory<'a> {
-    /// At least as many bytes as the plan says.
-    pub(crate) arena: &'a mut [u8],
-    /// The network's parameters.
-    pub(crate) parameters: &'a [f32],
-    /// The buffer of the gradient, if the plan has it outside.
-    pub(crate) gradient: &'a mut [f32],
-}
-
-/// What differs between two runs of a plan beside its inputs.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Context<'a> {
-    /// The class of each image.
-    pub(crate) labels: Option<&'a [u32]>,
-    /// Where in a run the images stand; without it there is no dropout.
-    pub(crate) position: Option<RunPosition>,
-}
-
-/// Where in a run a training step's images stand: an image's dropout masks depend on the seed, its position and the layer,
-/// not on batch size, microbatches or threads.
-#[derive(Clone, Copy, Debug)]
-pub struct RunPosition {
-    /// The run's seed.
-    pub seed: u64,
-    /// Images the run has seen before this batch's first.
-    pub position: u64,
 }

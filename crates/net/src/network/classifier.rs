@@ -4,7 +4,8 @@
 use super::layers::{Builder, Context, Conv, Norm};
 use super::trunk::Trunk;
 use super::{ClassifierNetwork, Family, Network, NetworkConfig, Pool, Recorded, inputs};
-use crate::graph::{Graph, Precision, Value};
+use crate::graph::{Graph, Value};
+use crate::kind::Precision;
 use crate::op::Op;
 use crate::state::{Init, Layout};
 use ddpm_kernels::HeadOrder;

@@ -2,8 +2,7 @@
 //! with other details, parameter for parameter and in the order in which that code registers them.
 
 use super::layers::{AttentionBlock, Builder, Conv, Norm, ResBlock, Resize, Scale};
-use super::trunk::{Block, Middle, Trunk, res_block};
-use super::unet::WayUp;
+use super::trunk::{Block, Middle, Trunk, WayUp, res_block};
 use super::{Family, NetworkConfig};
 
 /// One level's layers, before they are put in the order of computation.

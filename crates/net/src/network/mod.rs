@@ -11,7 +11,8 @@ pub use classifier::Classifier;
 pub use embedding::timestep_embedding;
 pub use unet::Unet;
 
-use crate::graph::{Graph, Precision, Shape, Value};
+use crate::graph::{Graph, Value};
+use crate::kind::{Precision, Shape};
 use crate::state::{Layout, Spec};
 use ddpm_kernels::HeadOrder;
 use serde::{Deserialize, Serialize};

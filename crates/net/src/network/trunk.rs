@@ -1,6 +1,6 @@
-//! What the networks share: the embedding of time and class, the way down and the middle.
+//! What the networks share: the embedding of time and class, the way down, the middle, and what a way up consists of.
 
-use super::layers::{AttentionBlock, Builder, Context, Conv, ResBlock, ResBlockConfig, Resize, Scale};
+use super::layers::{AttentionBlock, Builder, Context, Conv, Norm, ResBlock, ResBlockConfig, Resize, Scale};
 use super::{Heads, NetworkConfig};
 use crate::graph::{Graph, Value};
 use crate::op::Op;
@@ -58,6 +58,13 @@ pub(crate) struct Trunk {
     /// Channels that each of them puts out; the middle puts out as many as the last.
     pub(crate) widths: Vec<usize>,
     pub(crate) middle: Middle,
+}
+
+/// The second half of a U-Net.
+pub(crate) struct WayUp {
+    pub(crate) output_blocks: Vec<Block>,
+    pub(crate) out_norm: Norm,
+    pub(crate) out_conv: Conv,
 }
 
 /// A residual block of a network.

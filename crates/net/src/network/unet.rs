@@ -2,53 +2,44 @@
 //! 2105.05233), its super-resolution form, and the DDIM network.
 
 use super::layers::{Builder, Context, Conv, Norm, ResBlock, Resize, Scale};
-use super::trunk::{Block, Trunk, attention, res_block};
+use super::trunk::{Block, Trunk, WayUp, attention, res_block};
 use super::{Family, Network, NetworkConfig, Recorded, ddim, inputs};
 use crate::graph::Graph;
 use crate::op::Op;
 use crate::state::Layout;
 use std::sync::Arc;
 
-/// The second half of a U-Net.
-pub(super) struct WayUp {
-    pub(super) output_blocks: Vec<Block>,
-    pub(super) out_norm: Norm,
-    pub(super) out_conv: Conv,
-}
-
-impl WayUp {
-    /// The ADM networks'.
-    fn adm(b: &mut Builder, config: &NetworkConfig, mut skips: Vec<usize>) -> Self {
-        let first = config.level_channels[0];
-        let mut channels = skips.last().copied().unwrap_or(first);
-        let mut output_blocks = Vec::new();
-        for (level, &to) in config.level_channels.iter().enumerate().rev() {
-            let attends = config.attends(level);
-            for i in 0..=config.num_res_blocks {
-                let name = format!("output_blocks.{}", output_blocks.len());
-                let from = channels + skips.pop().expect("as many skips as output blocks");
-                let mut block = Block {
-                    res: Some(ResBlock::new(b, &format!("{name}.0"), res_block(config, from, to, Scale::Keep))),
-                    attention: attends.then(|| attention(b, config, &format!("{name}.1"), to, config.heads_up)),
-                    ..Block::default()
-                };
-                channels = to;
-                if level > 0 && i == config.num_res_blocks {
-                    let name = format!("{name}.{}", 1 + usize::from(attends));
-                    if config.resblock_updown {
-                        let res = res_block(config, channels, channels, Scale::Up);
-                        block.res_resize = Some(ResBlock::new(b, &name, res));
-                    } else {
-                        block.resize = Some(Resize::up(b, &name, channels, config.conv_resample));
-                    }
+/// The ADM networks' second half.
+fn adm_way_up(b: &mut Builder, config: &NetworkConfig, mut skips: Vec<usize>) -> WayUp {
+    let first = config.level_channels[0];
+    let mut channels = skips.last().copied().unwrap_or(first);
+    let mut output_blocks = Vec::new();
+    for (level, &to) in config.level_channels.iter().enumerate().rev() {
+        let attends = config.attends(level);
+        for i in 0..=config.num_res_blocks {
+            let name = format!("output_blocks.{}", output_blocks.len());
+            let from = channels + skips.pop().expect("as many skips as output blocks");
+            let mut block = Block {
+                res: Some(ResBlock::new(b, &format!("{name}.0"), res_block(config, from, to, Scale::Keep))),
+                attention: attends.then(|| attention(b, config, &format!("{name}.1"), to, config.heads_up)),
+                ..Block::default()
+            };
+            channels = to;
+            if level > 0 && i == config.num_res_blocks {
+                let name = format!("{name}.{}", 1 + usize::from(attends));
+                if config.resblock_updown {
+                    let res = res_block(config, channels, channels, Scale::Up);
+                    block.res_resize = Some(ResBlock::new(b, &name, res));
+                } else {
+                    block.resize = Some(Resize::up(b, &name, channels, config.conv_resample));
                 }
-                output_blocks.push(block);
             }
+            output_blocks.push(block);
         }
-        let out_norm = Norm::new(b, "out.0", channels, true, Family::Adm);
-        let out_conv = Conv::zero(b, "out.2", first, config.out_channels, 3);
-        Self { output_blocks, out_norm, out_conv }
     }
+    let out_norm = Norm::new(b, "out.0", channels, true, Family::Adm);
+    let out_conv = Conv::zero(b, "out.2", first, config.out_channels, 3);
+    WayUp { output_blocks, out_norm, out_conv }
 }
 
 /// A network that predicts noise: layers as places in a list of parameters.
@@ -66,7 +57,7 @@ impl Unet {
         let (trunk, way_up) = match config.family {
             Family::Adm => {
                 let trunk = Trunk::adm(&mut b, &config);
-                let way_up = WayUp::adm(&mut b, &config, trunk.widths.clone());
+                let way_up = adm_way_up(&mut b, &config, trunk.widths.clone());
                 (trunk, way_up)
             }
             Family::Ddim => ddim::build(&mut b, &config),
