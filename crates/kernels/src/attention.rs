@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "vectors")]
 
 use crate::HeadOrder;
+use crate::buffer::with_kept;
 use crate::conv::pair_rows;
 use crate::element::Element;
 use crate::math::exp;
@@ -118,13 +119,18 @@ impl<'a, E: Element> View<'a, E> {
         let deep = self.columns.next_multiple_of(E::STEP);
         scratch.resize(self.rows.next_multiple_of(wide) * deep, E::default());
         for (rows, panel) in self.values.chunks(wide * self.stride).zip(scratch.chunks_exact_mut(wide * deep)) {
-            if E::STEP == 1 {
-                let (from, count) = (&rows[self.offset..], rows.len() / self.stride);
-                let to = bytemuck::cast_slice_mut(panel);
-                transpose(bytemuck::cast_slice(from), self.stride, [count, self.columns], to, wide);
-            } else {
-                panel.fill(E::default());
-                pair_columns(rows, self.stride, self.offset, self.columns, panel);
+            let count = rows.len() / self.stride;
+            // Cells of 32 bits change places whole.
+            let [columns, stride] = [self.columns, self.stride].map(|length| length / E::STEP);
+            let even = (self.columns | self.stride | self.offset).is_multiple_of(E::STEP);
+            let used = self.offset..self.offset + (count - 1) * self.stride + self.columns;
+            let cells = bytemuck::try_cast_slice::<E, f32>(&rows[used]).ok().filter(|_| even);
+            match (cells, bytemuck::try_cast_slice_mut::<E, f32>(panel)) {
+                (Some(cells), Ok(to)) => transpose(cells, stride, [count, columns], to, wide),
+                _ => {
+                    panel.fill(E::default());
+                    pair_columns(rows, self.stride, self.offset, self.columns, panel);
+                }
             }
         }
     }
@@ -162,7 +168,8 @@ multiversion! {
     }
 }
 
-/// Memory that a task uses again for every head.
+/// Memory that a thread uses again for every head.
+#[derive(Default)]
 struct Scratch<E> {
     left: Vec<E>,
     right: Vec<E>,
@@ -174,10 +181,6 @@ struct Scratch<E> {
 }
 
 impl<E: Element> Scratch<E> {
-    fn new() -> Self {
-        Self { left: vec![], right: vec![], p: vec![], rounded: vec![], ds: vec![], sums: vec![] }
-    }
-
     /// The softmax of the scaled scores of one head in `p`; returns the stride of its rows.
     fn weights(&mut self, e: Extent, q: View<E>, k: View<E>) -> usize {
         k.right_transposed(&mut self.right);
@@ -193,8 +196,11 @@ impl<E: Element> Scratch<E> {
     }
 }
 
-/// Rounds rows of scores to a matrix `[T, T]`.
-fn rounded<'a, E: Element>(e: Extent, values: &[f32], stride: usize, to: &'a mut Vec<E>) -> View<'a, E> {
+/// Rows of scores as a matrix `[T, T]`, rounded where they are not of that type already.
+fn rounded<'a, E: Element>(e: Extent, values: &'a [f32], stride: usize, to: &'a mut Vec<E>) -> View<'a, E> {
+    if E::STEP == 1 {
+        return View { values: bytemuck::cast_slice(values), rows: e.t, stride, offset: 0, columns: e.t };
+    }
     to.resize(e.t * e.t, E::default());
     round(values, stride, e.t, to, e.t, 0);
     View { values: to, rows: e.t, stride: e.t, offset: 0, columns: e.t }
@@ -207,17 +213,19 @@ pub fn forward<E: Element>(e: Extent, qkv: &[E], out: &mut [E]) {
     if out.is_empty() {
         return;
     }
-    out.par_chunks_mut(t * c).zip(qkv.par_chunks(t * 3 * c)).for_each_init(Scratch::new, |scratch, (out, qkv)| {
-        for head in 0..e.heads {
-            let [q, k, v] = e.offsets(head).map(|offset| e.view(qkv, 3 * c, offset));
-            let stride = scratch.weights(e, q, k);
-            let mut buffer = std::mem::take(&mut scratch.rounded);
-            let p = rounded(e, &scratch.p, stride, &mut buffer);
-            v.right(&mut scratch.right);
-            let mut left = std::mem::take(&mut scratch.left);
-            scratch.finish(e, p.left(&mut left), out, c, head * e.ch);
-            (scratch.rounded, scratch.left) = (buffer, left);
-        }
+    out.par_chunks_mut(t * c).zip(qkv.par_chunks(t * 3 * c)).for_each(|(out, qkv)| {
+        with_kept(|scratch: &mut Scratch<E>| {
+            for head in 0..e.heads {
+                let [q, k, v] = e.offsets(head).map(|offset| e.view(qkv, 3 * c, offset));
+                let stride = scratch.weights(e, q, k);
+                let [mut buffer, mut left] = [&mut scratch.rounded, &mut scratch.left].map(std::mem::take);
+                let weights = std::mem::take(&mut scratch.p);
+                let p = rounded(e, &weights, stride, &mut buffer);
+                v.right(&mut scratch.right);
+                scratch.finish(e, p.left(&mut left), out, c, head * e.ch);
+                (scratch.rounded, scratch.left, scratch.p) = (buffer, left, weights);
+            }
+        });
     });
 }
 
@@ -229,31 +237,32 @@ pub fn backward<E: Element>(e: Extent, grad: &[E], qkv: &[E], out: &mut [E]) {
     if out.is_empty() {
         return;
     }
-    out.par_chunks_mut(t * 3 * c).zip(qkv.par_chunks(t * 3 * c).zip(grad.par_chunks(t * c))).for_each_init(
-        Scratch::new,
-        |scratch, (out, (qkv, grad))| {
+    let images = out.par_chunks_mut(t * 3 * c).zip(qkv.par_chunks(t * 3 * c).zip(grad.par_chunks(t * c)));
+    images.for_each(|(out, (qkv, grad))| {
+        with_kept(|scratch: &mut Scratch<E>| {
             for head in 0..e.heads {
                 let offsets = e.offsets(head);
                 let [q, k, v] = offsets.map(|offset| e.view(qkv, 3 * c, offset));
                 let dout = e.view(grad, c, head * e.ch);
                 let stride = scratch.weights(e, q, k);
-                let mut buffer = std::mem::take(&mut scratch.rounded);
-                let mut left = std::mem::take(&mut scratch.left);
-                let p = rounded(e, &scratch.p, stride, &mut buffer);
+                let [mut buffer, mut left] = [&mut scratch.rounded, &mut scratch.left].map(std::mem::take);
+                let [weights, mut scores] = [&mut scratch.p, &mut scratch.ds].map(std::mem::take);
+                let p = rounded(e, &weights, stride, &mut buffer);
                 dout.right(&mut scratch.right);
                 scratch.finish(e, p.left_transposed(&mut left), out, 3 * c, offsets[2]);
                 v.right_transposed(&mut scratch.right);
-                multiply(dout.left(&mut left), &scratch.right, &mut scratch.ds);
-                softmax_rows_grad(&mut scratch.ds, &scratch.p, stride, t, e.scale());
-                let ds = rounded(e, &scratch.ds, stride, &mut buffer);
+                multiply(dout.left(&mut left), &scratch.right, &mut scores);
+                softmax_rows_grad(&mut scores, &weights, stride, t, e.scale());
+                let ds = rounded(e, &scores, stride, &mut buffer);
                 k.right(&mut scratch.right);
                 scratch.finish(e, ds.left(&mut left), out, 3 * c, offsets[0]);
                 q.right(&mut scratch.right);
                 scratch.finish(e, ds.left_transposed(&mut left), out, 3 * c, offsets[1]);
                 (scratch.rounded, scratch.left) = (buffer, left);
+                (scratch.p, scratch.ds) = (weights, scores);
             }
-        },
-    );
+        });
+    });
 }
 
 /// Partial sums kept apart, so that a sum can be vectorised; their number is fixed, so that it is the same everywhere.

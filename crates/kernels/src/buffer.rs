@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "memory that several tasks write")]
 
 use bytemuck::Pod;
+use std::any::Any;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
@@ -60,6 +61,21 @@ pub(crate) fn kept_bytes() -> usize {
 /// Bytes that [`with_scratch`] takes for as many values.
 pub(crate) fn scratch_bytes<T>(len: usize) -> usize {
     (len * size_of::<T>()).next_multiple_of(size_of::<CacheLine>())
+}
+
+/// Runs `work` with something that this thread keeps for its next use, as that left it.
+pub(crate) fn with_kept<T: Default + 'static, R>(work: impl FnOnce(&mut T) -> R) -> R {
+    thread_local! {
+        static KEPT: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+    }
+    // Taken, not borrowed: work inside of work on the same thread gets one of its own.
+    let mut kept: Box<T> = KEPT
+        .with_borrow_mut(|all| all.iter().position(|kept| kept.is::<T>()).map(|at| all.swap_remove(at)))
+        .and_then(|kept| kept.downcast().ok())
+        .unwrap_or_default();
+    let result = work(&mut kept);
+    KEPT.with_borrow_mut(|all| all.push(kept));
+    result
 }
 
 /// Runs `work` with a slice of `len` values that this thread keeps for its next use. They hold what that left there, and
