@@ -125,12 +125,11 @@ impl<'a, E: Element> View<'a, E> {
             let even = (self.columns | self.stride | self.offset).is_multiple_of(E::STEP);
             let used = self.offset..self.offset + (count - 1) * self.stride + self.columns;
             let cells = bytemuck::try_cast_slice::<E, f32>(&rows[used]).ok().filter(|_| even);
-            match (cells, bytemuck::try_cast_slice_mut::<E, f32>(panel)) {
-                (Some(cells), Ok(to)) => transpose(cells, stride, [count, columns], to, wide),
-                _ => {
-                    panel.fill(E::default());
-                    pair_columns(rows, self.stride, self.offset, self.columns, panel);
-                }
+            if let (Some(cells), Ok(to)) = (cells, bytemuck::try_cast_slice_mut::<E, f32>(panel)) {
+                transpose(cells, stride, [count, columns], to, wide);
+            } else {
+                panel.fill(E::default());
+                pair_columns(rows, self.stride, self.offset, self.columns, panel);
             }
         }
     }
