@@ -59,6 +59,9 @@
 //! | [`reverse`] | p(x_{t−1} \| x_t) from a network's output, and sampling steps | Ho et al. 2020; Song et al. 2020 |
 //! | [`loss`] | training losses, their derivatives, and terms of the likelihood | Ho et al. 2020; Nichol & Dhariwal 2021 |
 //! | [`timestep`] | which t to train on | Nichol & Dhariwal 2021 |
+//! | [`haar`] | bands of an image, and a correction of samples by band | arXiv 2604.16044 |
+//! | [`normality`] | whether numbers are normal draws | Royston 1995 |
+//! | [`jackknife`] | how far a statistic may be off | Efron 1982 |
 //! | [`philox`] | counter-based randomness | Salmon et al. 2011 |
 
 mod name;
@@ -66,7 +69,10 @@ mod real;
 
 pub mod beta;
 pub mod gaussian;
+pub mod haar;
+pub mod jackknife;
 pub mod loss;
+pub mod normality;
 pub mod perturb;
 pub mod philox;
 pub mod respace;
@@ -77,8 +83,11 @@ pub mod timestep;
 pub mod variance;
 
 pub use beta::{NoiseSchedule, betas};
+pub use haar::{Bands, haar_correct, haar_energy};
+pub use jackknife::{jackknife_error, jackknife_groups, mean_and_error};
 pub use loss::{BoundTerms, Graded, ImageBound, ImageLoss, Terms, cross_entropy, prior_bound};
 pub use name::UnknownName;
+pub use normality::{Normality, ShapiroWilk, shapiro_wilk};
 pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength};
 pub use philox::{Domain, Stream, philox4x32_10_lanes};
 pub use real::Real;
