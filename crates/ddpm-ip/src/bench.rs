@@ -4,7 +4,7 @@ use crate::config::{Arch, Config, ConfigError, Precision};
 use crate::data::Batch;
 use crate::diffusion::{Diffusion, Reverse};
 use crate::event::{Emit, Event};
-use crate::sample::{Chain, Seeded};
+use crate::sample::{Chain, Model, Seeded, Subjects};
 use crate::train::{StepReport, Task, Trainer};
 use crate::{Error, Outcome};
 use ddpm_kernels::profile;
@@ -219,16 +219,19 @@ fn sampling(
     let steps = (1 + job.repeats + PROFILED).to_string().parse::<Respacing>().unwrap_or_default();
     let diffusion = Diffusion::new(&config.diffusion, &steps)?;
     let settings = &config.sample;
-    let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
-    let image_size = config.model.image_size;
-    let guide = None;
-    let chain = Chain { diffusion: &diffusion, network, parameters: &parameters, reverse, guide, image_size };
+    let size = config.model.image_size;
+    let shape = [config.model.in_channels, size, size];
+    let model = Model { network, parameters: &parameters, size: [size; 2] };
+    let reverse = Reverse::new(settings);
+    let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape };
     let images: Vec<u64> = (0..config.train.batch_size as u64).collect();
     let labels = labels(config);
-    let values = images.len() * config.model.in_channels * image_size.pow(2);
+    let values = images.len() * shape.iter().product::<usize>();
     let low_res = network.network().config().low_res.then(|| vec![0.0; values]);
     let (mut secs, mut since) = (Vec::new(), Instant::now());
-    let done = chain.run(&images, labels.as_deref(), low_res.as_deref(), &Seeded(config.sample.seed), |step, _, _| {
+    let draws = &Seeded(config.sample.seed);
+    let subjects = Subjects { images: &images, labels: labels.as_deref(), low_res: low_res.as_deref(), draws };
+    let done = chain.run(subjects, |step, _, _| {
         secs.push(since.elapsed().as_secs_f64());
         emit(Event::Measured { what: "sampling", done: (step - 1).min(job.repeats), total: job.repeats });
         if step == 1 + job.repeats {

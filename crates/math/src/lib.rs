@@ -19,7 +19,7 @@
 //!
 //! // All of the noise in x_t leads back to the clean pixel.
 //! let reading = Reading::<f64>::new(&schedule, Prediction::Epsilon, Variance::FixedSmall, t);
-//! let moments = reading.moments(x_t, noise, 0.0, false);
+//! let moments = reading.moments(x_t, noise, 0.0, None);
 //! assert!((moments.x_start - x_start).abs() < 1e-12);
 //! # Ok::<(), ddpm_math::ScheduleError>(())
 //! ```
@@ -56,7 +56,9 @@
 //! | [`variance`] | what the network's outputs mean and how they are scored | Nichol & Dhariwal 2021 |
 //! | [`gaussian`] | KL divergence and the decoder's likelihood | Ho et al. 2020 |
 //! | [`step`] | coefficients of one reverse step | Ho et al. 2020; Song et al. 2020 |
-//! | [`reverse`] | p(x_{t−1} \| x_t) from a network's output, and sampling steps | Ho et al. 2020; Song et al. 2020 |
+//! | [`reverse`] | p(x_{t−1} \| x_t) from a network's output, and sampling steps pixel by pixel | Ho et al. 2020; Song et al. 2020 |
+//! | [`sampler`] | which network calls a sampler makes, and how each step mixes its results | see there |
+//! | [`correct`] | corrections of exposure bias while sampling | see there |
 //! | [`loss`] | training losses, their derivatives, and terms of the likelihood | Ho et al. 2020; Nichol & Dhariwal 2021 |
 //! | [`timestep`] | which t to train on | Nichol & Dhariwal 2021 |
 //! | [`haar`] | bands of an image, and a correction of samples by band | arXiv 2604.16044 |
@@ -68,6 +70,7 @@ mod name;
 mod real;
 
 pub mod beta;
+pub mod correct;
 pub mod gaussian;
 pub mod haar;
 pub mod jackknife;
@@ -77,12 +80,14 @@ pub mod perturb;
 pub mod philox;
 pub mod respace;
 pub mod reverse;
+pub mod sampler;
 pub mod schedule;
 pub mod step;
 pub mod timestep;
 pub mod variance;
 
 pub use beta::{NoiseSchedule, betas};
+pub use correct::{Call, Correction, CorrectionError, Corrections, DcwMode};
 pub use haar::{Bands, haar_correct, haar_energy};
 pub use jackknife::{jackknife_error, jackknife_groups, mean_and_error};
 pub use loss::{BoundTerms, Graded, ImageBound, ImageLoss, Terms, cross_entropy, prior_bound};
@@ -91,8 +96,10 @@ pub use normality::{Normality, ShapiroWilk, shapiro_wilk};
 pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength};
 pub use philox::{Domain, Stream, philox4x32_10_lanes};
 pub use real::Real;
-pub use respace::{Respacing, RespacingError};
-pub use reverse::{Moments, Reading, ReverseStep, Rule};
-pub use schedule::{Schedule, ScheduleError};
+pub use respace::{Respacing, RespacingError, Spacing};
+pub use reverse::{Moments, Pixel, Reading, ReverseStep, Stepped};
+pub use sampler::{Churn, Mixture, Rule, Stage, Update};
+pub use schedule::{Level, Schedule, ScheduleError};
+pub use step::DdimStep;
 pub use timestep::{TimeSampler, TimeSamplerError, TimeSamplerKind, TimeSamplerState};
 pub use variance::{LossKind, Prediction, Variance};

@@ -47,13 +47,13 @@ impl<R: Real> Reading<R> {
     /// from the posterior. `clip` is that of [`moments`](Self::moments).
     #[inline]
     pub fn bound(&self, x_start: R, x_t: R, prediction: R, values: R, clip: bool) -> R {
-        self.term(x_start, x_t, self.moments(x_t, prediction, values, clip)).value * R::of(IN_BITS)
+        self.term(x_start, x_t, self.moments(x_t, prediction, values, clip.then(|| R::of(1.0)))).value * R::of(IN_BITS)
     }
 
     /// [`bound`](Self::bound) without clipping, and its derivatives.
     #[inline]
     pub fn bound_grad(&self, x_start: R, x_t: R, prediction: R, values: R) -> Graded<R> {
-        let term = self.term(x_start, x_t, self.moments(x_t, prediction, values, false));
+        let term = self.term(x_start, x_t, self.moments(x_t, prediction, values, None));
         Graded {
             value: term.value * R::of(IN_BITS),
             by_prediction: term.by_mean * R::of(IN_BITS) * self.mean_slope,
@@ -305,7 +305,7 @@ impl<R: Real> ImageBound<R> {
         for i in 0..count {
             let Pixel { x_start, x_t, eps, prediction, values } = pixels.at(i);
             bounds += self.reading.bound(x_start, x_t, prediction, values, clip).to_f64();
-            let predicted = self.reading.moments(x_t, prediction, values, clip).x_start;
+            let predicted = self.reading.x_start(x_t, prediction, clip.then(|| R::of(1.0)));
             let [x_start_square, eps_square] = self.reading.square_errors(x_start, x_t, eps, predicted);
             x_start_squares += x_start_square.to_f64();
             eps_squares += eps_square.to_f64();

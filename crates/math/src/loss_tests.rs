@@ -156,7 +156,7 @@ fn the_bound_is_made_of_the_scalar_divergence_and_likelihood() {
         for clip in [false, true] {
             let both = (0..LENGTH).map(|p| {
                 let (x_start, x_t, output) = (image.x_start[p], image.x_t[p], image.output[p]);
-                let m = reading.moments(x_t, output, values[p], clip);
+                let m = reading.moments(x_t, output, values[p], clip.then_some(1.0));
                 let expected = if i == 0 {
                     -discretized_gaussian_log_likelihood(x_start, m.mean, 0.5 * m.log_variance)
                 } else {
@@ -269,7 +269,7 @@ fn nan_is_seen_and_not_clamped_away() {
         }
     }
     let reading = Reading::<f64>::new(schedule, Prediction::Epsilon, Variance::FixedLarge, 5);
-    assert!(reading.moments(0.0, f64::NAN, 0.0, true).x_start.is_nan());
+    assert!(reading.moments(0.0, f64::NAN, 0.0, Some(1.0)).x_start.is_nan());
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn the_likelihoods_terms_are_means_over_the_pixels() {
             let (mut vb, mut x_start_mse, mut mse) = (0.0, 0.0, 0.0);
             for (p, &value) in values.iter().enumerate() {
                 let (x_start, x_t) = (image.x_start[p], image.x_t[p]);
-                let predicted = reading.moments(x_t, image.output[p], value, clip).x_start;
+                let predicted = reading.moments(x_t, image.output[p], value, clip.then_some(1.0)).x_start;
                 assert!(!clip || predicted.abs() <= 1.0);
                 let signal = schedule.sqrt_alpha_bar[i];
                 let eps = (x_t - signal * predicted) / schedule.sqrt_one_minus_alpha_bar[i];

@@ -63,7 +63,7 @@ pub(crate) use named_enum;
 
 #[cfg(test)]
 mod tests {
-    use crate::{LossKind, Mode, NoiseSchedule, Prediction, Strength, TimeSamplerKind, Variance};
+    use crate::{LossKind, Mode, NoiseSchedule, Prediction, Spacing, Strength, TimeSamplerKind, Variance};
 
     macro_rules! assert_names_round_trip {
         ($($type:ty),+) => {$(
@@ -80,7 +80,16 @@ mod tests {
 
     #[test]
     fn every_name_reads_back_through_text_and_serde() {
-        assert_names_round_trip!(NoiseSchedule, Variance, Prediction, LossKind, Mode, Strength, TimeSamplerKind);
+        assert_names_round_trip!(
+            NoiseSchedule,
+            Variance,
+            Prediction,
+            LossKind,
+            Mode,
+            Spacing,
+            Strength,
+            TimeSamplerKind
+        );
     }
 
     #[test]

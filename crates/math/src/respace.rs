@@ -9,6 +9,58 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::named_enum;
+use crate::schedule::{log_snr, time_of};
+
+named_enum! {
+    /// How a plain number of steps is spaced over a process of T timesteps. The first time is 0 and the last T − 1; those
+    /// between need not be timesteps, but for the uniform spacing.
+    pub enum Spacing as "spacing" {
+        /// Evenly, in whole timesteps: [`Respacing::Sections`] of one section.
+        #[default]
+        Uniform = "uniform",
+        /// Squares of evenly spaced roots: more steps where there is less noise. Unlike [`Respacing::Quadratic`] up to
+        /// T − 1.
+        Quadratic = "quadratic",
+        /// Evenly in the logarithm of the signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927, section 3.4).
+        LogSnr = "log-snr",
+        /// σ^{1/7} evenly, with σ = √((1 − ᾱ)/ᾱ) (Karras et al. 2022, arXiv 2206.00364, eq. 5, ρ = 7).
+        Karras = "karras",
+    }
+}
+
+/// ρ of [`Spacing::Karras`].
+const RHO: f64 = 7.0;
+
+impl Spacing {
+    pub(crate) fn check(self, steps: usize, count: usize) -> Result<(), RespacingError> {
+        Respacing::Sections(vec![count]).select(steps).map(drop)
+    }
+
+    /// `count` times, ascending, of a process with that ᾱ at its timesteps; what [`Self::check`] lets through.
+    pub(crate) fn times(self, alpha_bar: &[f64], count: usize) -> Vec<f64> {
+        // Without any signal there is no ratio to noise.
+        let last = alpha_bar.iter().rposition(|&a| a > 0.0).unwrap_or(0);
+        let [least, most] = [last, 0].map(|t| log_snr(alpha_bar[t]));
+        let spread = |time: &dyn Fn(f64) -> f64| {
+            let share = |i: usize| i as f64 / (count - 1) as f64;
+            (0..count).map(|i| if i + 1 == count { last as f64 } else { time(share(i)) }).collect()
+        };
+        match self {
+            Self::Uniform => {
+                select_sections(alpha_bar.len(), &[count]).into_iter().flatten().map(|t| t as f64).collect()
+            }
+            Self::Quadratic => spread(&|share| last as f64 * share * share),
+            Self::LogSnr => spread(&|share| time_of(alpha_bar, most + (least - most) * share)),
+            Self::Karras => {
+                // σ = e^{−log-SNR/2}.
+                let [first, last] = [most, least].map(|log| libm::exp(-0.5 * log / RHO));
+                spread(&|share| time_of(alpha_bar, -2.0 * RHO * libm::log(first + (last - first) * share)))
+            }
+        }
+    }
+}
+
 /// The most timesteps a process may have: up to here f32, in which the network receives t, holds every integer.
 pub const MAX_STEPS: usize = 1 << 24;
 

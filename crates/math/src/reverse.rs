@@ -4,8 +4,9 @@
 //! rounded at the end as the reference does.
 
 use crate::real::Real;
-use crate::schedule::Schedule;
-use crate::step::{ddim_step, learned_range, x_start_from_eps, x_start_from_previous};
+use crate::sampler::{Mixture, Stage, Update};
+use crate::schedule::{Level, Schedule};
+use crate::step::{DdimStep, learned_range, x_start_from_eps, x_start_from_previous};
 use crate::variance::{Prediction, Variance};
 
 /// How a network's output is read at one timestep: prediction kind, variance kind and that timestep's coefficients.
@@ -92,13 +93,32 @@ impl<R: Real> Reading<R> {
         }
     }
 
-    /// Mean, log variance and x̂_0 of p(x_{t−1} | x_t). `values` is the variance channel's output, ignored where the
-    /// variance is fixed. With `clip` x̂_0 is clipped to [−1, 1], and the mean formed from that; a network that predicts
-    /// the mean itself has it as it is.
+    /// The same reading where x_t has another noise level than the index. Only x̂_0 and ε have a meaning then, and only for
+    /// networks that predict one of them.
+    #[must_use]
+    pub fn moved(self, level: Level) -> Self {
+        let (alpha, sigma) = (level.alpha(), level.sigma());
+        let eps = [1.0 / alpha, sigma / alpha];
+        let x_start = match self.prediction {
+            Prediction::Epsilon => [-eps[1], eps[0]].map(R::of),
+            Prediction::XStart | Prediction::PreviousX => self.x_start,
+        };
+        Self { eps: eps.map(R::of), x_start, ..self }
+    }
+
+    /// x̂_0, clipped to [−`limit`, `limit`] and divided by it if there is a limit.
     #[inline]
-    pub fn moments(&self, x_t: R, prediction: R, values: R, clip: bool) -> Moments<R> {
+    pub fn x_start(&self, x_t: R, prediction: R, limit: Option<R>) -> R {
         let x_start = prediction * self.x_start[0] + x_t * self.x_start[1];
-        let x_start = if clip { clipped(x_start) } else { x_start };
+        limit.map_or(x_start, |limit| clipped(x_start, limit) / limit)
+    }
+
+    /// Mean, log variance and x̂_0 of p(x_{t−1} | x_t). `values` is the variance channel's output, ignored where the
+    /// variance is fixed. With a `limit` x̂_0 is clipped to ±that and divided by it (1: the reference's clipping), and the
+    /// mean formed from the result; a network that predicts the mean itself has it as it is.
+    #[inline]
+    pub fn moments(&self, x_t: R, prediction: R, values: R, limit: Option<R>) -> Moments<R> {
+        let x_start = self.x_start(x_t, prediction, limit);
         let mean = match self.prediction {
             Prediction::PreviousX => prediction,
             Prediction::Epsilon | Prediction::XStart => self.posterior_mean(x_start, x_t),
@@ -126,6 +146,23 @@ impl<R: Real> Reading<R> {
         (x_t * self.eps[0] - x_start) / self.eps[1]
     }
 
+    /// The ε that the network's answer to x_t implies.
+    #[inline]
+    pub fn implied_eps(&self, x_t: R, prediction: R) -> R {
+        match self.prediction {
+            Prediction::Epsilon => prediction,
+            Prediction::XStart | Prediction::PreviousX => self.eps(self.x_start(x_t, prediction, None), x_t),
+        }
+    }
+
+    /// What the network would answer if what it said of x/κ, read by `seen`, were said of x by this reading, with its ε
+    /// divided by `divisor`; `input` is 1/κ.
+    #[inline]
+    pub fn corrected(&self, x: R, prediction: R, seen: &Self, input: R, divisor: R) -> R {
+        let eps = seen.implied_eps(x * input, prediction) / divisor;
+        self.target(x * self.eps[0] - eps * self.eps[1], x, eps)
+    }
+
     /// What a network with this kind of prediction should answer, where `eps` is that answer if it predicts ε.
     #[inline]
     pub fn target(&self, x_start: R, x_t: R, eps: R) -> R {
@@ -137,30 +174,49 @@ impl<R: Real> Reading<R> {
     }
 }
 
-/// `x` clipped to [−1, 1]. Unlike with `min` and `max`, NaN stays NaN and is seen.
-fn clipped<R: Real>(x: R) -> R {
-    let (least, greatest) = (R::of(-1.0), R::of(1.0));
+/// `x` clipped to [−`limit`, `limit`]. Unlike with `min` and `max`, NaN stays NaN and is seen.
+fn clipped<R: Real>(x: R, limit: R) -> R {
+    let least = R::of(0.0) - limit;
     let x = if x < least { least } else { x };
-    if x > greatest { greatest } else { x }
+    if x > limit { limit } else { x }
 }
 
-/// The rule of a sampling chain's steps.
+/// What a stage of a chain is given for one pixel.
+#[derive(Clone, Copy, Debug)]
+pub struct Pixel<R> {
+    /// x at the stage's noise level.
+    pub x: R,
+    /// The network's answer.
+    pub prediction: R,
+    /// The answer's variance channel, ignored where the variance is fixed.
+    pub values: R,
+    /// The derivative of a classifier's log-probability, where one guides.
+    pub guidance: Option<R>,
+    /// A standard normal draw, ignored unless [`Stage::draws`].
+    pub noise: R,
+    /// Earlier predictions of x_0, the newest first, ignored unless the stage is an [`Update::Mix`].
+    pub x_start: [R; 2],
+    /// The x that was kept last, ignored unless the stage is an [`Update::Mix`].
+    pub kept: R,
+}
+
+/// What a stage of a chain makes of one pixel.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// Ho et al. 2020, algorithm 2.
-    Ddpm,
-    /// Song et al. 2020, eq. 12.
-    Ddim {
-        /// η: 0 is deterministic, 1 has the variance of DDPM's posterior.
-        eta: f64,
-    },
+pub struct Stepped<R> {
+    /// The next x.
+    pub next: R,
+    /// x̂_0.
+    pub x_start: R,
+    /// The x that is kept from here on.
+    pub kept: R,
 }
 
-/// One step of a sampling chain, from x_t to x_{t−1}.
+/// One stage of a sampling chain, pixel by pixel.
 #[derive(Clone, Copy, Debug)]
 pub struct ReverseStep<R> {
     reading: Reading<R>,
-    clip: bool,
+    /// How far a classifier's gradient moves ε̂: σ.
+    guidance: R,
     draws: bool,
     way: Way<R>,
 }
@@ -170,78 +226,97 @@ pub struct ReverseStep<R> {
 enum Way<R> {
     Ddpm,
     Ddim {
-        /// x_{t−1} is these times x̂_0, ε̂ and noise.
+        /// The next x is these times x̂_0, ε̂ and noise.
         next: [R; 3],
-        /// How far a classifier's gradient moves ε̂.
-        guidance: R,
+    },
+    Mix {
+        corrector: Option<[R; 6]>,
+        keeps: bool,
+        next: [R; 6],
     },
 }
 
 impl<R: Real> ReverseStep<R> {
-    /// The step from index `i` of a schedule; `clip` says whether x̂_0 is clipped to [−1, 1].
+    /// A stage of a chain over a schedule.
     ///
     /// # Panics
-    /// If `i` is not below [`Schedule::len`].
-    pub fn new(
-        schedule: &Schedule,
-        prediction: Prediction,
-        variance: Variance,
-        sampler: Rule,
-        clip: bool,
-        i: usize,
-    ) -> Self {
-        let (way, noisy) = match sampler {
-            Rule::Ddpm => (Way::Ddpm, true),
-            Rule::Ddim { eta } => {
-                let step = ddim_step(schedule, i, eta);
-                let way = Way::Ddim {
-                    next: [step.x_start, step.eps, step.noise].map(R::of),
-                    guidance: R::of(schedule.sqrt_one_minus_alpha_bar[i]),
-                };
-                (way, eta > 0.0)
+    /// If the stage is not of this schedule.
+    pub fn new(schedule: &Schedule, prediction: Prediction, variance: Variance, stage: &Stage) -> Self {
+        let reading = Reading::new(schedule, prediction, variance, stage.called_at);
+        let reading = if stage.churn.is_some() { reading.moved(stage.level) } else { reading };
+        let way = match stage.update {
+            Update::Ddpm => Way::Ddpm,
+            Update::Ddim(step) => Way::Ddim { next: ddim(step) },
+            Update::Mix { corrector, keeps, next } => {
+                Way::Mix { corrector: corrector.map(mixture), keeps, next: mixture(next) }
             }
         };
-        Self { reading: Reading::new(schedule, prediction, variance, i), clip, draws: i > 0 && noisy, way }
+        Self { reading, guidance: R::of(stage.level.sigma()), draws: stage.draws(), way }
     }
 
-    /// Whether the step adds noise.
-    pub fn draws(&self) -> bool {
-        self.draws
+    /// The same stage of DDIM with another end.
+    #[must_use]
+    pub fn with_ddim(self, step: DdimStep) -> Self {
+        Self { way: Way::Ddim { next: ddim(step) }, ..self }
     }
 
-    /// From a pixel of x_t and the network's output for it (`values` is the variance channel's, ignored where the variance
-    /// is fixed) to that of x_{t−1}, and x̂_0.
+    /// How the network's answer is read.
+    pub fn reading(&self) -> &Reading<R> {
+        &self.reading
+    }
+
+    /// The stage for one pixel; `limit` clips x̂_0 as in [`Reading::x_start`].
     ///
-    /// `noise` is a standard normal draw, ignored unless [`draws`](Self::draws). `guidance` is the derivative of a
-    /// classifier's log-probability, ignored unless `guided`: it moves DDPM's mean by the variance times itself, and is
-    /// added to the score of DDIM (Dhariwal & Nichol, arXiv 2105.05233, algorithms 1 and 2), where x̂_0 is not clipped
-    /// again.
+    /// A classifier's gradient moves DDPM's mean by the variance times itself, and is added to the score of all others
+    /// (Dhariwal & Nichol, arXiv 2105.05233, algorithms 1 and 2), where x̂_0 is not clipped again.
     #[inline]
-    pub fn step(&self, x: R, prediction: R, values: R, guidance: R, guided: bool, noise: R) -> (R, R) {
-        let p = self.reading.moments(x, prediction, values, self.clip);
-        let (mean, x_start) = match &self.way {
-            Way::Ddpm if guided => (p.mean + p.log_variance.exp() * guidance, p.x_start),
-            Way::Ddpm => (p.mean, p.x_start),
-            Way::Ddim { next, guidance: by } => {
-                // Not the network's ε, but the one that fits the perhaps clipped x̂_0.
-                let mut eps = self.reading.eps(p.x_start, x);
-                let mut x_start = p.x_start;
-                if guided {
-                    eps = eps - guidance * *by;
-                    x_start = x * self.reading.eps[0] - eps * self.reading.eps[1];
-                }
-                (x_start * next[0] + eps * next[1], x_start)
+    pub fn step(&self, pixel: Pixel<R>, limit: Option<R>) -> Stepped<R> {
+        let Pixel { x, prediction, values, guidance, noise, .. } = pixel;
+        let at = &self.reading;
+        match &self.way {
+            Way::Ddpm => {
+                let p = at.moments(x, prediction, values, limit);
+                let mean = guidance.map_or(p.mean, |guidance| p.mean + p.log_variance.exp() * guidance);
+                let next = if self.draws { mean + (p.log_variance * R::of(0.5)).exp() * noise } else { mean };
+                Stepped { next, x_start: p.x_start, kept: x }
             }
-        };
-        if !self.draws {
-            return (mean, x_start);
+            Way::Ddim { next } => {
+                let mut x_start = at.x_start(x, prediction, limit);
+                // Not the network's ε, but the one that fits the perhaps clipped x̂_0.
+                let mut eps = at.eps(x_start, x);
+                if let Some(guidance) = guidance {
+                    eps = eps - guidance * self.guidance;
+                    x_start = x * at.eps[0] - eps * at.eps[1];
+                }
+                let mean = x_start * next[0] + eps * next[1];
+                Stepped { next: if self.draws { mean + next[2] * noise } else { mean }, x_start, kept: x }
+            }
+            Way::Mix { corrector, keeps, next } => {
+                let mut x_start = at.x_start(x, prediction, limit);
+                if let Some(guidance) = guidance {
+                    let eps = at.eps(x_start, x) - guidance * self.guidance;
+                    x_start = x * at.eps[0] - eps * at.eps[1];
+                }
+                let noise = if self.draws { noise } else { R::of(0.0) };
+                let mixed = |m: &[R; 6], x, kept| {
+                    let [newer, older] = pixel.x_start;
+                    x * m[0] + kept * m[1] + x_start * m[2] + newer * m[3] + older * m[4] + noise * m[5]
+                };
+                let x = corrector.map_or(x, |corrector| mixed(&corrector, x, pixel.kept));
+                let kept = if *keeps { x } else { pixel.kept };
+                Stepped { next: mixed(next, x, kept), x_start, kept }
+            }
         }
-        let sigma = match &self.way {
-            Way::Ddpm => (p.log_variance * R::of(0.5)).exp(),
-            Way::Ddim { next, .. } => next[2],
-        };
-        (mean + sigma * noise, x_start)
     }
+}
+
+fn ddim<R: Real>(step: DdimStep) -> [R; 3] {
+    [step.x_start, step.eps, step.noise].map(R::of)
+}
+
+fn mixture<R: Real>(m: Mixture) -> [R; 6] {
+    let [a, b, c] = m.x_start;
+    [m.x, m.kept, a, b, c, m.noise].map(R::of)
 }
 
 #[cfg(test)]

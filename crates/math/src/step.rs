@@ -1,18 +1,10 @@
 //! Coefficients of one reverse step, from index i to i − 1 of a [`Schedule`], in f64.
 //!
-//! All functions take an index below [`Schedule::len`]. DDPM's own step needs nothing but the schedule's tables: the
+//! Functions of an index take one below [`Schedule::len`]. DDPM's own step needs nothing but the schedule's tables: the
 //! mean from `posterior_mean_coef1` and `posterior_mean_coef2`, and noise of standard deviation e^{½ log σ²}, except at
 //! i = 0.
 
 use crate::schedule::Schedule;
-
-/// σ_i of DDIM (Song et al. 2020, eq. 16): η √((1 − ᾱ_{i−1}) / (1 − ᾱ_i)) √(1 − ᾱ_i / ᾱ_{i−1}).
-///
-/// η = 0 is deterministic, η = 1 has the variance of DDPM's posterior. It is 0 at i = 0.
-pub fn ddim_sigma(schedule: &Schedule, i: usize, eta: f64) -> f64 {
-    let (alpha_bar, prev) = (schedule.alpha_bar[i], schedule.alpha_bar_prev[i]);
-    eta * ((1.0 - prev) / (1.0 - alpha_bar)).sqrt() * (1.0 - alpha_bar / prev).sqrt()
-}
 
 /// One step of DDIM: the next x is `x_start`·x̂_0 + `eps`·ε̂ + `noise`·N(0, I).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,17 +13,20 @@ pub struct DdimStep {
     pub x_start: f64,
     /// What the predicted ε is multiplied by.
     pub eps: f64,
-    /// What fresh noise is multiplied by; 0 at i = 0 and for η = 0.
+    /// What fresh noise is multiplied by; 0 where the step ends at the data, and for η = 0.
     pub noise: f64,
 }
 
-/// The DDIM step from i to i − 1 (Song et al. 2020, eq. 12): √ᾱ_{i−1}, √(1 − ᾱ_{i−1} − σ²) and σ.
-///
-/// An η so large that σ² exceeds 1 − ᾱ_{i−1} leaves no room for ε̂, whose coefficient is then 0 rather than NaN.
-pub fn ddim_step(schedule: &Schedule, i: usize, eta: f64) -> DdimStep {
-    let prev = schedule.alpha_bar_prev[i];
-    let sigma = ddim_sigma(schedule, i, eta);
-    DdimStep { x_start: prev.sqrt(), eps: (1.0 - prev - sigma * sigma).max(0.0).sqrt(), noise: sigma }
+impl DdimStep {
+    /// The step from one ᾱ to a larger one, `prev` (Song et al. 2020, eq. 12): √ᾱ', √(1 − ᾱ' − σ²) and
+    /// σ = η √((1 − ᾱ') / (1 − ᾱ)) √(1 − ᾱ / ᾱ') (eq. 16).
+    ///
+    /// η = 0 is deterministic, η = 1 has the variance of DDPM's posterior. An η so large that σ² exceeds 1 − ᾱ' leaves no
+    /// room for ε̂, whose coefficient is then 0 rather than NaN.
+    pub fn between(alpha_bar: f64, prev: f64, eta: f64) -> Self {
+        let sigma = eta * ((1.0 - prev) / (1.0 - alpha_bar)).sqrt() * (1.0 - alpha_bar / prev).sqrt();
+        Self { x_start: prev.sqrt(), eps: (1.0 - prev - sigma * sigma).max(0.0).sqrt(), noise: sigma }
+    }
 }
 
 /// (a, b) in x̂_0 = a·x_i − b·ε̂: √(1/ᾱ_i) and √(1/ᾱ_i − 1) (Ho et al. 2020, eq. 15).
@@ -64,6 +59,10 @@ mod tests {
         Schedule::new(NoiseSchedule::Cosine, 1000, &"ddim20".parse().unwrap()).unwrap()
     }
 
+    fn ddim_step(s: &Schedule, i: usize, eta: f64) -> DdimStep {
+        DdimStep::between(s.alpha_bar[i], s.alpha_bar_prev[i], eta)
+    }
+
     fn assert_close(actual: f64, expected: f64) {
         assert!((actual - expected).abs() <= 1e-10 * expected.abs().max(1e-3), "{actual} is not {expected}");
     }
@@ -72,12 +71,12 @@ mod tests {
     fn eta_one_has_the_variance_of_the_posterior_and_eta_scales_it() {
         let s = schedule();
         for i in 0..s.len() {
-            let sigma = ddim_sigma(&s, i, 1.0);
+            let sigma = ddim_step(&s, i, 1.0).noise;
             assert_close(sigma * sigma, s.posterior_variance[i]);
-            assert_close(ddim_sigma(&s, i, 0.5), 0.5 * sigma);
-            assert_eq!(ddim_sigma(&s, i, 0.0), 0.0);
+            assert_close(ddim_step(&s, i, 0.5).noise, 0.5 * sigma);
+            assert_eq!(ddim_step(&s, i, 0.0).noise, 0.0);
         }
-        assert_eq!(ddim_sigma(&s, 0, 1.0), 0.0);
+        assert_eq!(ddim_step(&s, 0, 1.0).noise, 0.0);
     }
 
     #[test]

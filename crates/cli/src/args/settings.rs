@@ -50,8 +50,10 @@ impl Settings {
         let sets: Vec<(&str, &str)> = sets
             .map(|s| s.split_once('=').ok_or_else(|| ConfigError(format!("--set {s}: write it as --set KEY=VALUE"))))
             .collect::<Result<_, _>>()?;
-        let keys: Vec<String> = self.keys().into_iter().map(Key::path).collect();
-        let flags = keys.iter().filter_map(|key| Some((key.as_str(), given(matches, key)?)));
+        let keys = self.keys().into_iter().map(Key::path);
+        let flags: Vec<(String, String)> =
+            keys.filter_map(|key| Some((key.clone(), written(matches, &key)?))).collect();
+        let flags = flags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         // One layer, in which flags come last.
         layers.set(sets.into_iter().chain(flags))?;
         let mut config = layers.resolve()?;
@@ -60,12 +62,20 @@ impl Settings {
     }
 }
 
+/// What a flag says; `--correct`, as often as it is written.
+fn written(matches: &ArgMatches, key: &str) -> Option<String> {
+    given(matches, key)?;
+    let all: Vec<&str> = matches.get_many::<String>(key)?.map(String::as_str).collect();
+    Some(all.join("; "))
+}
+
 fn arg(key: &Key, default: &Value) -> Arg {
     let text = |value: &'static str| {
         Arg::new(key.path()).long(key.flag()).value_name(value).allow_negative_numbers(true).help(key.help)
     };
     let arg = match default {
         Value::Boolean(_) => truth(key.path(), key.flag(), key.help),
+        Value::String(_) if key.name == "correct" => text("NAME:VALUES").action(ArgAction::Append),
         Value::String(_) => text("TEXT"),
         Value::Array(_) => text("LIST"),
         _ => text("N"),

@@ -16,7 +16,10 @@ pub(crate) use network::MOST_CLASSES;
 pub use preset::{PRESETS, Preset};
 
 use crate::data::{Fit, Labels, OnBadImage};
-pub use ddpm_math::{LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, TimeSamplerKind, Variance};
+use crate::diffusion::{Diffusion, Reverse};
+pub use ddpm_math::{
+    Corrections, LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, Spacing, TimeSamplerKind, Variance,
+};
 pub use ddpm_net::Precision;
 pub use ddpm_net::network::Pool;
 use serde::{Deserialize, Serialize};
@@ -328,6 +331,17 @@ pub enum SamplerKind {
     Ddpm,
     /// DDIM with `eta`.
     Ddim,
+    /// DPM-Solver++ (2M).
+    #[serde(rename = "dpm-solver++")]
+    DpmSolver,
+    /// The same for the SDE.
+    #[serde(rename = "dpm-solver++-sde")]
+    DpmSolverSde,
+    /// `UniPC` of order 2.
+    #[serde(rename = "unipc")]
+    UniPc,
+    /// EDM's sampler with `churn`.
+    Heun,
 }
 
 /// Sampling.
@@ -338,10 +352,24 @@ pub struct SampleConfig {
     pub sampler: SamplerKind,
     /// Timesteps used ("" for all).
     pub timestep_respacing: Respacing,
+    /// How a plain number of steps is spaced.
+    pub spacing: Spacing,
+    /// Whether the network is told whole timesteps alone, as other programs do; noise levels stay between them.
+    pub rounded_timesteps: bool,
     /// DDIM's η: 0 deterministic, 1 as random as DDPM.
     pub eta: f64,
+    /// Heun's `S_churn`; 0 is deterministic.
+    pub churn: f64,
+    /// The least noise σ/α at which it churns, `S_tmin`.
+    pub churn_min: f64,
+    /// The most noise σ/α at which it churns, `S_tmax`; 0 for no limit.
+    pub churn_max: f64,
     /// Whether predicted images are clipped to [-1, 1] at every step.
     pub clip_denoised: bool,
+    /// In place of clipping at 1, clip to what this share of an image's values keep, and scale back; 0 for plain clipping.
+    pub dynamic_threshold: f64,
+    /// Corrections of exposure bias.
+    pub correct: Corrections,
     /// What a classifier's gradient is multiplied by.
     pub classifier_scale: f64,
     /// Images to draw.
@@ -357,8 +385,15 @@ impl Default for SampleConfig {
         Self {
             sampler: SamplerKind::Ddpm,
             timestep_respacing: Respacing::Full,
+            spacing: Spacing::Uniform,
+            rounded_timesteps: false,
             eta: 0.0,
+            churn: 0.0,
+            churn_min: 0.0,
+            churn_max: 0.0,
             clip_denoised: true,
+            dynamic_threshold: 0.0,
+            correct: Corrections::default(),
             classifier_scale: 1.0,
             num_samples: 10_000,
             batch_size: 16,
@@ -419,20 +454,26 @@ impl Config {
         require(!self.data.random_crop || self.data.fit == Fit::Crop, || {
             "--random-crop does nothing with --fit pad: use one of them".into()
         })?;
-        for (section, respacing) in
-            [("diffusion", &self.diffusion.timestep_respacing), ("sample", &self.sample.timestep_respacing)]
-        {
-            let schedule =
-                ddpm_math::Schedule::new(self.diffusion.noise_schedule, self.diffusion.diffusion_steps, respacing);
-            let schedule =
-                schedule.map_err(|e| ConfigError(format!("{section}.timestep_respacing = \"{respacing}\": {e}")))?;
-            require(self.diffusion.prediction != Prediction::Epsilon || !schedule.ends_in_pure_noise(), || {
-                format!(
-                    "the {} noise schedule over {} steps ends in pure noise, where the image cannot be computed from a \
+        for (section, respacing, diffusion) in [
+            (
+                "diffusion",
+                &self.diffusion.timestep_respacing,
+                Diffusion::new(&self.diffusion, &self.diffusion.timestep_respacing),
+            ),
+            ("sample", &self.sample.timestep_respacing, Diffusion::for_sampling(&self.diffusion, &self.sample)),
+        ] {
+            let diffusion =
+                diffusion.map_err(|e| ConfigError(format!("{section}.timestep_respacing = \"{respacing}\": {e}")))?;
+            require(
+                self.diffusion.prediction != Prediction::Epsilon || !diffusion.schedule.ends_in_pure_noise(),
+                || {
+                    format!(
+                        "the {} noise schedule over {} steps ends in pure noise, where the image cannot be computed from a \
                      predicted epsilon: use more --diffusion-steps, --noise-schedule cosine or --prediction x-start",
-                    self.diffusion.noise_schedule, self.diffusion.diffusion_steps
-                )
-            })?;
+                        self.diffusion.noise_schedule, self.diffusion.diffusion_steps
+                    )
+                },
+            )?;
         }
         require(self.evaluation.images > 1, || {
             format!("evaluation.images = {}: a distribution needs at least 2", self.evaluation.images)
@@ -441,7 +482,30 @@ impl Config {
             "--evaluation-interval is for networks that draw whole images: --arch adm or ddim".into()
         })?;
         self.train.validate()?;
-        self.sample.validate()
+        self.sample.validate()?;
+        self.validate_sampler()
+    }
+
+    /// Checks that the sampler and its corrections work with the network and the process.
+    fn validate_sampler(&self) -> Result<(), ConfigError> {
+        let (sample, prediction) = (&self.sample, self.diffusion.prediction);
+        let schedule = Diffusion::for_sampling(&self.diffusion, sample)?.schedule;
+        let reverse = Reverse::new(sample);
+        require(sample.sampler != SamplerKind::Heun || !schedule.ends_in_pure_noise(), || {
+            "the heun sampler cannot begin at pure noise, where sigma/alpha is infinite: use another --sampler, or more \
+             --diffusion-steps"
+                .into()
+        })?;
+        require(
+            prediction != Prediction::PreviousX || !(sample.sampler == SamplerKind::Heun && sample.churn > 0.0),
+            || {
+                "--churn calls the network between timesteps, where one that predicts the mean of the step before has none: \
+             use --churn 0"
+                .into()
+            },
+        )?;
+        let checked = reverse.corrections.check(reverse.rule, prediction, &schedule, self.model.image_size);
+        checked.map_err(|e| ConfigError(e.to_string()))
     }
 }
 
@@ -517,6 +581,19 @@ impl SampleConfig {
         require(self.num_samples > 0, || "sample.num_samples is 0: ask for at least 1 image".into())?;
         require(self.eta.is_finite() && self.eta >= 0.0, || {
             format!("sample.eta = {} must be 0 (deterministic) or more", self.eta)
+        })?;
+        for (key, value) in [("churn", self.churn), ("churn_min", self.churn_min), ("churn_max", self.churn_max)] {
+            require(value.is_finite() && value >= 0.0, || format!("sample.{key} = {value} must be 0 or more"))?;
+        }
+        require(self.churn == 0.0 || self.sampler == SamplerKind::Heun, || {
+            "--churn is for --sampler heun: the others add noise by rules of their own".into()
+        })?;
+        require((0.0..=1.0).contains(&self.dynamic_threshold), || {
+            format!(
+                "sample.dynamic_threshold = {} is no share of an image's values: use one such as 0.995, or 0 for plain \
+                 clipping",
+                self.dynamic_threshold
+            )
         })?;
         require(self.classifier_scale.is_finite(), || {
             format!("sample.classifier_scale = {} is no number", self.classifier_scale)

@@ -1,72 +1,200 @@
-//! One step of a sampling chain.
+//! One stage of a sampling chain on a batch.
 
 use super::Diffusion;
-use crate::config::SamplerKind;
-use ddpm_math::{ReverseStep, Rule};
+use crate::config::{SampleConfig, SamplerKind};
+use ddpm_math::{Call, Churn, Corrections, DdimStep, Pixel, Reading, ReverseStep, Rule, Stage, Stepped};
 use rayon::prelude::*;
 
-/// The rule of the reverse steps.
-#[derive(Clone, Copy, Debug)]
-pub struct Reverse {
-    /// DDPM or DDIM.
-    pub sampler: SamplerKind,
-    /// DDIM's η.
-    pub eta: f64,
-    /// Whether predicted images are clipped to [-1, 1].
-    pub clip_denoised: bool,
+/// What becomes of a predicted image that leaves the range of pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Clip {
+    /// Nothing.
+    None,
+    /// It is clipped to [-1, 1].
+    Range,
+    /// It is clipped to what this share of its values' magnitudes keep, if that is more than 1, and divided by it: dynamic
+    /// thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3).
+    Dynamic(f64),
 }
 
-/// What a reverse step takes beside the images.
+impl Clip {
+    /// To what an image is clipped; `magnitudes` are those of its values, in any order.
+    fn limit(self, magnitudes: impl Iterator<Item = f32>) -> Option<f32> {
+        match self {
+            Self::None => None,
+            Self::Range => Some(1.0),
+            Self::Dynamic(share) => {
+                let mut sorted: Vec<f32> = magnitudes.collect();
+                sorted.sort_unstable_by(f32::total_cmp);
+                let place = share * (sorted.len() - 1) as f64;
+                let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+                Some((below + (above - below) * place.fract() as f32).max(1.0))
+            }
+        }
+    }
+}
+
+/// How a chain samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reverse {
+    /// The sampler.
+    pub rule: Rule,
+    /// What becomes of predicted images out of range.
+    pub clip: Clip,
+    /// Corrections of exposure bias.
+    pub corrections: Corrections,
+}
+
+impl Reverse {
+    /// What a configuration asks for.
+    pub fn new(settings: &SampleConfig) -> Self {
+        let churn = Churn { amount: settings.churn, least: settings.churn_min, most: settings.churn_max };
+        Self {
+            rule: match settings.sampler {
+                SamplerKind::Ddpm => Rule::Ddpm,
+                SamplerKind::Ddim => Rule::Ddim { eta: settings.eta },
+                SamplerKind::DpmSolver => Rule::DpmSolver { stochastic: false },
+                SamplerKind::DpmSolverSde => Rule::DpmSolver { stochastic: true },
+                SamplerKind::UniPc => Rule::UniPc,
+                SamplerKind::Heun => Rule::Heun(churn),
+            },
+            clip: match (settings.dynamic_threshold, settings.clip_denoised) {
+                (share, _) if share > 0.0 => Clip::Dynamic(share),
+                (_, true) => Clip::Range,
+                (_, false) => Clip::None,
+            },
+            corrections: settings.correct.clone(),
+        }
+    }
+}
+
+/// What a stage takes beside x.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInputs<'a> {
     /// The network's output `[N, C or 2C, H, W]`.
     pub output: &'a [f32],
     /// The gradient of a classifier's log-probability `[N, C, H, W]`.
     pub guidance: Option<&'a [f32]>,
-    /// A standard normal draw `[N, C, H, W]`, needed where [`Reverse::draws`] says so.
+    /// A standard normal draw `[N, C, H, W]`, needed where [`Stage::draws`] says so.
     pub noise: Option<&'a [f32]>,
+    /// Earlier predictions of x_0 `[N, C, H, W]`, the newest first, as far as there are any.
+    pub x_start: [Option<&'a [f32]>; 2],
+    /// The x `[N, C, H, W]` that was kept last.
+    pub kept: Option<&'a [f32]>,
 }
 
-impl Reverse {
-    fn rule(&self) -> Rule {
-        match self.sampler {
-            SamplerKind::Ddpm => Rule::Ddpm,
-            SamplerKind::Ddim => Rule::Ddim { eta: self.eta },
-        }
+impl<'a> StepInputs<'a> {
+    /// An output and nothing beside it.
+    pub fn new(output: &'a [f32]) -> Self {
+        Self { output, guidance: None, noise: None, x_start: [None; 2], kept: None }
     }
+}
 
-    fn at(&self, diffusion: &Diffusion, i: usize) -> ReverseStep<f32> {
-        let Diffusion { schedule, prediction, variance, .. } = diffusion;
-        ReverseStep::new(schedule, *prediction, *variance, self.rule(), self.clip_denoised, i)
-    }
+/// What a stage makes, each `[N, C, H, W]`.
+#[derive(Clone, Debug, Default)]
+pub struct StepOutputs {
+    /// The next x.
+    pub next: Vec<f32>,
+    /// The predicted x_0.
+    pub x_start: Vec<f32>,
+    /// The x that is kept from here on.
+    pub kept: Vec<f32>,
+}
 
-    /// Whether a step from index `i` adds noise.
-    pub fn draws(&self, diffusion: &Diffusion, i: usize) -> bool {
-        self.at(diffusion, i).draws()
-    }
-
-    /// From x_t, `n` images `[N, C, H, W]`, at index `i` to x_{t−1} in the place of x_t and the predicted x_0 as the result. The
-    /// formulas stand in `ddpm_math::reverse`.
-    pub fn step(&self, diffusion: &Diffusion, i: usize, n: usize, x: &mut [f32], inputs: StepInputs) -> Vec<f32> {
-        let StepInputs { output, guidance, noise } = inputs;
-        let step = self.at(diffusion, i);
+impl Diffusion {
+    /// The network's answer `[N, C or 2C, H, W]` to `x` `[N, C, H, W]` with a correction's scales in it; the learned
+    /// variance stays.
+    pub fn corrected(&self, stage: &Stage, call: &Call, n: usize, x: &[f32], mut output: Vec<f32>) -> Vec<f32> {
+        let own = self.stage(stage);
+        let seen = own.reading().moved(call.level);
+        // Where the network saw x itself its answer is read as always.
+        let seen = if call.input == 1.0 { own.reading() } else { &seen };
         let (per_image, per_output) = (x.len() / n, output.len() / n);
-        let mut predicted = vec![0.0; x.len()];
-        let images = x.par_chunks_mut(per_image).zip(predicted.par_chunks_mut(per_image));
-        images.zip(output.par_chunks(per_output)).enumerate().for_each(|(image, ((x, predicted), output))| {
-            let place = image * per_image..(image + 1) * per_image;
-            let guidance = guidance.map(|all| &all[place.clone()]);
-            let noise = noise.map(|all| &all[place]);
-            // A network without a learned variance has no second half.
-            let values = if per_output > per_image { &output[per_image..] } else { output };
-            for (at, (x, predicted)) in x.iter_mut().zip(predicted).enumerate() {
-                let guide = guidance.map_or(0.0, |guidance| guidance[at]);
-                let noise = noise.map_or(0.0, |noise| noise[at]);
-                (*x, *predicted) = step.step(*x, output[at], values[at], guide, guidance.is_some(), noise);
+        let (input, divisor) = (call.input as f32, call.eps as f32);
+        output.par_chunks_mut(per_output).zip(x.par_chunks(per_image)).for_each(|(output, x)| {
+            for (answer, &x) in output.iter_mut().zip(x) {
+                *answer = own.reading().corrected(x, *answer, seen, input, divisor);
             }
         });
-        predicted
+        output
     }
+
+    /// ε as the network's answer `[N, C or 2C, H, W]` to `x` `[N, C, H, W]` at a noise level of index `i` implies it:
+    /// `[N, C, H, W]`.
+    pub fn implied_eps(&self, i: usize, n: usize, x: &[f32], output: &[f32]) -> Vec<f32> {
+        let reading = Reading::<f32>::new(&self.schedule, self.prediction, self.variance, i);
+        let (per_image, per_output) = (x.len() / n, output.len() / n);
+        let mut eps = vec![0.0; x.len()];
+        let images = eps.par_chunks_mut(per_image).zip(x.par_chunks(per_image)).zip(output.par_chunks(per_output));
+        images.for_each(|((eps, x), output)| {
+            for ((eps, &x), &answer) in eps.iter_mut().zip(x).zip(output) {
+                *eps = reading.implied_eps(x, answer);
+            }
+        });
+        eps
+    }
+
+    fn stage(&self, stage: &Stage) -> ReverseStep<f32> {
+        ReverseStep::new(&self.schedule, self.prediction, self.variance, stage)
+    }
+
+    /// One stage for `n` images `x` `[N, C, H, W]`. The formulas stand in `ddpm_math::reverse`.
+    pub fn step(&self, reverse: &Reverse, stage: &Stage, n: usize, x: &[f32], inputs: StepInputs) -> StepOutputs {
+        let step = self.stage(stage);
+        let (per_image, per_output) = (x.len() / n, inputs.output.len() / n);
+        let mut made = StepOutputs { next: vec![0.0; x.len()], x_start: vec![0.0; x.len()], kept: vec![0.0; x.len()] };
+        let images = made.next.par_chunks_mut(per_image).zip(made.x_start.par_chunks_mut(per_image));
+        let images = images.zip(made.kept.par_chunks_mut(per_image)).zip(inputs.output.par_chunks(per_output));
+        images.enumerate().for_each(|(image, (((next, x_start), kept), output))| {
+            let place = image * per_image..(image + 1) * per_image;
+            let x = &x[place.clone()];
+            let [newer, older] = inputs.x_start;
+            let [guidance, noise, last, newer, older] = [inputs.guidance, inputs.noise, inputs.kept, newer, older]
+                .map(|all| all.map(|all| &all[place.clone()]));
+            // A network without a learned variance has no second half.
+            let values = if per_output > per_image { &output[per_image..] } else { output };
+            let magnitude = |at: usize| step.reading().x_start(x[at], output[at], None).abs();
+            let limit = reverse.clip.limit((0..per_image).map(magnitude));
+            let step = self.with_shifted_end(reverse, stage, x, step);
+            let or_0 = |all: Option<&[f32]>, at: usize| all.map_or(0.0, |all| all[at]);
+            for at in 0..per_image {
+                let pixel = Pixel {
+                    x: x[at],
+                    prediction: output[at],
+                    values: values[at],
+                    guidance: guidance.map(|guidance| guidance[at]),
+                    noise: or_0(noise, at),
+                    x_start: [or_0(newer, at), or_0(older, at)],
+                    kept: or_0(last, at),
+                };
+                let stepped = step.step(pixel, limit);
+                Stepped { next: next[at], x_start: x_start[at], kept: kept[at] } = stepped;
+            }
+        });
+        made
+    }
+
+    /// The stage for one image, which `time-shift-released` may lead elsewhere.
+    fn with_shifted_end(
+        &self,
+        reverse: &Reverse,
+        stage: &Stage,
+        x: &[f32],
+        step: ReverseStep<f32>,
+    ) -> ReverseStep<f32> {
+        let Rule::Ddim { eta } = reverse.rule else { return step };
+        let corrections = &reverse.corrections;
+        let end =
+            corrections.wants_variance().then(|| corrections.shifted_end(&self.schedule, stage, variance(x))).flatten();
+        end.map_or(step, |end| step.with_ddim(DdimStep::between(stage.level.alpha_bar, end, eta)))
+    }
+}
+
+/// The variance of values, unbiased.
+pub fn variance(values: &[f32]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (n - 1.0)
 }
 
 /// Images in [-1, 1] `[N, C, H, W]` of `channels` channels and `pixels` pixels as bytes `[N, H, W, C]`: (x + 1)·127.5, clamped

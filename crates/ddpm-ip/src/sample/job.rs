@@ -1,6 +1,6 @@
 //! A file of samples.
 
-use super::{Chain, Draws, GivenNoise, Guide, Seeded, SmallImages};
+use super::{Chain, Draws, GivenNoise, Guide, Model, Seeded, SmallImages, Subjects};
 use crate::config::{Arch, Config, ConfigError, SampleConfig};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
@@ -137,14 +137,15 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let parameters = checkpoint::load(&file, network.layout())?;
     let network = Engine::new(network, device);
     let settings = &config.sample;
-    let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
-    let reverse = Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised };
+    let diffusion = Diffusion::for_sampling(&config.diffusion, settings)?;
+    let reverse = Reverse::new(settings);
     let (size, channels) = (config.model.image_size, config.model.in_channels);
     let steps = diffusion.schedule.len();
 
     let given = match &job.initial_noise {
         Some(path) => {
-            let needs_steps = (0..steps).any(|i| reverse.draws(&diffusion, i));
+            let stages = reverse.rule.stages(&diffusion.schedule, steps - 1);
+            let needs_steps = stages.iter().any(|stage| stage.draws() || stage.churn.is_some());
             Some(GivenNoise::read(path, [channels, size, size], steps, needs_steps)?)
         }
         None => None,
@@ -194,18 +195,18 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     emit(Event::Sampling { done, total, steps });
     let chain = Chain {
         diffusion: &diffusion,
-        network: &network,
-        parameters: &parameters,
-        reverse,
+        network: &Model { network: &network, parameters: &parameters, size: [size; 2] },
+        reverse: &reverse,
         guide: guide.as_ref(),
-        image_size: size,
+        shape: [channels, size, size],
     };
     while done < total {
         let batch = settings.batch_size.min(total - done);
         let images: Vec<u64> = (done..done + batch).map(|i| i as u64).collect();
         let labels = job.labels(&images, classes, small.as_ref())?;
         let low_res = small.as_ref().map(|small| small.enlarged(&images, size));
-        let drawn = chain.run(&images, labels.as_deref(), low_res.as_deref(), draws, |step, _, _| {
+        let (labels, low_res) = (labels.as_deref(), low_res.as_deref());
+        let drawn = chain.run(Subjects { images: &images, labels, low_res, draws }, |step, _, _| {
             emit(Event::SampleStep { done, step, batch });
             !stop.load(Ordering::Relaxed)
         });

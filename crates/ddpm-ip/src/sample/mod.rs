@@ -4,11 +4,13 @@ mod chain;
 mod given;
 mod guide;
 mod job;
+mod predictor;
 mod small;
 
-pub use chain::{Chain, Draws, Seeded};
+pub use chain::{Chain, Draws, Seeded, Subjects, Taken, Walk};
 pub use given::GivenNoise;
 pub use guide::Guide;
 pub(crate) use job::random_labels;
 pub use job::{GuideJob, Job, run};
+pub use predictor::{Model, Predictor};
 pub use small::SmallImages;

@@ -6,7 +6,7 @@ use crate::checkpoint::Store;
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
-use crate::sample::{Chain, Seeded, SmallImages};
+use crate::sample::{Chain, Model, Seeded, SmallImages, Subjects};
 use ddpm_net::network::Network;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -128,22 +128,25 @@ pub(crate) fn draw(
     let config = &trainer.config;
     let Some(network) = trainer.task.unet() else { return Ok(false) };
     let settings = &config.sample;
-    let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
+    let diffusion = Diffusion::for_sampling(&config.diffusion, settings)?;
+    let size = config.model.image_size;
+    let model = Model { network, parameters: trainer.sampling_parameters(), size: [size; 2] };
     let chain = Chain {
         diffusion: &diffusion,
-        network,
-        parameters: trainer.sampling_parameters(),
-        reverse: Reverse { sampler: settings.sampler, eta: settings.eta, clip_denoised: settings.clip_denoised },
+        network: &model,
+        reverse: &Reverse::new(settings),
         guide: None,
-        image_size: config.model.image_size,
+        shape: [config.model.in_channels, size, size],
     };
     let images: Vec<u64> = (0..count as u64).collect();
     for images in images.chunks(settings.batch_size) {
         let labels = network.network().config().num_classes.map(|classes| labels(images, classes));
-        let low_res = small.map(|small| small.enlarged(images, config.model.image_size));
+        let low_res = small.map(|small| small.enlarged(images, size));
         let go_on = |_, _: &_, _: &_| !stop.load(Ordering::Relaxed);
-        match chain.run(images, labels.as_deref(), low_res.as_deref(), &Seeded(settings.seed), go_on) {
-            Some(x) => take(&to_u8(&x, config.model.in_channels, config.model.image_size.pow(2)))?,
+        let draws = &Seeded(settings.seed);
+        let subjects = Subjects { images, labels: labels.as_deref(), low_res: low_res.as_deref(), draws };
+        match chain.run(subjects, go_on) {
+            Some(x) => take(&to_u8(&x, config.model.in_channels, size * size))?,
             None => return Ok(false),
         }
     }

@@ -1,10 +1,10 @@
 //! Sampling chains with all noise given.
 
 use super::support::{assert_close, cases, folder, open, weighted};
-use ddpm_ip::config::{DiffusionConfig, SamplerKind};
-use ddpm_ip::diffusion::{Diffusion, Reverse, to_u8};
-use ddpm_ip::sample::{Chain, GivenNoise};
-use ddpm_math::Variance;
+use ddpm_ip::config::DiffusionConfig;
+use ddpm_ip::diffusion::{Clip, Diffusion, Reverse, to_u8};
+use ddpm_ip::sample::{Chain, GivenNoise, Model, Subjects};
+use ddpm_math::{Corrections, Rule, Variance};
 
 #[test]
 fn golden_chains() {
@@ -22,9 +22,9 @@ fn golden_chains() {
         let diffusion = Diffusion::new(&config, &respacing).unwrap();
         let ddim = case["sampler"] == "ddim";
         let reverse = Reverse {
-            sampler: if ddim { SamplerKind::Ddim } else { SamplerKind::Ddpm },
-            eta: case["eta"].as_f64().unwrap_or(0.0),
-            clip_denoised: case["clip_denoised"].as_bool().unwrap(),
+            rule: if ddim { Rule::Ddim { eta: case["eta"].as_f64().unwrap_or(0.0) } } else { Rule::Ddpm },
+            clip: if case["clip_denoised"].as_bool().unwrap() { Clip::Range } else { Clip::None },
+            corrections: Corrections::default(),
         };
         let mut file = open(&case, "file");
         let shape = file.floats("initial_noise").unwrap().shape;
@@ -34,23 +34,23 @@ fn golden_chains() {
         let noise = GivenNoise::read(&path, [shape[1], image_size, image_size], steps, true).unwrap();
         let chain = Chain {
             diffusion: &diffusion,
-            network: &network,
-            parameters: &parameters,
-            reverse,
+            network: &Model { network: &network, parameters: &parameters, size: [image_size; 2] },
+            reverse: &reverse,
             guide: None,
-            image_size,
+            shape: [shape[1], image_size, image_size],
         };
         let images: Vec<u64> = (0..noise.images() as u64).collect();
         let (mut first, mut middle) = (Vec::new(), Vec::new());
-        let last = chain.run(&images, None, None, &noise, |k, x_start, x| {
-            if k == 1 {
-                first = x_start.to_vec();
-            }
-            if k == steps / 2 + 1 {
-                middle = x.to_vec();
-            }
-            true
-        });
+        let last =
+            chain.run(Subjects { images: &images, labels: None, low_res: None, draws: &noise }, |k, x_start, x| {
+                if k == 1 {
+                    first = x_start.to_vec();
+                }
+                if k == steps / 2 + 1 {
+                    middle = x.to_vec();
+                }
+                true
+            });
         let last = last.unwrap();
         let mut expected = |key: &str| file.floats(key).unwrap().values;
         assert_close(&format!("{name}: first x_start"), &first, &expected("first_pred_xstart"), 1e-3);

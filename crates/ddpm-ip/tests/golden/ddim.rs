@@ -1,11 +1,12 @@
 //! The network of ermongroup/ddim and its chains.
 
 use super::support::{assert_close, assert_near, cases, folder, json, open, weights};
-use ddpm_ip::config::{Arch, Config, DiffusionConfig, SamplerKind};
-use ddpm_ip::diffusion::{Diffusion, Reverse};
+use ddpm_ip::config::{Arch, Config, DiffusionConfig};
+use ddpm_ip::diffusion::{Clip, Diffusion, Reverse};
 use ddpm_ip::net::network::{Network, Unet};
 use ddpm_ip::net::{Device, Engine, Feed, Parameters};
-use ddpm_ip::sample::{Chain, GivenNoise};
+use ddpm_ip::sample::{Chain, GivenNoise, Model, Subjects};
+use ddpm_math::{Corrections, Rule};
 
 #[test]
 fn golden_ddim() {
@@ -37,7 +38,7 @@ fn golden_ddim() {
         let timesteps = file.integers("timesteps").unwrap().values;
         let respacing = format!("uniform{}", timesteps.len()).parse().unwrap();
         let diffusion = Diffusion::new(&DiffusionConfig::default(), &respacing).unwrap();
-        let kept: Vec<i64> = diffusion.schedule.timestep_map.iter().map(|&t| t as i64).collect();
+        let kept: Vec<i64> = diffusion.schedule.times.iter().map(|&t| t as i64).collect();
         assert_eq!(kept, timesteps);
         let size = config.model.image_size;
         let path = folder().join(case["file"].as_str().unwrap());
@@ -45,14 +46,15 @@ fn golden_ddim() {
         for eta in [0.0, 0.5] {
             let chain = Chain {
                 diffusion: &diffusion,
-                network: &network,
-                parameters: &parameters,
-                reverse: Reverse { sampler: SamplerKind::Ddim, eta, clip_denoised: false },
+                network: &Model { network: &network, parameters: &parameters, size: [size; 2] },
+                reverse: &Reverse { rule: Rule::Ddim { eta }, clip: Clip::None, corrections: Corrections::default() },
                 guide: None,
-                image_size: size,
+                shape: [config.model.in_channels, size, size],
             };
             let images: Vec<u64> = (0..noise.images() as u64).collect();
-            let last = chain.run(&images, None, None, &noise, |_, _, _| true).unwrap();
+            let last = chain
+                .run(Subjects { images: &images, labels: None, low_res: None, draws: &noise }, |_, _, _| true)
+                .unwrap();
             let expected = file.floats(&format!("final_eta{eta:?}")).unwrap().values;
             // Nothing is clipped: the images of this network of random weights are large.
             let scale = expected.iter().fold(1.0, |a: f32, v| a.max(v.abs()));

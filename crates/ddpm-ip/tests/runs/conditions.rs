@@ -2,14 +2,14 @@
 
 use super::support::{assert_same, assert_says, cpu, remarks, train, trained, with};
 use ddpm_ip::checkpoint::{self, config_of};
-use ddpm_ip::config::{Config, SamplerKind};
-use ddpm_ip::diffusion::{Diffusion, Reverse, StepInputs};
+use ddpm_ip::config::Config;
+use ddpm_ip::diffusion::{Clip, Diffusion, Reverse, StepInputs};
 use ddpm_ip::net::network::{Classifier, Network};
 use ddpm_ip::net::{Engine, Feed, Parameters, Spec};
 use ddpm_ip::npz::{Npz, NpzWriter};
 use ddpm_ip::sample::{self, Guide, GuideJob};
 use ddpm_ip::{Event, Outcome, nll};
-use ddpm_math::{Domain, Stream};
+use ddpm_math::{Corrections, Domain, Rule, Stream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -201,19 +201,20 @@ fn guidance_moves_the_mean_of_ddpm_and_the_score_of_ddim() {
         assert!(off < 2e-5 * scale, "off by {off}");
     };
     for i in [1, 10, 19] {
-        let step = |sampler, eps: &[f32], guidance: Option<&[f32]>| {
-            let (reverse, mut x) = (Reverse { sampler, eta: 0.3, clip_denoised: false }, x.clone());
-            let inputs = StepInputs { output: eps, guidance, noise: Some(&noise) };
-            let x_start = reverse.step(&diffusion, i, 1, &mut x, inputs);
-            (x, x_start)
-        };
         let s = &diffusion.schedule;
-        let (plain, _) = step(SamplerKind::Ddpm, &eps, None);
-        let (guided, _) = step(SamplerKind::Ddpm, &eps, Some(&gradient));
+        let step = |rule: Rule, eps: &[f32], guidance: Option<&[f32]>| {
+            let reverse = Reverse { rule, clip: Clip::None, corrections: Corrections::default() };
+            let inputs = StepInputs { guidance, noise: Some(&noise), ..StepInputs::new(eps) };
+            let made = diffusion.step(&reverse, &rule.stages(s, i)[0], 1, &x, inputs);
+            (made.next, made.x_start)
+        };
+        let ddim = Rule::Ddim { eta: 0.3 };
+        let (plain, _) = step(Rule::Ddpm, &eps, None);
+        let (guided, _) = step(Rule::Ddpm, &eps, Some(&gradient));
         near(&guided, &plus(&plain, &gradient, s.betas[i]), 1.0);
         let scored = plus(&eps, &gradient, -s.sqrt_one_minus_alpha_bar[i]);
-        let (expected, x_start) = step(SamplerKind::Ddim, &scored, None);
-        let (guided, guided_start) = step(SamplerKind::Ddim, &eps, Some(&gradient));
+        let (expected, x_start) = step(ddim, &scored, None);
+        let (guided, guided_start) = step(ddim, &eps, Some(&gradient));
         near(&guided_start, &x_start, s.sqrt_recipm1_alpha_bar[i]);
         near(&guided, &expected, 1.0);
     }
