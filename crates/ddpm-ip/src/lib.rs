@@ -40,6 +40,7 @@
 //! | [`npz`], [`file`] | NumPy's archives; files that are whole or not there |
 
 pub mod bench;
+pub mod bias;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;

@@ -93,6 +93,8 @@ pub enum Domain {
     Likelihood = 12,
     /// The rows in a subset of features (index: the subset and the side).
     Subset = 13,
+    /// Noise, directions and orders of the exposure-bias instruments (index: the image, step: the level and its use).
+    Bias = 15,
 }
 
 /// A sequence of random numbers with an address: seed, domain, index and step.

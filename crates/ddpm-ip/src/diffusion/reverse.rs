@@ -2,7 +2,7 @@
 
 use super::Diffusion;
 use crate::config::{SampleConfig, SamplerKind};
-use ddpm_math::{Call, Churn, Corrections, DdimStep, Pixel, Reading, ReverseStep, Rule, Stage, Stepped};
+use ddpm_math::{Call, Churn, Corrections, DdimStep, Pixel, ReverseStep, Rule, Stage, Stepped};
 use rayon::prelude::*;
 
 /// What becomes of a predicted image that leaves the range of pixels.
@@ -119,19 +119,24 @@ impl Diffusion {
         output
     }
 
-    /// ε as the network's answer `[N, C or 2C, H, W]` to `x` `[N, C, H, W]` at a noise level of index `i` implies it:
-    /// `[N, C, H, W]`.
-    pub fn implied_eps(&self, i: usize, n: usize, x: &[f32], output: &[f32]) -> Vec<f32> {
-        let reading = Reading::<f32>::new(&self.schedule, self.prediction, self.variance, i);
+    /// What the network's answer `[N, C or 2C, H, W]` to `n` images `x` `[N, C, H, W]` at a stage's noise level says, without
+    /// any correction: ε and x̂_0, each `[N, C, H, W]`.
+    pub fn read(&self, clip: Clip, stage: &Stage, n: usize, x: &[f32], output: &[f32]) -> [Vec<f32>; 2] {
+        let step = self.stage(stage);
+        let reading = step.reading();
         let (per_image, per_output) = (x.len() / n, output.len() / n);
-        let mut eps = vec![0.0; x.len()];
-        let images = eps.par_chunks_mut(per_image).zip(x.par_chunks(per_image)).zip(output.par_chunks(per_output));
-        images.for_each(|((eps, x), output)| {
-            for ((eps, &x), &answer) in eps.iter_mut().zip(x).zip(output) {
-                *eps = reading.implied_eps(x, answer);
-            }
-        });
-        eps
+        let (mut eps, mut x_start) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let made = eps.par_chunks_mut(per_image).zip(x_start.par_chunks_mut(per_image));
+        made.zip(x.par_chunks(per_image).zip(output.par_chunks(per_output))).for_each(
+            |((eps, x_start), (x, output))| {
+                let pixels = || x.iter().zip(output);
+                let limit = clip.limit(pixels().map(|(&x, &answer)| reading.x_start(x, answer, None).abs()));
+                for ((eps, x_start), (&x, &answer)) in eps.iter_mut().zip(x_start).zip(pixels()) {
+                    (*eps, *x_start) = (reading.implied_eps(x, answer), reading.x_start(x, answer, limit));
+                }
+            },
+        );
+        [eps, x_start]
     }
 
     fn stage(&self, stage: &Stage) -> ReverseStep<f32> {
