@@ -45,6 +45,15 @@ pub enum Event {
         /// Repetitions in all.
         total: usize,
     },
+    /// A step of drawing images in training is done.
+    Drawing {
+        /// What they are.
+        what: &'static str,
+        /// Steps done.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+    },
     /// A sample grid was written.
     Grid {
         /// Steps done.
@@ -82,6 +91,15 @@ pub enum Event {
         /// Images done.
         done: usize,
         /// Images in all.
+        total: usize,
+    },
+    /// Some more of the instruments have been read.
+    Reading {
+        /// Of which checkpoint.
+        what: String,
+        /// Parts done.
+        done: usize,
+        /// Parts in all.
         total: usize,
     },
     /// Some of a file has arrived.

@@ -1,6 +1,7 @@
 //! The variational bound on the likelihood of images, in bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021).
 
 use crate::config::{Arch, Config, ConfigError};
+use crate::data::Dataset;
 use crate::diffusion::Diffusion;
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{stamp, write_atomic};
@@ -153,20 +154,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     if total < settings.num_samples {
         emit(Event::Warning(format!("there are {total} images, not {} (--num-samples)", settings.num_samples)));
     }
-    let labels = match (network.network().config().num_classes, dataset.labels()) {
-        (None, _) => None,
-        (Some(classes), Some(labels)) => match labels[..total].iter().find(|&&l| l as usize >= classes) {
-            Some(wrong) => {
-                let message = format!("the images have a class {wrong}; the network has {classes} classes");
-                return Err(ConfigError(message).into());
-            }
-            None => Some(labels),
-        },
-        (Some(_), None) => {
-            let message = "the network has classes and these images have no labels: say where they are with --labels";
-            return Err(ConfigError(message.into()).into());
-        }
-    };
+    let labels = labels_of(&dataset, network.network().config().num_classes)?;
     std::fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
     let steps = diffusion.schedule.len();
     let identity = identity(job, &file)?;
@@ -211,6 +199,24 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let report = write(&mut partial, total, steps, &job.out)?;
     partial.remove()?;
     Ok((Outcome::Finished, Some(report)))
+}
+
+/// The classes of images for a network of so many.
+///
+/// # Errors
+/// Images without classes for a network with some, or of others.
+pub(crate) fn labels_of(dataset: &Dataset, classes: Option<usize>) -> Result<Option<&[u32]>, ConfigError> {
+    let Some(classes) = classes else { return Ok(None) };
+    let Some(labels) = dataset.labels() else {
+        let message = "the network has classes and these images have no labels: say where they are with --labels";
+        return Err(ConfigError(message.into()));
+    };
+    match labels.iter().find(|&&label| label as usize >= classes) {
+        Some(wrong) => {
+            Err(ConfigError(format!("the images have a class {wrong}; the network has {classes} classes")))
+        }
+        None => Ok(Some(labels)),
+    }
 }
 
 /// Averages the terms of all images, and writes them.

@@ -1,6 +1,7 @@
 //! The commands, a file each, and the command line that they make.
 
 mod bench;
+mod bias;
 mod completions;
 mod convert;
 mod evaluate;
@@ -29,6 +30,7 @@ fn all() -> Vec<Command> {
     let sample = sample::KINDS.iter().map(sample::command);
     let others = [
         nll::command(),
+        bias::command(),
         evaluate::evaluate_command(),
         evaluate::statistics_command(),
         weights::command(),
@@ -81,6 +83,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     }
     match name {
         "nll" => nll::run(m),
+        "bias" => bias::run(m),
         "evaluate" => evaluate::evaluate(m),
         "statistics" => evaluate::statistics(m),
         "weights" => weights::run(m),

@@ -84,6 +84,10 @@ impl Bar {
                 self.drawn.set_message(text);
                 self.drawn.tick();
             }
+            Event::Drawing { what, done, total } => {
+                self.drawn.set_message(format!("drawing {what}, {done}/{total} steps"));
+                self.drawn.tick();
+            }
             Event::Bounded { done, total, bits_per_dim: None } => {
                 self.total = *total;
                 self.begin(*done as f64);
@@ -110,6 +114,14 @@ impl Bar {
                     self.begin(*done as f64);
                 }
                 self.sampled(*done as f64, &format!("{done}/{total} images of {what}"));
+            }
+            Event::Reading { what, done, total } => {
+                if self.measured != *what {
+                    self.measured.clone_from(what);
+                    self.begin(0.0);
+                }
+                self.drawn.set_position((1000 * done / total.max(&1)) as u64);
+                self.drawn.set_message(format!("{what}, part {done} of {total}"));
             }
             Event::Fetching { done, total } => {
                 if self.recent.is_empty() {

@@ -53,6 +53,7 @@ impl Sinks {
             | Event::Bounded { .. }
             | Event::Prepared { .. }
             | Event::Measuring { .. }
+            | Event::Reading { .. }
             | Event::Fetching { .. } => {
                 crate::interrupt::work_begins();
             }

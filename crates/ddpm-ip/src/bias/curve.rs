@@ -5,6 +5,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::ops::Range;
 
+/// A number that is this many of its errors from another is taken to differ.
+pub(super) const SIGNIFICANT: f64 = 3.0;
+
 /// Into how many groups the images are cut for the errors.
 const GROUPS: usize = 20;
 
@@ -24,6 +27,19 @@ impl Estimate {
     /// The mean of numbers of single images.
     pub fn mean(values: &[f64]) -> Self {
         mean_and_error(values).map_or(Self::NONE, |(value, error)| Self { value, error })
+    }
+
+    /// Its ratio to another, of other images.
+    #[must_use]
+    pub fn over(self, other: Self) -> Self {
+        let value = self.value / other.value;
+        Self { value, error: value.abs() * (self.error / self.value).hypot(other.error / other.value) }
+    }
+
+    /// Less a number.
+    #[must_use]
+    pub fn less(self, number: f64) -> Self {
+        Self { value: self.value - number, ..self }
     }
 
     /// How many errors it is away from another number.

@@ -1,6 +1,6 @@
 //! The instruments: what a network does on inputs of training, and what it does on states that it made itself.
 
-use super::curve::{Curve, Estimate, PerPixel, over_pixels};
+use super::curve::{Curve, Estimate, PerPixel, SIGNIFICANT, over_pixels};
 use crate::diffusion::{Diffusion, Reverse};
 use crate::sample::{Chain, Draws, Predictor, Seeded, Subjects, Taken, Walk};
 use ddpm_math::{Domain, Level, Normality, Rule, Stage, Stream, haar_energy};
@@ -13,9 +13,6 @@ pub const LEAST_IMAGES: usize = 20;
 
 /// The most images, and the most pixels, that the test looks at.
 const MOST_TESTED: (usize, usize) = (5000, 1024);
-
-/// Below this many errors a slope or a difference is not measurable.
-const SIGNIFICANT: f64 = 3.0;
 
 /// A network, how it samples, and the images to measure it on.
 pub struct Subject<'a> {
@@ -89,6 +86,43 @@ pub struct Readings {
     pub input_gradient: Curve,
     /// Chains that begin at q(x_t | x_0): how far they end from x_0, root mean square over values, mean over images.
     pub start: Vec<StartStep>,
+}
+
+impl Readings {
+    /// All curves and lists by name; errors as `NAME_error`.
+    pub fn arrays(&self) -> Vec<(String, &[f64])> {
+        let [state_low, state_high] = &self.state_energy;
+        let [x_start_low, x_start_high] = &self.x_start_energy;
+        let curves = [
+            ("prediction_error", &self.prediction_error),
+            ("squared_error", &self.squared_error),
+            ("variance_error", &self.variance_error),
+            ("variance_error_excess", &self.variance_error_excess),
+            ("variance_excess", &self.variance_excess),
+            ("short_variance", &self.short_variance),
+            ("short_variance_excess", &self.short_variance_excess),
+            ("norm_training", &self.norm_training),
+            ("norm_sampling", &self.norm_sampling),
+            ("effective_shift", &self.effective_shift),
+            ("state_energy_low", state_low),
+            ("state_energy_high", state_high),
+            ("x_start_energy_low", x_start_low),
+            ("x_start_energy_high", x_start_high),
+            ("input_gradient", &self.input_gradient),
+        ];
+        let lists = [
+            ("t", &self.t),
+            ("alpha_bar", &self.alpha_bar),
+            ("not_normal", &self.not_normal),
+            ("variance_error_floor", &self.variance_error_floor),
+            ("short_variance_floor", &self.short_variance_floor),
+        ];
+        let lists = lists.into_iter().map(|(name, values)| (name.to_string(), values.as_slice()));
+        let curves = curves.into_iter().flat_map(|(name, curve)| {
+            [(name.to_string(), curve.value.as_slice()), (format!("{name}_error"), curve.error.as_slice())]
+        });
+        lists.chain(curves).collect()
+    }
 }
 
 /// Chains from one level to the end.
@@ -554,9 +588,7 @@ struct AtLevel {
 /// By what share the mean energy of sampled images differs from that of true ones.
 fn relative(truth: &[[f64; 2]], sampled: &[[f64; 2]], band: usize) -> Estimate {
     let [truth, sampled] = [truth, sampled].map(|all| Estimate::mean(&all.iter().map(|e| e[band]).collect::<Vec<_>>()));
-    let ratio = sampled.value / truth.value;
-    let error = ratio * (sampled.error / sampled.value).hypot(truth.error / truth.value);
-    Estimate { value: ratio - 1.0, error }
+    sampled.over(truth).less(1.0)
 }
 
 /// The levels from which chains begin: up to ten, evenly, the last among them.

@@ -2,8 +2,13 @@
 
 mod curve;
 mod instruments;
+mod job;
+mod picture;
 mod scale;
+mod words;
 
 pub use curve::{Curve, Estimate, PerPixel, over_pixels};
 pub use instruments::{Ends, LEAST_IMAGES, Readings, StartStep, Subject};
+pub use job::{Entry, EsAuto, Job, Report, Suggestions, run};
+pub(crate) use job::resolve_auto;
 pub use scale::{Norms, ScaleError, find_scale};

@@ -36,7 +36,7 @@ impl std::fmt::Display for ScaleError {
 }
 
 /// The mean norms of ε_θ over chains of batches of subjects; none if `go_on` says so.
-pub fn sampled_norms(chain: &Chain, subjects: &[Subjects], go_on: &mut dyn FnMut() -> bool) -> Option<Norms> {
+pub(super) fn sampled_norms(chain: &Chain, subjects: &[Subjects], go_on: &mut dyn FnMut() -> bool) -> Option<Norms> {
     let mut sums = vec![0.0; chain.diffusion.schedule.len()];
     let mut count = 0;
     for subjects in subjects {
@@ -56,12 +56,12 @@ pub fn sampled_norms(chain: &Chain, subjects: &[Subjects], go_on: &mut dyn FnMut
 }
 
 /// The mean over levels of log(sampled norm / training norm).
-pub fn mean_gap(sampled: &[f64], training: &[f64]) -> f64 {
+fn mean_gap(sampled: &[f64], training: &[f64]) -> f64 {
     gaps(sampled, training).sum::<f64>() / sampled.len() as f64
 }
 
 /// The largest |log(sampled norm / training norm)|.
-pub fn largest_gap(sampled: &[f64], training: &[f64]) -> f64 {
+pub(super) fn largest_gap(sampled: &[f64], training: &[f64]) -> f64 {
     gaps(sampled, training).fold(0.0, |most, gap| f64::max(most, gap.abs()))
 }
 

@@ -114,6 +114,7 @@ pub const KEYS: &[Key] = &[
     key("train", "keep_checkpoints", "checkpoints kept, newest first; 0: all"),
     key("train", "grid_interval", "steps between sample grids; 0: the last alone"),
     key("train", "grid_images", "images in a sample grid; 0: no grids"),
+    key("train", "grid_steps", "steps of UniPC for grids; 0: as [sample]; 20 where sampler and steps are not set"),
     key("sample", "sampler", "ddpm, ddim, dpm-solver++, dpm-solver++-sde, unipc, heun (two network calls a step)"),
     key("sample", "timestep_respacing", "timesteps used, as in 250, ddim50, quad50 or 10,15,20; empty: all"),
     key("sample", "spacing", "of a plain number of timesteps: uniform, quadratic, log-snr, karras"),

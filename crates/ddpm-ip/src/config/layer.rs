@@ -4,6 +4,9 @@ use super::{Config, ConfigError, KEYS, Key};
 use std::path::Path;
 use toml::{Table, Value};
 
+/// Steps of the grids where nothing says how to sample.
+const FAST_GRID_STEPS: usize = 20;
+
 /// Settings collected so far; later ones win.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
@@ -16,7 +19,18 @@ impl Layers {
     /// # Errors
     /// None that [`Self::set`] and [`Self::add`] would have let through.
     pub fn resolve(&self) -> Result<Config, ConfigError> {
-        Config::from_table(self.table.clone())
+        let mut config = Config::from_table(self.table.clone())?;
+        // A grid of a thousand steps that nobody asked for would hold up the training for minutes.
+        let chosen = [("sample", "sampler"), ("sample", "timestep_respacing"), ("train", "grid_steps")];
+        if !chosen.iter().any(|(section, key)| self.says(section, key)) {
+            config.train.grid_steps = FAST_GRID_STEPS;
+        }
+        Ok(config)
+    }
+
+    /// Whether any layer sets a key.
+    fn says(&self, section: &str, key: &str) -> bool {
+        self.table.get(section).and_then(Value::as_table).is_some_and(|keys| keys.contains_key(key))
     }
 
     /// Lays a table of sections on top.

@@ -269,6 +269,8 @@ pub struct TrainConfig {
     pub grid_interval: u64,
     /// Images in a sample grid; 0 for no grids.
     pub grid_images: usize,
+    /// Steps of `UniPC` with which grids are drawn; 0 for the settings of `sample`.
+    pub grid_steps: usize,
 }
 
 impl Default for TrainConfig {
@@ -298,6 +300,7 @@ impl Default for TrainConfig {
             keep_checkpoints: 3,
             grid_interval: 10_000,
             grid_images: 64,
+            grid_steps: 0,
         }
     }
 }

@@ -229,17 +229,17 @@ fn finish(
 }
 
 /// Moments of rows that come in any batches: as many are added at a time, so that sums are always rounded the same way.
-pub(super) struct Sum {
+pub(crate) struct Sum {
     moments: Moments,
     waiting: Vec<f32>,
 }
 
 impl Sum {
-    pub(super) fn new(width: usize) -> Self {
+    pub(crate) fn new(width: usize) -> Self {
         Self { moments: Moments::new(width), waiting: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, rows: &[f32]) -> Result<(), FidelityError> {
+    pub(crate) fn add(&mut self, rows: &[f32]) -> Result<(), FidelityError> {
         for row in rows.chunks_exact(self.moments.width().max(1)) {
             self.waiting.extend_from_slice(row);
             if self.waiting.len() == ROWS * self.moments.width() {
@@ -257,7 +257,7 @@ impl Sum {
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> Result<Gaussian, FidelityError> {
+    pub(crate) fn finish(mut self) -> Result<Gaussian, FidelityError> {
         self.push()?;
         self.moments.gaussian()
     }

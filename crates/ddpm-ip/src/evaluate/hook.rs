@@ -8,7 +8,7 @@ use crate::config::{Config, SampleConfig};
 use crate::data::Shape;
 use crate::event::{Emit, Event};
 use crate::sample::random_labels;
-use crate::train::{Hook, Next, StepReport, Trainer, draw, due};
+use crate::train::{Drawing, Hook, Next, StepReport, Trainer, due};
 use crate::{Error, weights};
 use ddpm_net::Device;
 use fidelity::{Gaussian, frechet_distance};
@@ -129,7 +129,16 @@ impl<'a> EvaluationHook<'a> {
         let mut sum = Sum::new(self.network.width());
         // As `sample` draws them, so that its files give the same distance.
         let labels = |images: &[u64], classes: usize| random_labels(images, classes, config.sample.seed);
-        let whole = draw(trainer, config.evaluation.images, None, &labels, self.stop, &mut |images| {
+        let drawing = Drawing {
+            trainer,
+            settings: &config.sample,
+            count: config.evaluation.images,
+            small: None,
+            labels: &labels,
+            stop: self.stop,
+            what: "images to evaluate",
+        };
+        let whole = drawing.run(emit, &mut |images| {
             let n = images.len() / (size * size * channels);
             sum.add(&self.network.features(images, [n, size, size, channels])?.features).map_err(failed)
         })?;

@@ -11,6 +11,8 @@ mod network;
 mod side;
 mod statistics;
 
+pub(crate) use features::Sum;
+
 pub use bench::{BenchReport, bench};
 pub use foreign::OnnxChoice;
 pub use hook::EvaluationHook;

@@ -1,6 +1,7 @@
 //! A file of samples.
 
 use super::{Chain, Draws, GivenNoise, Guide, Model, Seeded, SmallImages, Subjects};
+use crate::bias::resolve_auto;
 use crate::config::{Arch, Config, ConfigError, SampleConfig};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
@@ -193,6 +194,15 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes)?;
     done = done.min(total);
     emit(Event::Sampling { done, total, steps });
+    if config.diffusion.variance.is_learned() && !reverse.rule.uses_variance() {
+        emit(Event::Notice("this sampler does not use the variance that the network has learned; ddpm does".into()));
+    }
+    let beyond = reverse.corrections.levels_beyond(&diffusion.schedule);
+    if beyond > 0 {
+        emit(Event::Notice(format!(
+            "ideal-ip: at the first {beyond} of {steps} steps t' lies beyond the last timestep, which takes its place"
+        )));
+    }
     let chain = Chain {
         diffusion: &diffusion,
         network: &Model { network: &network, parameters: &parameters, size: [size; 2] },
@@ -200,6 +210,18 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         guide: guide.as_ref(),
         shape: [channels, size, size],
     };
+    let scaled = match settings.correct.auto() {
+        Some(measured) => {
+            let first: Vec<u64> = (0..total as u64).collect();
+            let labels = job.labels(&first, classes, small.as_ref())?;
+            let found = resolve_auto(Path::new(measured), config, &parameters, &chain, labels.as_deref(), stop)?;
+            let Some(scale) = found else { return Ok(Outcome::Interrupted) };
+            emit(Event::Notice(format!("es-auto: epsilon is divided by {scale:.5}")));
+            Some(Reverse { corrections: reverse.corrections.with_scale(scale), ..reverse.clone() })
+        }
+        None => None,
+    };
+    let chain = Chain { reverse: scaled.as_ref().unwrap_or(&reverse), ..chain };
     while done < total {
         let batch = settings.batch_size.min(total - done);
         let images: Vec<u64> = (done..done + batch).map(|i| i as u64).collect();
@@ -290,13 +312,14 @@ fn identity(job: &Job, file: &Path) -> Result<String, Error> {
     let config = Config { sample, ..job.config.clone() };
     let noise = job.initial_noise.as_deref().map(stamp).transpose()?;
     let small = job.base_samples.as_deref().map(stamp).transpose()?;
+    let bias = config.sample.correct.auto().map(|file| stamp(Path::new(file))).transpose()?;
     let classifier = match &job.classifier {
         Some(guide) => Some((stamp(&checkpoint::resolve(&guide.checkpoint)?)?, &guide.config)),
         None => None,
     };
     let line = serde_json::json!({
         "checkpoint": stamp(file)?, "classes": job.classes, "initial_noise": noise, "config": config,
-        "classifier": classifier, "base_samples": small,
+        "classifier": classifier, "base_samples": small, "bias": bias,
     });
     Ok(line.to_string())
 }

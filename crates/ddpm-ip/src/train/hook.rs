@@ -3,6 +3,7 @@
 use super::{StepReport, Trainer};
 use crate::Error;
 use crate::checkpoint::Store;
+use crate::config::{Config, Corrections, Respacing, SampleConfig, SamplerKind, Spacing};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
@@ -99,7 +100,9 @@ impl<'a> GridHook<'a> {
             let in_turn = || images.iter().map(|i| (i % classes as u64) as u32).collect();
             small.and_then(|small| small.labels(images)).unwrap_or_else(in_turn)
         };
-        let whole = draw(trainer, count, small, &labels, self.stop, &mut |images| {
+        let settings = &grid_settings(config);
+        let drawing = Drawing { trainer, settings, count, small, labels: &labels, stop: self.stop, what: "the grid" };
+        let whole = drawing.run(emit, &mut |images| {
             bytes.extend_from_slice(images);
             Ok(())
         })?;
@@ -114,43 +117,77 @@ impl<'a> GridHook<'a> {
     }
 }
 
-/// Draws the images `0..count` with the first average (the network itself where there is none), by the settings of
-/// `sample`, and passes them on batch by batch, `[n, H, W, C]`. Whether all were drawn: not after `stop`, and not by a network
-/// that draws nothing. A super-resolution network enlarges `small`; `labels` gives numbers of images and of classes theirs.
-pub(crate) fn draw(
-    trainer: &Trainer,
-    count: usize,
-    small: Option<&SmallImages>,
-    labels: &dyn Fn(&[u64], usize) -> Vec<u32>,
-    stop: &AtomicBool,
-    take: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
-) -> Result<bool, Error> {
-    let config = &trainer.config;
-    let Some(network) = trainer.task.unet() else { return Ok(false) };
-    let settings = &config.sample;
-    let diffusion = Diffusion::for_sampling(&config.diffusion, settings)?;
-    let size = config.model.image_size;
-    let model = Model { network, parameters: trainer.sampling_parameters(), size: [size; 2] };
-    let chain = Chain {
-        diffusion: &diffusion,
-        network: &model,
-        reverse: &Reverse::new(settings),
-        guide: None,
-        shape: [config.model.in_channels, size, size],
-    };
-    let images: Vec<u64> = (0..count as u64).collect();
-    for images in images.chunks(settings.batch_size) {
-        let labels = network.network().config().num_classes.map(|classes| labels(images, classes));
-        let low_res = small.map(|small| small.enlarged(images, size));
-        let go_on = |_, _: &_, _: &_| !stop.load(Ordering::Relaxed);
-        let draws = &Seeded(settings.seed);
-        let subjects = Subjects { images, labels: labels.as_deref(), low_res: low_res.as_deref(), draws };
-        match chain.run(subjects, go_on) {
-            Some(x) => take(&to_u8(&x, config.model.in_channels, size * size))?,
-            None => return Ok(false),
-        }
+/// How grids are sampled: as `sample` says, or with `UniPC` in few steps.
+fn grid_settings(config: &Config) -> SampleConfig {
+    let sample = config.sample.clone();
+    match config.train.grid_steps.min(config.diffusion.diffusion_steps) {
+        0 => sample,
+        steps => SampleConfig {
+            sampler: SamplerKind::UniPc,
+            timestep_respacing: Respacing::Sections(vec![steps]),
+            spacing: Spacing::Uniform,
+            churn: 0.0,
+            correct: Corrections::default(),
+            ..sample
+        },
     }
-    Ok(true)
+}
+
+/// Images `0..count`, drawn in training with the first average (the network itself where there is none).
+pub(crate) struct Drawing<'a> {
+    pub(crate) trainer: &'a Trainer,
+    /// How they are sampled.
+    pub(crate) settings: &'a SampleConfig,
+    pub(crate) count: usize,
+    /// What a super-resolution network enlarges.
+    pub(crate) small: Option<&'a SmallImages>,
+    /// Gives numbers of images, and of classes, theirs.
+    pub(crate) labels: &'a dyn Fn(&[u64], usize) -> Vec<u32>,
+    pub(crate) stop: &'a AtomicBool,
+    /// What they are, for the progress.
+    pub(crate) what: &'static str,
+}
+
+impl Drawing<'_> {
+    /// Passes the images on batch by batch, `[n, H, W, C]`. Whether all were drawn: not after `stop`, and not by a network
+    /// that draws nothing.
+    pub(crate) fn run(
+        &self,
+        emit: &mut Emit,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let Self { trainer, settings, count, small, .. } = *self;
+        let config = &trainer.config;
+        let Some(network) = trainer.task.unet() else { return Ok(false) };
+        let diffusion = Diffusion::for_sampling(&config.diffusion, settings)?;
+        let size = config.model.image_size;
+        let model = Model { network, parameters: trainer.sampling_parameters(), size: [size; 2] };
+        let chain = Chain {
+            diffusion: &diffusion,
+            network: &model,
+            reverse: &Reverse::new(settings),
+            guide: None,
+            shape: [config.model.in_channels, size, size],
+        };
+        let images: Vec<u64> = (0..count as u64).collect();
+        let steps = diffusion.schedule.len();
+        let total = images.len().div_ceil(settings.batch_size) * steps;
+        for (batch, images) in images.chunks(settings.batch_size).enumerate() {
+            let labels = network.network().config().num_classes.map(|classes| (self.labels)(images, classes));
+            let low_res = small.map(|small| small.enlarged(images, size));
+            let go_on = |step, _: &_, _: &_| {
+                emit(Event::Drawing { what: self.what, done: batch * steps + step, total });
+                !self.stop.load(Ordering::Relaxed)
+            };
+            let draws = &Seeded(settings.seed);
+            let subjects = Subjects { images, labels: labels.as_deref(), low_res: low_res.as_deref(), draws };
+            match chain.run(subjects, go_on) {
+                Some(x) => take(&to_u8(&x, config.model.in_channels, size * size))?,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
 }
 
 impl Hook for GridHook<'_> {

@@ -9,7 +9,7 @@ mod task;
 mod trainer;
 
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
-pub(crate) use hook::{draw, due};
+pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;
 pub(crate) use run::open_data;
 pub use run::{RunOptions, memory, parameter_count, resolve, train};

@@ -1,0 +1,116 @@
+//! `ddpm-ip bias`: the instruments for exposure bias.
+
+use super::sample::own_settings;
+use crate::args::{self, Settings};
+use crate::output::{complain_all, print};
+use crate::sink::Sinks;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use ddpm_ip::config::Layers;
+use ddpm_ip::evaluate::Choice;
+use ddpm_ip::{Outcome, bias};
+use std::path::PathBuf;
+
+const SETTINGS: Settings = Settings(&[
+    "model",
+    "diffusion",
+    "data",
+    "sample.sampler",
+    "sample.timestep_respacing",
+    "sample.spacing",
+    "sample.rounded_timesteps",
+    "sample.eta",
+    "sample.churn",
+    "sample.churn_min",
+    "sample.churn_max",
+    "sample.clip_denoised",
+    "sample.dynamic_threshold",
+    "sample.correct",
+    "sample.num_samples",
+    "sample.batch_size",
+    "sample.seed",
+]);
+
+pub(super) fn command() -> Command {
+    Command::new("bias")
+        .about("Measure exposure bias: what a network meets in sampling against what it was trained on")
+        .long_about(
+            "Measure exposure bias: how what a network meets in sampling differs from what it was trained on.\n\n\
+             Noised images of the data, and chains that begin at them, go through the network level by level. Each instrument \
+             is a curve over the timesteps with errors over the images: the prediction error ν and whether it is normal; the \
+             variance of sampled states against that of a perfect sampler; the norm of ε in training and in sampling and the \
+             timestep that it looks like; the energy of Haar bands; the gradient of the network by its input; and how far \
+             chains end from the image they began at. Writes bias.json, bias.npz and bias.svg, and says in words what was \
+             found.\n\n\
+             Settings come from each checkpoint, with 20 steps, 512 images and batches of 64 unless flags say otherwise. An \
+             image costs about 14 network calls a step.",
+        )
+        .arg(
+            args::path("checkpoint", "PATH", "run directories, checkpoint folders or files of parameters; drawn together")
+                .required(true)
+                .num_args(1..)
+                .action(ArgAction::Append)
+                .visible_alias("model-path"),
+        )
+        .arg(args::path("out", "DIR", "folder for bias.json, bias.npz and bias.svg [default: where you are]"))
+        .arg(
+            Arg::new("short-chains")
+                .long("short-chains")
+                .value_name("N")
+                .default_value("2")
+                .value_parser(value_parser!(u32))
+                .help("steps of the short chains, which begin a little above each timestep"),
+        )
+        .arg(args::switch("frechet", "also the Frechet distance of chains by where they begin"))
+        .arg(
+            Arg::new("features")
+                .long("features")
+                .value_name("NETWORK")
+                .requires("frechet")
+                .help("its network, as `evaluate` takes it [default: the one that fits the images]"),
+        )
+        .arg(args::switch("quiet", "no progress"))
+        .arg(args::switch("json", "report as JSON"))
+        .arg(args::device_arg())
+        .args(SETTINGS.args())
+        .args_override_self(true)
+}
+
+pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let device = args::device(matches)?;
+    let quiet = matches.get_flag("quiet");
+    let mut checkpoints = Vec::new();
+    for path in matches.get_many::<PathBuf>("checkpoint").into_iter().flatten() {
+        let mut layers = Layers::default();
+        layers.add(own_settings(path, matches, &layers)?)?;
+        // A run's settings are for its samples.
+        layers.set([("num_samples", "512"), ("sample.batch_size", "64"), ("sample.timestep_respacing", "20")])?;
+        let (config, notices) = SETTINGS.resolve(layers, matches)?;
+        if !quiet {
+            complain_all(&notices);
+        }
+        checkpoints.push((path.clone(), config));
+    }
+    let features = if matches.get_flag("frechet") {
+        let choice = matches.get_one::<String>("features").map(|text| text.parse::<Choice>()).transpose()?;
+        Some((choice, args::cache_dir().unwrap_or_default().join("weights")))
+    } else {
+        None
+    };
+    let out = matches.get_one::<PathBuf>("out").cloned().or_else(args::log_dir).unwrap_or_else(|| ".".into());
+    let short = matches.get_one::<u32>("short-chains").map_or(2, |&n| n as usize);
+    let job = bias::Job { checkpoints, out, short, features };
+    let mut sinks = Sinks::new(quiet, None);
+    let result = bias::run(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    sinks.finish();
+    let (outcome, report) = result?;
+    let Some(report) = report else {
+        print("stopped; nothing was written")?;
+        return Ok(outcome);
+    };
+    print(&if matches.get_flag("json") {
+        serde_json::to_string(&report)?
+    } else {
+        format!("{}\n\ncurves in {}", report.words(), job.out.join("bias.svg").display())
+    })?;
+    Ok(outcome)
+}
