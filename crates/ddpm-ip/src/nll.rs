@@ -212,9 +212,7 @@ pub(crate) fn labels_of(dataset: &Dataset, classes: Option<usize>) -> Result<Opt
         return Err(ConfigError(message.into()));
     };
     match labels.iter().find(|&&label| label as usize >= classes) {
-        Some(wrong) => {
-            Err(ConfigError(format!("the images have a class {wrong}; the network has {classes} classes")))
-        }
+        Some(wrong) => Err(ConfigError(format!("the images have a class {wrong}; the network has {classes} classes"))),
         None => Ok(Some(labels)),
     }
 }

@@ -274,3 +274,32 @@ fn presets_say_the_sizes_of_classifiers_and_super_resolution() {
         assert_eq!(config["train"]["steps"].as_integer(), Some(1000));
     }
 }
+
+#[test]
+fn bias_is_measured_and_said_in_words_and_corrections_are_taken_as_often_as_written() {
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    let measure =
+        ["bias", "--checkpoint", "run", "run", "--sampler", "ddim", "--timestep-respacing", "4", "--out", "bias"];
+    let ran = place.run(&[&measure[..], &["--num-samples", "20"]].concat()).exits(0);
+    assert_eq!(names(&place.path("bias")), ["bias.json", "bias.npz", "bias.svg"]);
+    assert_eq!(ran.out().matches("run: ddim, 4 steps, 20 images").count(), 2, "{}", ran.out());
+    assert!(ran.out().contains("rules of thumb, unproven"), "{}", ran.out());
+    place.run(&[&measure[..], &["--num-samples", "3"]].concat()).complains(2, &["3 image(s)", "20"]);
+
+    let sample =
+        ["sample", "--checkpoint", "run", "--num-samples", "2", "--timestep-respacing", "3", "--quiet", "--out"];
+    let draw = |name: &str, more: &[&str]| {
+        place.run(&[&sample[..], &[name, "--sampler", "unipc"], more].concat()).exits(0);
+        std::fs::read(place.path(name)).unwrap()
+    };
+    let [plain, neutral, scaled, both] = [
+        draw("plain.npz", &[]),
+        draw("neutral.npz", &["--correct", "es:1", "--correct", "shift:0"]),
+        draw("scaled.npz", &["--correct", "es:1.3"]),
+        draw("both.npz", &["--correct", "es:1.3", "--correct", "dcw:low,0.5"]),
+    ];
+    assert!(plain == neutral && plain != scaled && scaled != both);
+    let wrong = [&sample[..], &["wrong.npz", "--correct", "ess:1"]].concat();
+    place.run(&wrong).complains(2, &["\"ess:1\"", "es-linear:k,b"]);
+}

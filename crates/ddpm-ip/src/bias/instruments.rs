@@ -504,7 +504,7 @@ impl Subject<'_> {
         let t = stage.level.time;
         let last = (self.diffusion.schedule.original_steps() - 1) as f64;
         let mut step = (last / 100.0).max(1.0);
-        let (t0, mut here) = (Estimate::mean(at_t), [t, Estimate::mean(at_t).value]);
+        let t0 = Estimate::mean(at_t);
         // The slope decides on which side the wanted norm lies.
         let side = if t + step <= last { 1.0 } else { -1.0 };
         let beside = self.norms_at(stage, t + side * step);
@@ -516,38 +516,39 @@ impl Subject<'_> {
         let slope = side * change.value / step;
         let gap = sampled.value - t0.value;
         let direction = (gap / slope).signum();
+        let mut here = [t, t0.value];
         let mut there = here;
         // Steps out until the wanted norm is passed.
+        let passed = |a: [f64; 2], b: [f64; 2]| (a[1] - sampled.value) * (b[1] - sampled.value) <= 0.0;
         for _ in 0..6 {
-            let s = (there[0] + direction * step).clamp(0.0, last);
-            if s == there[0] {
-                break;
-            }
             here = there;
+            let s = (there[0] + direction * step).clamp(0.0, last);
             there = [s, Estimate::mean(&self.norms_at(stage, s)).value];
-            if (there[1] - sampled.value) * (here[1] - sampled.value) <= 0.0 {
+            if passed(here, there) {
                 break;
             }
             step *= 2.0;
         }
-        // The norm bends little over one step, and one point more between takes that out.
+        if !passed(here, there) || here[0] == there[0] {
+            return Estimate::NONE;
+        }
+        let cut = |here: [f64; 2], there: [f64; 2]| {
+            let slope = (there[1] - here[1]) / (there[0] - here[0]);
+            [here[0] + (sampled.value - here[1]) / slope, slope]
+        };
+        // The norm bends little over one step, and a point or two more between take that out.
         for _ in 0..2 {
-            let local = (there[1] - here[1]) / (there[0] - here[0]);
-            let s = here[0] + (sampled.value - here[1]) / local;
-            if !s.is_finite() || (s - here[0]) * (s - there[0]) > 0.0 || (s - here[0]).abs() < 1e-3 {
+            let [s, _] = cut(here, there);
+            if (s - here[0]).abs() < 0.01 || (s - there[0]).abs() < 0.01 {
                 break;
             }
             let between = [s, Estimate::mean(&self.norms_at(stage, s)).value];
-            if (between[1] - sampled.value) * (here[1] - sampled.value) <= 0.0 {
-                there = between;
-            } else {
-                here = between;
-            }
+            if passed(here, between) { there = between } else { here = between }
         }
-        let local = (there[1] - here[1]) / (there[0] - here[0]);
-        let s = here[0] + (sampled.value - here[1]) / local;
-        let error = sampled.error.hypot(t0.error) / local.abs();
-        if s.is_finite() { Estimate { value: s - t, error } } else { Estimate::NONE }
+        let [s, slope] = cut(here, there);
+        let error = sampled.error.hypot(t0.error) / slope.abs();
+        // A shift that could be anything is none.
+        if error < last / 10.0 { Estimate { value: s - t, error } } else { Estimate::NONE }
     }
 }
 

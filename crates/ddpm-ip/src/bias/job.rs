@@ -181,12 +181,7 @@ pub(crate) fn resolve_auto(
     }
 }
 
-fn subjects<'a>(
-    images: &'a [u64],
-    labels: Option<&'a [u32]>,
-    batch: usize,
-    draws: &'a Seeded,
-) -> Vec<Subjects<'a>> {
+fn subjects<'a>(images: &'a [u64], labels: Option<&'a [u32]>, batch: usize, draws: &'a Seeded) -> Vec<Subjects<'a>> {
     let of = |(k, images): (usize, &'a [u64])| {
         let labels = labels.map(|labels| &labels[k * batch..k * batch + images.len()]);
         Subjects { images, labels, low_res: None, draws }
@@ -213,7 +208,8 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             return Err(ConfigError(message).into());
         }
         if config.sample.correct.auto().is_some() {
-            let message = "es-auto takes what bias measures: give it to `sample`, or measure with the es:λ that it found";
+            let message =
+                "es-auto takes what bias measures: give it to `sample`, or measure with the es:λ that it found";
             return Err(ConfigError(message.into()).into());
         }
         let steps = Diffusion::for_sampling(&config.diffusion, &config.sample)?.schedule.len();
@@ -387,7 +383,8 @@ fn entry(
     }
     let Some(readings) = readings else { return Ok(None) };
     if readings.norm_training.value.iter().chain(&readings.norm_sampling.value).any(|v| !v.is_finite()) {
-        let message = "its network gives answers that are not finite: check it, and the settings that differ from its own";
+        let message =
+            "its network gives answers that are not finite: check it, and the settings that differ from its own";
         return Err(Error::file(&file, message));
     }
     let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape };

@@ -9,6 +9,6 @@ mod words;
 
 pub use curve::{Curve, Estimate, PerPixel, over_pixels};
 pub use instruments::{Ends, LEAST_IMAGES, Readings, StartStep, Subject};
-pub use job::{Entry, EsAuto, Job, Report, Suggestions, run};
 pub(crate) use job::resolve_auto;
+pub use job::{Entry, EsAuto, Job, Report, Suggestions, run};
 pub use scale::{Norms, ScaleError, find_scale};

@@ -8,7 +8,7 @@ const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00
 
 /// Columns of panels, a panel's size, and the margins within it: left, top, right, bottom.
 const COLUMNS: usize = 3;
-const PANEL: [f64; 2] = [340.0, 220.0];
+const PANEL: [f64; 2] = [360.0, 220.0];
 const MARGINS: [f64; 4] = [56.0, 30.0, 12.0, 28.0];
 
 /// A line of a panel.
@@ -107,7 +107,10 @@ fn panels(report: &Report) -> Vec<Panel> {
             }),
         },
         Panel { title: "excess of the variance of sampled x", lines: one(|e| &e.readings.variance_excess) },
-        Panel { title: "the same of short chains (at least)", lines: one(|e| &e.readings.short_variance_excess) },
+        Panel {
+            title: "excess of the variance in short chains, at least",
+            lines: one(|e| &e.readings.short_variance_excess),
+        },
         Panel {
             title: "norm of ε, sampling over training, less 1",
             lines: lines(&|e| {
@@ -118,10 +121,13 @@ fn panels(report: &Report) -> Vec<Panel> {
         },
         Panel { title: "effective timestep, less t", lines: one(|e| &e.readings.effective_shift) },
         Panel {
-            title: "energy of sampled x over true x, less 1 (dashed: high bands)",
+            title: "energy of x, sampled over true, less 1 (dashed: high)",
             lines: bands(|e| &e.readings.state_energy),
         },
-        Panel { title: "the same of predicted x₀", lines: bands(|e| &e.readings.x_start_energy) },
+        Panel {
+            title: "energy of x̂₀, sampled over true, less 1 (dashed: high)",
+            lines: bands(|e| &e.readings.x_start_energy),
+        },
         Panel { title: "input gradient ‖J‖", lines: one(|e| &e.readings.input_gradient) },
         Panel { title: "distance from x₀ by start step (dashed: DDPM)", lines: starts() },
     ]

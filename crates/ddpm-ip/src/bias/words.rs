@@ -38,8 +38,11 @@ fn of_entry(entry: &Entry, images: usize) -> String {
     let say = |curve: &Curve, [more, less]: [&str; 2], size: &dyn Fn(Estimate) -> String| {
         let known: Vec<usize> = (0..curve.len()).filter(|&i| curve.value[i].is_finite()).collect();
         let clear = |i: usize| curve.at(i).deviations_from(0.0).abs() >= SIGNIFICANT;
-        let Some(most) =
-            known.iter().copied().filter(|&i| clear(i)).max_by(|&a, &b| curve.value[a].abs().total_cmp(&curve.value[b].abs()))
+        let Some(most) = known
+            .iter()
+            .copied()
+            .filter(|&i| clear(i))
+            .max_by(|&a, &b| curve.value[a].abs().total_cmp(&curve.value[b].abs()))
         else {
             return if known.is_empty() { "not measurable here".into() } else { "none beyond the errors".to_string() };
         };
@@ -58,7 +61,12 @@ fn of_entry(entry: &Entry, images: usize) -> String {
     let more = ["larger", "smaller"];
     line("variance error δ over floor", say(&r.variance_error_excess, more, &absolute));
     line("variance of sampled x", say(&r.variance_excess, more, &absolute));
-    line("the same, short chains", say(&r.short_variance_excess, ["larger, at least", "below its bound"], &absolute));
+    let short = if r.short_variance_floor.iter().all(|v| v.is_nan()) {
+        "only samplers that add noise have a bound to compare with".into()
+    } else {
+        say(&r.short_variance_excess, ["larger, at least", "below its bound"], &absolute)
+    };
+    line("the same, short chains", short);
     line("norm of ε in sampling", say(&ratio, more, &percent));
     line("effective timestep", say(&r.effective_shift, ["later (as if noisier)", "earlier (as if cleaner)"], &steps));
     for (band, name) in ["low band", "high bands"].iter().enumerate() {
@@ -71,7 +79,10 @@ fn of_entry(entry: &Entry, images: usize) -> String {
     if let Some(start) = r.start.last() {
         line(
             "distance from x0 after all",
-            format!("{:.3} from t = {:.0} by DDIM, {:.3} by DDPM", start.deterministic[0], start.t, start.stochastic[0]),
+            format!(
+                "{:.3} from t = {:.0} by DDIM, {:.3} by DDPM",
+                start.deterministic[0], start.t, start.stochastic[0]
+            ),
         );
     }
     let s = &entry.suggestions;

@@ -220,6 +220,19 @@ mod tests {
     }
 
     #[test]
+    fn grids_take_few_steps_unless_something_says_how_to_sample() {
+        let steps = |assignments: &[(&str, &str)]| {
+            let mut layers = Layers::default();
+            layers.set(assignments.iter().copied()).unwrap();
+            layers.resolve().unwrap().train.grid_steps
+        };
+        assert_eq!(steps(&[("lr", "1e-3"), ("sample.seed", "1")]), FAST_GRID_STEPS);
+        assert_eq!(steps(&[("sampler", "ddpm")]), 0);
+        assert_eq!(steps(&[("sample.timestep_respacing", "")]), 0);
+        assert_eq!(steps(&[("sampler", "ddim"), ("grid_steps", "7")]), 7);
+    }
+
+    #[test]
     fn mistakes_are_named_with_what_to_write_instead() {
         assert_eq!(
             message(("num_chanels", "3")),

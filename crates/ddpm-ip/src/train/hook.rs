@@ -151,11 +151,7 @@ pub(crate) struct Drawing<'a> {
 impl Drawing<'_> {
     /// Passes the images on batch by batch, `[n, H, W, C]`. Whether all were drawn: not after `stop`, and not by a network
     /// that draws nothing.
-    pub(crate) fn run(
-        &self,
-        emit: &mut Emit,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
-    ) -> Result<bool, Error> {
+    pub(crate) fn run(&self, emit: &mut Emit, take: &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<bool, Error> {
         let Self { trainer, settings, count, small, .. } = *self;
         let config = &trainer.config;
         let Some(network) = trainer.task.unet() else { return Ok(false) };

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
+mod bias;
 mod checkpoints;
 mod conditions;
 mod conversions;

@@ -128,6 +128,26 @@ fn a_bad_image_in_mid_run_costs_no_work() {
 }
 
 #[test]
+fn a_grid_takes_few_steps_unless_sampling_is_set() {
+    let total = |settings: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        let grid = [("steps", "1"), ("grid_images", "3"), ("diffusion_steps", "100")];
+        let (outcome, events) = train(&with(&[&grid, settings].concat()), folder.path());
+        assert_eq!(outcome.unwrap(), Outcome::Finished);
+        let last = events.iter().rev().find_map(|event| match event {
+            Event::Drawing { done, total, .. } => Some((*done, *total)),
+            _ => None,
+        });
+        last.unwrap()
+    };
+    // Two batches.
+    assert_eq!(total(&[]), (40, 40));
+    assert_eq!(total(&[("grid_steps", "3")]), (6, 6));
+    assert_eq!(total(&[("sample.timestep_respacing", "5")]), (10, 10));
+    assert_eq!(total(&[("sampler", "ddim")]), (200, 200));
+}
+
+#[test]
 fn grids_do_not_become_training_images() {
     let folder = tempfile::tempdir().unwrap();
     image::ImageBuffer::from_pixel(8, 8, image::Luma([1_u8])).save(folder.path().join("a.png")).unwrap();
