@@ -73,6 +73,17 @@ impl Gaussian {
     }
 }
 
+/// A Fréchet distance and its two parts. Negative values, which are rounding, count as zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FrechetParts {
+    /// What [`frechet_distance`] gives: the sum of the parts, but for rounding.
+    pub distance: f64,
+    /// ‖μ₁ − μ₂‖²
+    pub means: f64,
+    /// tr Σ₁ + tr Σ₂ − 2 tr (Σ₁^½ Σ₂ Σ₁^½)^½, which does not depend on the means.
+    pub covariances: f64,
+}
+
 /// The squared Fréchet (2-Wasserstein) distance between two Gaussians,
 ///
 /// ```text
@@ -93,20 +104,33 @@ impl Gaussian {
 /// # Errors
 /// When the widths differ, and when the numbers are too large or the eigenvalues do not converge.
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, FidelityError> {
+    Ok(frechet_parts(a, b)?.distance)
+}
+
+/// A [`frechet_distance`], and how much of it comes from the means and how much from the covariances.
+///
+/// # Errors
+/// As [`frechet_distance`].
+pub fn frechet_parts(a: &Gaussian, b: &Gaussian) -> Result<FrechetParts, FidelityError> {
     if b.width() != a.width() {
         return Err(FidelityError::WidthMismatch { expected: a.width(), found: b.width() });
     }
-    distance(a, &factor(a)?, b)
+    parts(a, &factor(a)?, b)
 }
 
 /// The distance of a Gaussian, whose [`factor`] is known, from another of its width.
-fn distance(a: &Gaussian, of_a: &Mat<f64>, b: &Gaussian) -> Result<f64, FidelityError> {
+fn parts(a: &Gaussian, of_a: &Mat<f64>, b: &Gaussian) -> Result<FrechetParts, FidelityError> {
     let width = a.width();
-    let between_means: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b).powi(2)).sum();
+    let means: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b).powi(2)).sum();
     let traces: f64 = (0..width).map(|i| a.covariance[i * width + i] + b.covariance[i * width + i]).sum();
-    let distance = between_means + traces - 2.0 * sum_of_singular_values(of_a, &factor(b)?)?;
+    let root = sum_of_singular_values(of_a, &factor(b)?)?;
+    let (distance, covariances) = (means + traces - 2.0 * root, traces - 2.0 * root);
     // Not `max` alone, which would turn NaN into 0.
-    if distance.is_finite() { Ok(distance.max(0.0)) } else { Err(FidelityError::Overflow) }
+    if distance.is_finite() {
+        Ok(FrechetParts { distance: distance.max(0.0), means, covariances: covariances.max(0.0) })
+    } else {
+        Err(FidelityError::Overflow)
+    }
 }
 
 /// Rows that an extrapolation needs.
@@ -141,7 +165,7 @@ pub fn extrapolated_frechet_distance(
             moments.push(&block, [chosen.len(), sample.width()])?;
         }
         x.push(1.0 / rows as f64);
-        y.push(distance(reference, &factor, &moments.gaussian()?)?);
+        y.push(parts(reference, &factor, &moments.gaussian()?)?.distance);
     }
     Ok(intercept(&x, &y))
 }

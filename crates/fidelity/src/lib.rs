@@ -28,7 +28,9 @@ pub mod resize;
 
 pub use error::FidelityError;
 pub use features::Features;
-pub use frechet::{Gaussian, LEAST_EXTRAPOLATED, extrapolated_frechet_distance, frechet_distance};
+pub use frechet::{
+    FrechetParts, Gaussian, LEAST_EXTRAPOLATED, extrapolated_frechet_distance, frechet_distance, frechet_parts,
+};
 pub use inception::{Inception, InceptionFeatures};
 pub use inception_score::InceptionScore;
 pub use kernel_distance::{Subsets, kernel_distance};

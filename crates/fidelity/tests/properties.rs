@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use fidelity::{FidelityError, Gaussian, Moments, frechet_distance};
+use fidelity::{FidelityError, Gaussian, Moments, frechet_distance, frechet_parts};
 use proptest::prelude::*;
 
 fn moments(features: &[f64], width: usize) -> Moments {
@@ -73,8 +73,10 @@ proptest! {
     #[test]
     fn distance_to_itself_is_zero((width, a, _) in two_sets()) {
         let a = moments(&a, width);
-        let distance = distance(&a, &a).unwrap();
-        prop_assert!((0.0..rounding(&a, &a)).contains(&distance), "{}", distance);
+        let gaussian = a.gaussian().unwrap();
+        let parts = frechet_parts(&gaussian, &gaussian).unwrap();
+        prop_assert_eq!((parts.means, parts.distance), (0.0, parts.covariances));
+        prop_assert!((0.0..rounding(&a, &a)).contains(&parts.distance), "{:?}", parts);
     }
 
     #[test]
@@ -85,6 +87,21 @@ proptest! {
         let (a, moved) = (moments(&a, width), moments(&moved, width));
         let distance = distance(&a, &moved).unwrap();
         prop_assert!((distance - square).abs() < rounding(&a, &moved), "{} instead of {}", distance, square);
+    }
+
+    #[test]
+    fn a_shift_of_the_mean_is_in_the_part_from_means_alone((width, a, b) in two_sets()) {
+        let (origin, shift) = (vec![0.0; width], &b[..width]);
+        let around = |set: &[f64], mean: &[f64]| {
+            Gaussian::new(mean.to_vec(), moments(set, width).covariance().unwrap()).unwrap()
+        };
+        let still = frechet_parts(&around(&a, &origin), &around(&b, &origin)).unwrap();
+        let moved = frechet_parts(&around(&a, &origin), &around(&b, shift)).unwrap();
+        prop_assert_eq!((still.means, still.distance), (0.0, still.covariances));
+        prop_assert_eq!(moved.means, shift.iter().map(|v| v * v).sum::<f64>());
+        prop_assert_eq!(moved.covariances, still.covariances);
+        let sum = moved.means + moved.covariances;
+        prop_assert!((moved.distance - sum).abs() < rounding(&moments(&a, width), &moments(&b, width)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use ddpm_ip::Outcome;
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::data::{Fit, Labels, Shape};
-use ddpm_ip::evaluate::{self, Choice, FID_INCEPTION, Job, Metric, Report, Settings};
+use ddpm_ip::evaluate::{self, Choice, DistanceParts, FID_INCEPTION, Job, Metric, Report, Settings, SideReport};
 use fidelity::Subsets;
 use std::path::PathBuf;
 
@@ -103,6 +103,10 @@ pub(super) fn evaluate_command() -> Command {
              REFERENCE and SAMPLES are each an .npz with images (`arr_0`), a folder of PNG or JPEG images, a folder or file of \
              the MNIST family, `digits` (embedded), a run directory (its newest samples_*.npz), or an .npz with statistics \
              (`mu`, `sigma`, `mu_s`, `sigma_s`).\n\n\
+             A Fréchet distance is given with its two parts, from the means of the features and from their covariances. Two lines \
+             are about the images themselves, their values scaled to -1 to 1: brightness is the mean over all pixels and \
+             channels, with its standard error over images; pixel variance is the mean over pixels and channels of the \
+             variance over images.\n\n\
              Features are kept by the images' content, and an interrupted call goes on when it is repeated. The report of a \
              run's samples is added to its evaluations.jsonl.",
         )
@@ -277,18 +281,27 @@ fn table(report: &Report) -> String {
     }
     line("features", format!("{}, images resized {}", report.features, report.resize));
     line("", String::new());
+    let parts = |distance: f64, parts: DistanceParts| {
+        let [means, covariances] = [parts.from_means, parts.from_covariances].map(number_text);
+        format!("{}  (from means {means}, from covariances {covariances})", number_text(distance))
+    };
     let pair = |[value, error]: [f64; 2]| format!("{} ± {}", number_text(value), number_text(error));
     // What other networks than Inception give is not called by its names.
     let inception = report.features == FID_INCEPTION || report.features.starts_with("inception-");
     let named = |short: &'static str, long: &'static str| if inception { short } else { long };
     let rows = [
-        (named("FID", "Fréchet distance"), Some(number_text(report.fid))),
+        (named("FID", "Fréchet distance"), Some(parts(report.fid, report.fid_parts))),
         (named("FID∞", "extrapolated"), report.fid_infinity.map(pair)),
-        ("sFID", report.sfid.map(number_text)),
+        ("sFID", report.sfid.zip(report.sfid_parts).map(|(sfid, of)| parts(sfid, of))),
         (named("Inception Score", "class score"), report.inception_score.map(pair)),
         ("precision", report.precision.map(|v| format!("{v:.4}"))),
         ("recall", report.recall.map(|v| format!("{v:.4}"))),
         (named("KID", "kernel distance"), report.kid.map(pair)),
+        (
+            "brightness",
+            of_sides(report, &|side| side.brightness.map(|[mean, error]| format!("{mean:.4} ± {error:.4}"))),
+        ),
+        ("pixel variance", of_sides(report, &|side| side.pixel_variance.map(|variance| format!("{variance:.4}")))),
     ];
     for (name, value) in rows {
         if let Some(value) = value {
@@ -308,6 +321,13 @@ fn table(report: &Report) -> String {
         line("note", remark.clone());
     }
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}
+
+/// What the images of one side or both have, their values scaled to -1 to 1.
+fn of_sides(report: &Report, value: &dyn Fn(&SideReport) -> Option<String>) -> Option<String> {
+    let sides = [("reference", &report.reference), ("samples", &report.samples)];
+    let found: Vec<String> = sides.iter().filter_map(|(name, side)| Some(format!("{name} {}", value(side)?))).collect();
+    (!found.is_empty()).then(|| format!("{}  (of values from -1 to 1)", found.join(", ")))
 }
 
 /// Four decimals, or four digits of what is smaller.

@@ -17,8 +17,18 @@ fn samples_of_a_run_are_compared_and_the_report_is_kept() {
     let text = place.run(&["evaluate", "digits", "run", "--extrapolate"]);
     text.complains(2, &["needs 20 samples", "has 12"]);
     let ran = place.run(&["evaluate", "digits", "run", "--neighbours", "sheet.png"]).exits(0);
-    for part in ["1797 images", "12 images", "ddpm-ip-grey-1", "Fréchet distance", "precision", "only with each other"]
-    {
+    for part in [
+        "1797 images",
+        "12 images",
+        "ddpm-ip-grey-1",
+        "Fréchet distance",
+        "(from means ",
+        "precision",
+        "brightness        reference -0.3894 ± ",
+        ", samples ",
+        "(of values from -1 to 1)",
+        "only with each other",
+    ] {
         assert!(ran.out().contains(part), "{part}: {}", ran.out());
     }
     assert!(ran.err().contains("fewer than 10000") && ran.err().contains("--extrapolate"), "{}", ran.err());
@@ -26,6 +36,9 @@ fn samples_of_a_run_are_compared_and_the_report_is_kept() {
     let json = place.run(&["evaluate", "digits", "run", "--json", "--quiet", "--metrics", "fid,pr"]).exits(0).out();
     let report: Value = serde_json::from_str(&json).unwrap();
     assert!(report["fid"].as_f64().unwrap() > 1.0 && report["kid"].is_null() && !report["recall"].is_null(), "{json}");
+    let numbers =
+        [&report["fid_parts"]["from_means"], &report["samples"]["brightness"][1], &report["samples"]["pixel_variance"]];
+    assert!(numbers.iter().all(|number| number.is_f64()) && report["sfid_parts"].is_null(), "{json}");
     let kept = place.read("run/evaluations.jsonl");
     assert_eq!((kept.lines().count(), kept.lines().last()), (2, Some(json.trim_end())));
 }

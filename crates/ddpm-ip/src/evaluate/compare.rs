@@ -8,7 +8,7 @@ use crate::data::ImageSet;
 use crate::event::{Emit, Event};
 use fidelity::{
     Features, FidelityError, Gaussian, InceptionScore, Moments, PrecisionRecall, Subsets,
-    extrapolated_frechet_distance, frechet_distance, kernel_distance, precision_recall,
+    extrapolated_frechet_distance, frechet_distance, frechet_parts, kernel_distance, precision_recall,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -36,9 +36,9 @@ pub(super) fn compare(
     let wants = |metric: Metric| settings.metrics.contains(&metric);
 
     let (ours, theirs) = (&samples.statistics, &reference.statistics);
-    let fid = frechet_distance(&theirs.features, &ours.features).map_err(failed)?;
+    let fid = frechet_parts(&theirs.features, &ours.features).map_err(failed)?;
     let sfid = match (&theirs.spatial, &ours.spatial) {
-        (Some(a), Some(b)) => Some(frechet_distance(a, b).map_err(failed)?),
+        (Some(a), Some(b)) => Some(frechet_parts(a, b).map_err(failed)?),
         _ => None,
     };
     let inception_score = match &samples.features {
@@ -95,8 +95,10 @@ pub(super) fn compare(
         features: network.name().into(),
         resize: network.resize(),
         remark: network.remark(),
-        fid,
-        sfid,
+        fid: fid.distance,
+        fid_parts: fid.into(),
+        sfid: sfid.map(|sfid| sfid.distance),
+        sfid_parts: sfid.map(Into::into),
         fid_infinity,
         inception_score,
         precision: by_images.precision_recall.map(|p| p.precision),

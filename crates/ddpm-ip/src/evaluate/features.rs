@@ -1,6 +1,7 @@
 //! Features of image sets: computed once, and kept by the images' content.
 
 use super::network::FeatureNetwork;
+use super::pixels::{PixelStatistics, PixelSums};
 use super::statistics::Statistics;
 use crate::data::ImageSet;
 use crate::event::{Emit, Event};
@@ -67,17 +68,26 @@ pub(super) struct Measured {
     pub(super) features: FeatureFile,
 }
 
-/// SHA-256 of the images of a set and their sizes; none if `stop` was set.
+/// What going through a set of images once tells.
+pub(super) struct Content {
+    /// SHA-256 of the images and their sizes.
+    pub(super) hash: String,
+    pub(super) pixels: PixelStatistics,
+}
+
+/// Goes through the images of a set; none if `stop` was set.
 ///
 /// # Errors
 /// Images that cannot be read; one image again and again, which has no distribution.
-pub(super) fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<String>, Error> {
+pub(super) fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<Content>, Error> {
     let [h, w, c] = set.image_shape();
     let mut hasher = Sha256::new();
     hasher.update(format!("images {h} {w} {c}\n"));
+    let mut pixels = PixelSums::new(h * w * c);
     let (mut first, mut differ) = (Vec::new(), false);
     set.batches(0, (HASHED_BYTES / (h * w * c)).max(1), &mut |images| {
         hasher.update(images);
+        pixels.add(images);
         if first.is_empty() {
             first = images[..h * w * c].to_vec();
         }
@@ -91,11 +101,11 @@ pub(super) fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<String
         let message = format!("all its {} images are the same: there is no distribution to compare", set.len());
         return Err(Error::file(Path::new(set.name()), message));
     }
-    Ok(Some(weights::hex(&hasher.finalize())))
+    Ok(Some(Content { hash: weights::hex(&hasher.finalize()), pixels: pixels.finish() }))
 }
 
-/// Statistics and features of a set with that [`content`], from the folder `cache` if they are there, and kept there if
-/// one is given. An interrupted call gives nothing; the same call goes on from where it stopped if there is a cache.
+/// Statistics and features of a set whose [`content`] has that hash, from the folder `cache` if they are there, and kept
+/// there if one is given. An interrupted call gives nothing; the same call goes on from where it stopped if there is a cache.
 ///
 /// # Errors
 /// Images that cannot be read, features that are not finite, failing writes. Nothing wrong is kept.

@@ -84,7 +84,7 @@ impl<'a> EvaluationHook<'a> {
             return Ok(None);
         }
         let content = match (&side.content, &side.statistics) {
-            (Some(content), None) => content.clone(),
+            (Some(content), None) => content.hash.clone(),
             _ => weights::check_hash(Path::new(&side.name))?,
         };
         if let Some(remark) = network.remark() {

@@ -8,6 +8,7 @@ mod grey;
 mod hook;
 mod neighbours;
 mod network;
+mod pixels;
 mod side;
 mod statistics;
 
@@ -25,7 +26,7 @@ use crate::data::{Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
 use compare::compare;
 use ddpm_net::Device;
-use fidelity::{InceptionScore, LEAST_EXTRAPOLATED, Subsets};
+use fidelity::{FrechetParts, InceptionScore, LEAST_EXTRAPOLATED, Subsets};
 use neighbours::Neighbours;
 use serde::Serialize;
 use side::{Side, know, network, run_of};
@@ -116,6 +117,25 @@ pub struct SideReport {
     pub source: String,
     /// Images behind the means and covariances, where that is known.
     pub images: Option<usize>,
+    /// Mean over all pixels and channels of its images, of values from -1 to 1, and its standard error over images.
+    pub brightness: Option<[f64; 2]>,
+    /// Mean over pixels and channels of the variance over its images, of values from -1 to 1.
+    pub pixel_variance: Option<f64>,
+}
+
+/// What a Fréchet distance is the sum of.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DistanceParts {
+    /// The squared distance of the features' means.
+    pub from_means: f64,
+    /// What differences of their covariances add.
+    pub from_covariances: f64,
+}
+
+impl From<FrechetParts> for DistanceParts {
+    fn from(parts: FrechetParts) -> Self {
+        Self { from_means: parts.means, from_covariances: parts.covariances }
+    }
 }
 
 /// A class's distance.
@@ -144,8 +164,12 @@ pub struct Report {
     pub remark: Option<String>,
     /// Fréchet distance of the features.
     pub fid: f64,
+    /// Its parts.
+    pub fid_parts: DistanceParts,
     /// Fréchet distance of the spatial features.
     pub sfid: Option<f64>,
+    /// Its parts.
+    pub sfid_parts: Option<DistanceParts>,
     /// Fréchet distance extrapolated to infinitely many samples, and its standard error.
     pub fid_infinity: Option<[f64; 2]>,
     /// Inception Score: mean over splits and their standard deviation.

@@ -1,6 +1,7 @@
 //! The two sides of a comparison: what they are, and what can be known of them.
 
-use super::features::{FeatureFile, Measured, content, measure};
+use super::features::{Content, FeatureFile, Measured, content, measure};
+use super::pixels::PixelStatistics;
 use super::{Choice, FID_INCEPTION, FeatureNetwork, Settings, SideReport, Statistics};
 use crate::Error;
 use crate::data::ImageSet;
@@ -16,8 +17,8 @@ pub(super) struct Side {
     pub(super) name: String,
     pub(super) statistics: Option<Statistics>,
     pub(super) images: Option<ImageSet>,
-    /// Hash of the images, once they were gone through.
-    pub(super) content: Option<String>,
+    /// Of the images, once they were gone through.
+    pub(super) content: Option<Content>,
 }
 
 impl Side {
@@ -73,6 +74,7 @@ pub(super) struct Known {
     pub(super) statistics: Statistics,
     pub(super) features: Option<FeatureFile>,
     pub(super) images: Option<ImageSet>,
+    pub(super) pixels: Option<PixelStatistics>,
 }
 
 impl Known {
@@ -82,7 +84,12 @@ impl Known {
     }
 
     pub(super) fn report(&self) -> SideReport {
-        SideReport { source: self.name.clone(), images: self.statistics.images }
+        SideReport {
+            source: self.name.clone(),
+            images: self.statistics.images,
+            brightness: self.pixels.map(|pixels| pixels.brightness),
+            pixel_variance: self.pixels.map(|pixels| pixels.variance),
+        }
     }
 }
 
@@ -145,7 +152,7 @@ pub(super) fn know(
                 emit(Event::Notice(format!("{}: grey images count as three equal channels", side.name)));
             }
             let cache = settings.cache.as_deref();
-            let measured = measure(set, content, network, settings.batch_size, cache, stop, emit)?;
+            let measured = measure(set, &content.hash, network, settings.batch_size, cache, stop, emit)?;
             let Some(measured) = measured else { return Ok(None) };
             Some(measured)
         }
@@ -157,7 +164,8 @@ pub(super) fn know(
     };
     // What a file says goes before what its images give: the reference's hold a part of the images alone.
     let statistics = side.statistics.or(of_images).unwrap_or_else(|| unreachable!("a side has one or the other"));
-    Ok(Some(Known { name: side.name, statistics, features, images: side.images }))
+    let pixels = side.content.map(|content| content.pixels);
+    Ok(Some(Known { name: side.name, statistics, features, images: side.images, pixels }))
 }
 
 fn check_statistics(path: &Path, statistics: &Statistics, network: &FeatureNetwork) -> Result<(), Error> {

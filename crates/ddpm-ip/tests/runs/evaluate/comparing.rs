@@ -1,8 +1,9 @@
 //! Distances, and what they may not depend on.
 
 use super::support::*;
+use crate::data::OPTIONS;
 use crate::support::cpu;
-use ddpm_ip::data::{Fit, Shape};
+use ddpm_ip::data::{Dataset, Fit, Shape};
 use ddpm_ip::evaluate::{self, Choice, Metric, Settings, Statistics};
 use ddpm_ip::{Event, Outcome};
 use ddpm_math::{Domain, Stream};
@@ -50,6 +51,28 @@ fn a_set_is_at_no_distance_from_itself_and_farther_with_noise_and_blur() {
     }
 }
 
+/// Zeros alone: over several classes the embedded network answers to brightness with its covariances more than its means.
+#[test]
+fn a_wrong_brightness_is_seen_and_moves_the_means_of_a_class_most() {
+    let (place, digits) = (Place::new(), Dataset::open("digits", &OPTIONS).unwrap());
+    let labels = digits.labels().unwrap();
+    let zeros: Vec<Vec<u8>> = (0..digits.len()).filter(|&i| labels[i] == 0).map(|i| digits.image(i).unwrap()).collect();
+    let moved = |by: u8| zeros.iter().map(|image| image.iter().map(|v| v / 2 + by).collect()).collect::<Vec<_>>();
+    let dark = place.images("dark.npz", &moved(0), [8, 8, 1]);
+    let bright = place.images("bright.npz", &moved(60), [8, 8, 1]);
+    let report = compare(&dark, &bright, place.settings());
+    let [[dark_mean, dark_error], [bright_mean, bright_error]] =
+        [&report.reference, &report.samples].map(|side| side.brightness.unwrap());
+    assert!((bright_mean - dark_mean - 60.0 / 127.5).abs() < 1e-12, "{report:?}");
+    assert_eq!((dark_error, report.reference.pixel_variance), (bright_error, report.samples.pixel_variance));
+    assert!(dark_error > 0.0 && report.reference.pixel_variance.unwrap() > 0.0, "{report:?}");
+    let parts = report.fid_parts;
+    assert!(parts.from_means > parts.from_covariances && parts.from_covariances > 0.0, "{parts:?}");
+    assert!(((parts.from_means + parts.from_covariances) / report.fid - 1.0).abs() < 1e-12, "{report:?}");
+    assert_eq!(compare(&dark, &bright, place.settings()), report, "from the cache");
+    assert_eq!(compare(&dark, &bright, Settings { batch_size: 7, cache: None, ..place.settings() }), report, "batches");
+}
+
 #[test]
 fn all_metrics_of_two_halves_are_those_of_one_distribution() {
     let (place, digits) = (Place::new(), digits());
@@ -61,7 +84,8 @@ fn all_metrics_of_two_halves_are_those_of_one_distribution() {
     assert!(report.precision.unwrap() > 0.7 && report.recall.unwrap() > 0.7, "{report:?}");
     let [kid, error] = report.kid.unwrap();
     assert!(kid.abs() < 5.0 * error, "{kid} ± {error}");
-    assert!(report.fid_infinity.unwrap()[0] < report.fid && report.sfid.is_none());
+    assert!(report.fid_infinity.unwrap()[0] < report.fid);
+    assert!(report.sfid.is_none() && report.sfid_parts.is_none());
     assert_eq!((report.reference.images, report.samples.images), (Some(900), Some(897)));
     assert!(report.remark.unwrap().contains("only with each other"));
     assert!(events.iter().any(|e| matches!(e, Event::Warning(text) if text.contains("fewer than 10000"))));
@@ -135,6 +159,8 @@ fn statistics_stand_for_the_images() {
     let (of_statistics, events) = run(&job(&file, &own, place.settings())).unwrap();
     assert_eq!(of_statistics.fid, of_images.fid);
     assert_eq!(of_statistics.inception_score, of_images.inception_score);
+    assert_eq!(of_statistics.samples, of_images.samples);
+    assert_eq!((of_statistics.reference.brightness, of_statistics.reference.pixel_variance), (None, None));
     assert_eq!((of_statistics.precision, of_statistics.kid), (None, None));
     assert!(events.iter().any(|e| matches!(e, Event::Notice(text) if text.contains("statistics alone"))));
     let both = compare(&file, &file, place.settings());
