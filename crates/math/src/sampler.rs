@@ -76,7 +76,6 @@ pub struct Stage {
 
 /// What a stage does with the network's answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a chain has a few dozen")]
 pub enum Update {
     /// Draws from p(x_{t−1} | x_t).
     Ddpm,
