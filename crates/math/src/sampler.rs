@@ -150,7 +150,8 @@ impl Rule {
             Self::UniPc => {
                 let corrector = before.map(|from| {
                     let earlier = (step > 1).then(|| schedule.level(index + 2));
-                    unipc_corrector(from, level, earlier)
+                    // From pure noise a step is infinitely long, and says nothing of the slope.
+                    unipc_corrector(from, level, earlier.filter(|level| level.alpha_bar > 0.0))
                 });
                 let next = multistep(level, next, before.filter(|_| index > 0), false);
                 vec![stage(Update::Mix { corrector, keeps: true, next })]
