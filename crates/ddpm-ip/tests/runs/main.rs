@@ -11,6 +11,7 @@ mod networks;
 mod perturbation;
 mod precision;
 mod predicting;
+mod samplers;
 mod sampling;
 mod support;
 mod training;
