@@ -375,6 +375,8 @@ impl Corrections {
         for correction in &self.0 {
             let given = correction.to_string();
             let steps = schedule.len();
+            // Whether any timestep but the last few is above a cutoff.
+            let above = |but: usize, cutoff| schedule.times[..steps.saturating_sub(but)].iter().any(|&t| t > cutoff);
             let reason = match *correction {
                 Correction::EpsilonScaling { slope, base } if slope * (steps - 1) as f64 + base <= 0.0 => {
                     return Err(CorrectionError::Value { given, reason: "λ is not above 0 at the first step" });
@@ -385,8 +387,11 @@ impl Corrections {
                 Correction::TimeShift { released: true, .. } if !matches!(rule, Rule::Ddim { .. }) => {
                     "it moves the end of a DDIM step; use the ddim sampler, or time-shift"
                 }
-                Correction::TimeShift { cutoff, .. } if !schedule.times[..steps - 1].iter().any(|&t| t > cutoff) => {
+                Correction::TimeShift { cutoff, released: false, .. } if !above(1, cutoff) => {
                     "no step after the first begins above the cutoff"
+                }
+                Correction::TimeShift { cutoff, released: true, .. } if !above(2, cutoff) => {
+                    "no step after the first ends above the cutoff"
                 }
                 Correction::Dcw { mode, .. } if mode != DcwMode::Pixel && !image_size.is_multiple_of(2) => {
                     "Haar bands need images of an even side; use dcw:pixel"

@@ -33,7 +33,7 @@ named_enum! {
 const RHO: f64 = 7.0;
 
 impl Spacing {
-    pub(crate) fn check(self, steps: usize, count: usize) -> Result<(), RespacingError> {
+    pub(crate) fn check(steps: usize, count: usize) -> Result<(), RespacingError> {
         Respacing::Sections(vec![count]).select(steps).map(drop)
     }
 

@@ -76,7 +76,6 @@ pub struct Stage {
 
 /// What a stage does with the network's answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a chain has a few dozen")]
 pub enum Update {
     /// Draws from p(x_{t−1} | x_t).
     Ddpm,
@@ -151,7 +150,8 @@ impl Rule {
             Self::UniPc => {
                 let corrector = before.map(|from| {
                     let earlier = (step > 1).then(|| schedule.level(index + 2));
-                    unipc_corrector(from, level, earlier)
+                    // From pure noise a step is infinitely long, and says nothing of the slope.
+                    unipc_corrector(from, level, earlier.filter(|level| level.alpha_bar > 0.0))
                 });
                 let next = multistep(level, next, before.filter(|_| index > 0), false);
                 vec![stage(Update::Mix { corrector, keeps: true, next })]

@@ -128,7 +128,7 @@ impl Schedule {
         spacing: Spacing,
         count: usize,
     ) -> Result<Self, ScheduleError> {
-        spacing.check(steps, count)?;
+        Spacing::check(steps, count)?;
         Self::over(noise_schedule, steps, |alpha_bar| spacing.times(alpha_bar, count))
     }
 

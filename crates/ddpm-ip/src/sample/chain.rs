@@ -145,7 +145,9 @@ impl<'a> Walk<'a> {
         let noise = || {
             let mut noise = draw(self.chain, &self.subjects, |image, values| draws.step(image, stage.step, values));
             let scale = corrections.noise() as f32;
-            noise.iter_mut().for_each(|v| *v *= scale);
+            for v in &mut noise {
+                *v *= scale;
+            }
             noise
         };
         if let Some([of_x, of_noise]) = stage.churn.map(|c| c.map(|v| v as f32)) {

@@ -12,6 +12,7 @@ mod networks;
 mod perturbation;
 mod precision;
 mod predicting;
+mod samplers;
 mod sampling;
 mod support;
 mod training;
