@@ -168,9 +168,9 @@ impl Trainer {
     }
 
     /// Each image's draws: from the seed and its position in the run alone.
-    fn draw(&self, batch: &Batch) -> Draws {
+    pub fn draw(&self, batch: &Batch) -> Draws {
         let (seed, rule) = (self.config.train.seed, &self.config.perturbation);
-        let (steps, per_image) = (self.diffusion.schedule.len(), self.per_image());
+        let (schedule, per_image) = (&self.diffusion.schedule, self.per_image());
         let count = batch.images.len() / per_image;
         let stream = |domain, i: usize| Stream::new(seed, domain, batch.position + i as u64, 0);
         let (t, weights): (Vec<usize>, Vec<f64>) =
@@ -178,7 +178,7 @@ impl Trainer {
         let mixes: Vec<Mix> = (0..count)
             .map(|i| {
                 let u = stream(Domain::Gamma, i).uniform();
-                rule.mix(rule.gamma_for(t[i], steps, self.state.progress.step, u))
+                rule.mix(rule.gamma_for(t[i], schedule, self.state.progress.step, u))
             })
             .collect();
         let normal = |domain: Domain| {
