@@ -93,6 +93,8 @@ pub enum Domain {
     Likelihood = 12,
     /// The rows in a subset of features (index: the subset and the side).
     Subset = 13,
+    /// The direction along which an image's gradient penalty is taken (index: the image's position in the run).
+    Direction = 14,
 }
 
 /// A sequence of random numbers with an address: seed, domain, index and step.

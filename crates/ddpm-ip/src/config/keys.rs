@@ -111,6 +111,7 @@ pub const KEYS: &[Key] = &[
     key("train", "ema_rate", "rates of the weight averages, as in 0.999,0.9999"),
     key("train", "ema_warmup", "averages follow the weights more closely at first, for short runs"),
     key("train", "grad_clip", "largest norm of the gradient; 0: no limit"),
+    key("train", "gradient_penalty", "weight of the network's squared slope, an ablation; 0: none"),
     key("train", "fp16_scale_growth", "growth per step of the loss scale's logarithm, in f16"),
     key("train", "schedule_sampler", "how timesteps are drawn: uniform, loss-second-moment, antithetic"),
     key("train", "seed", "seed of everything random in training"),

@@ -20,8 +20,8 @@ pub struct StepReport {
     pub t: Vec<usize>,
     /// Importance weights.
     pub weights: Vec<f64>,
-    /// What was minimised, before weighting; then other terms, under the names that the logs have: `mse` and `vb`, as far
-    /// as the loss has them, or a classifier's accuracies.
+    /// What was minimised, before weighting; then other terms, under the names that the logs have: `mse`, `vb` and
+    /// `penalty`, as far as the loss has them, or a classifier's accuracies.
     pub terms: Vec<(&'static str, Vec<f64>)>,
     /// What separates each loss from the reference's (the equivalent form's c).
     pub constant: Vec<f64>,
@@ -209,9 +209,7 @@ impl Trainer {
         let mut gradients = Accumulator::default();
         for from in (0..count).step_by(micro) {
             let images = from..(from + micro).min(count);
-            let (gradient, terms) = self.gradient(batch, &draws, images, micro >= count, scale);
-            report.extend(terms);
-            gradients.add(gradient);
+            report.extend(self.gradient(batch, &draws, images, micro >= count, scale, &mut gradients));
         }
         (report.t, report.weights) = (draws.t, draws.weights);
         if !report.mean_loss().is_finite() {
