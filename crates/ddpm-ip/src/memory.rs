@@ -51,8 +51,10 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     let parameters = 4 * task.parameter_count();
     let batch = config.train.batch_size;
     let pieces = task.shards().count(microbatch.min(batch));
-    let microbatches = batch.div_ceil(microbatch);
-    let place = if pieces * microbatches == 1 { GradientPlace::Inside } else { GradientPlace::Outside };
+    let penalised = config.train.gradient_penalty > 0.0;
+    // The gradient penalty takes a second gradient of each microbatch.
+    let gradients = batch.div_ceil(microbatch) * if penalised { 2 } else { 1 };
+    let place = if pieces * gradients == 1 { GradientPlace::Inside } else { GradientPlace::Outside };
     let plan = plan(task, microbatch.min(batch), config, Purpose::Training(place));
     let mut memory = Memory::default();
     memory.add("program", PROGRAM);
@@ -61,7 +63,7 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     memory.add("averages", config.train.ema_rate.len() * parameters);
     if place == GradientPlace::Outside {
         // Of the pieces of a microbatch as many as run at once, and the partial sums of those before.
-        let held = Accumulator::most_held(microbatches) - 1 + Accumulator::most_held(pieces) + plan.arenas - 1;
+        let held = Accumulator::most_held(gradients) - 1 + Accumulator::most_held(pieces) + plan.arenas - 1;
         memory.add("gradients and their partial sums", held * parameters);
         memory.add("activations", plan.arenas * plan.arena);
     } else {
@@ -69,8 +71,9 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     }
     memory.add("scratch of kernels", plan.scratch);
     let image = 4 * config.model.in_channels * config.model.image_size.pow(2);
-    // Clean and noisy images, draws and targets.
-    memory.add("images and noise of a step", (4 * batch + 4 * microbatch.min(batch)) * image);
+    // Clean and noisy images, draws and targets; with the gradient penalty images and outputs a step apart, and slopes.
+    let copies = if penalised { 8 } else { 4 };
+    memory.add("images and noise of a step", (4 * batch + copies * microbatch.min(batch)) * image);
     memory
 }
 

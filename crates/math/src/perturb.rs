@@ -59,12 +59,32 @@
 //!
 //! with y_t = √ᾱ_t · x_0 + β̄_t · (noise · ε + xi · ξ) and target · ε as the regression target, see [`Mix`]. At γ = 0 every
 //! row is exactly (1, 0, 1, 0), ordinary training.
+//!
+//! # Noise that is not scaled, and perturbation at random
+//!
+//! Where [`Perturbation::scaled`] is false, `gamma` is the deviation g of noise that is added as it is:
+//!
+//! ```text
+//! y_t = √ᾱ_t · x_0 + β̄_t · ε + g · ξ              so γ_t = g / β̄_t
+//! ```
+//!
+//! and all of the above holds with γ_t in place of γ. The perturbation is strongest at small t, where β̄_t is small.
+//!
+//! CIOP (AAAI 2026) does this with g² = 0.1, for an image with probability p = 0.8 ([`Strength::Switched`]), and adds
+//! another noise η ~ N(0, I) to the target. y_t does not depend on it, so
+//!
+//! ```text
+//! E_η mean ‖ε + gη − f(y_t, t)‖² = mean ‖ε − f(y_t, t)‖² + g²
+//! ```
+//!
+//! and the gradient's expectation is that of input perturbation, switched on at random and not scaled.
 
 use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
 use crate::name::named_enum;
+use crate::schedule::Schedule;
 
 named_enum! {
     /// How the perturbation enters the loss; see the [module](self).
@@ -93,6 +113,8 @@ named_enum! {
         Uniform = "uniform",
         /// γ at the start of training, falling linearly to 0 over `decay_steps` training steps.
         Decay = "decay",
+        /// γ with a probability, else 0, drawn for each image.
+        Switched = "switched",
     }
 }
 
@@ -104,7 +126,7 @@ named_enum! {
 pub struct Perturbation {
     /// How the perturbation enters the loss.
     pub mode: Mode,
-    /// γ ≥ 0, the strength, in units of the noise level β̄_t.
+    /// γ ≥ 0, the strength, in units of the noise level β̄_t; the deviation g where `scaled` is false.
     pub gamma: f64,
     /// γ at t = 0 for [`Strength::Linear`] and [`Strength::Cosine`]; not used by the others.
     pub gamma_start: f64,
@@ -114,6 +136,10 @@ pub struct Perturbation {
     pub cutoff: f64,
     /// For [`Strength::Decay`]: training steps until γ is 0.
     pub decay_steps: u64,
+    /// For [`Strength::Switched`]: the probability that an image is perturbed. In [0, 1].
+    pub probability: f64,
+    /// Whether strengths are in units of β̄_t, rather than deviations of noise that is added as it is: γ_t = g/β̄_t.
+    pub scaled: bool,
 }
 
 impl Default for Perturbation {
@@ -125,6 +151,8 @@ impl Default for Perturbation {
             strength: Strength::default(),
             cutoff: 1.0,
             decay_steps: 0,
+            probability: 0.8,
+            scaled: true,
         }
     }
 }
@@ -149,6 +177,12 @@ pub enum PerturbationError {
     /// Decay over no time.
     #[error("a decaying perturbation needs to know over how many training steps: set decay_steps to at least 1")]
     NoDecaySteps,
+    /// The probability is none.
+    #[error("the perturbation's probability is {value}: it must be between 0 and 1, where 1 perturbs every image")]
+    Probability {
+        /// Its value.
+        value: f64,
+    },
 }
 
 impl Perturbation {
@@ -169,11 +203,14 @@ impl Perturbation {
         if self.strength == Strength::Decay && self.decay_steps == 0 {
             return Err(PerturbationError::NoDecaySteps);
         }
+        if !(0.0..=1.0).contains(&self.probability) {
+            return Err(PerturbationError::Probability { value: self.probability });
+        }
         Ok(())
     }
 
-    /// γ for an image at timestep `t` of `steps` (T), in training step `train_step`, with a uniform draw `u` in [0, 1)
-    /// that is the image's own.
+    /// γ for an image at timestep `t` of a process of T timesteps, in training step `train_step`, with a uniform draw `u`
+    /// in [0, 1) that is the image's own.
     ///
     /// | strength | γ |
     /// | --- | --- |
@@ -182,9 +219,16 @@ impl Perturbation {
     /// | `Cosine` | the same with w = (1 − cos(π t/(T − 1)))/2 |
     /// | `Uniform` | u γ |
     /// | `Decay` | γ max(0, 1 − `train_step`/`decay_steps`) |
+    /// | `Switched` | γ where u < `probability`, else 0 |
     ///
-    /// `Linear` and `Cosine` give 0 where t/(T − 1) exceeds `cutoff`.
-    pub fn gamma_for(&self, t: usize, steps: usize, train_step: u64, u: f64) -> f64 {
+    /// `Linear` and `Cosine` give 0 where t/(T − 1) exceeds `cutoff`. Where `scaled` is false, each is divided by β̄_t.
+    pub fn gamma_for(&self, t: usize, schedule: &Schedule, train_step: u64, u: f64) -> f64 {
+        let strength = self.strength_for(t, schedule.len(), train_step, u);
+        if self.scaled { strength } else { strength / schedule.sqrt_one_minus_alpha_bar[t] }
+    }
+
+    /// [`gamma_for`](Self::gamma_for) in the units of `gamma`.
+    fn strength_for(&self, t: usize, steps: usize, train_step: u64, u: f64) -> f64 {
         // A process of one timestep has only a start.
         let progress = if steps > 1 { t as f64 / (steps - 1) as f64 } else { 0.0 };
         let ramp = |w: f64| {
@@ -197,6 +241,8 @@ impl Perturbation {
             Strength::Uniform => self.gamma * u,
             Strength::Decay if train_step >= self.decay_steps => 0.0,
             Strength::Decay => self.gamma * (1.0 - train_step as f64 / self.decay_steps as f64),
+            Strength::Switched if u < self.probability => self.gamma,
+            Strength::Switched => 0.0,
         }
     }
 

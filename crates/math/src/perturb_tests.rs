@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::beta::NoiseSchedule;
 use crate::philox::{Domain, Stream};
+use crate::respace::Respacing;
 
 const GAMMAS: [f64; 6] = [0.0, 0.05, 0.1, 0.15, 0.2, 1.5];
 
@@ -28,6 +30,10 @@ impl Draws {
     fn rotated(&self, gamma: f64) -> (Vec<f64>, Vec<f64>) {
         self.eps.iter().zip(&self.xi).map(|(&eps, &xi)| rotate(eps, xi, gamma)).unzip()
     }
+}
+
+fn schedule(steps: usize) -> Schedule {
+    Schedule::new(NoiseSchedule::Cosine, steps, &Respacing::Full).unwrap()
 }
 
 fn perturbation(mode: Mode) -> Perturbation {
@@ -198,7 +204,8 @@ fn target_scaling_asks_for_the_rotated_noise() {
 #[test]
 fn strengths_follow_their_formulas() {
     let base = Perturbation { gamma: 0.2, gamma_start: 0.1, decay_steps: 100, ..Perturbation::default() };
-    let gamma = |strength, t, train_step, u| Perturbation { strength, ..base }.gamma_for(t, 1001, train_step, u);
+    let schedule = schedule(1001);
+    let gamma = |strength, t, train_step, u| Perturbation { strength, ..base }.gamma_for(t, &schedule, train_step, u);
     assert_eq!(gamma(Strength::Constant, 900, 50, 0.3), 0.2);
     for (t, expected) in [(0, 0.1), (250, 0.125), (500, 0.15), (1000, 0.2)] {
         assert_close(gamma(Strength::Linear, t, 50, 0.3), expected, 1e-15);
@@ -213,19 +220,49 @@ fn strengths_follow_their_formulas() {
     for (train_step, expected) in [(0, 0.2), (25, 0.15), (100, 0.0), (u64::MAX, 0.0)] {
         assert_close(gamma(Strength::Decay, 900, train_step, 0.3), expected, 1e-15);
     }
+    for (u, expected) in [(0.0, 0.2), (0.79, 0.2), (0.8, 0.0), (0.99, 0.0)] {
+        assert_eq!(gamma(Strength::Switched, 900, 50, u), expected);
+    }
+}
+
+#[test]
+fn an_image_is_perturbed_as_often_as_its_probability_says() {
+    let count = 20_000;
+    for probability in [0.0, 0.3, 0.8, 1.0] {
+        let rule = Perturbation { strength: Strength::Switched, gamma: 0.2, probability, ..Perturbation::default() };
+        let on = (0..count)
+            .filter(|&i| rule.gamma_for(3, &schedule(20), 0, Stream::new(5, Domain::Gamma, i, 0).uniform()) == 0.2)
+            .count();
+        let deviation = (probability * (1.0 - probability) / count as f64).sqrt();
+        assert_close(on as f64 / count as f64, probability, 4.0 * deviation);
+    }
+}
+
+#[test]
+fn strengths_that_are_not_scaled_are_deviations_of_the_added_noise() {
+    let schedule = schedule(101);
+    for &strength in Strength::ALL {
+        let scaled = Perturbation { strength, gamma: 0.3, gamma_start: 0.1, decay_steps: 9, ..Perturbation::default() };
+        for t in [0, 40, 100] {
+            let [deviation, gamma] =
+                [true, false].map(|scaled_| Perturbation { scaled: scaled_, ..scaled }.gamma_for(t, &schedule, 3, 0.4));
+            assert!(gamma > 0.0);
+            assert_close(gamma * (1.0 - schedule.alpha_bar[t]).sqrt(), deviation, 1e-15);
+        }
+    }
 }
 
 #[test]
 fn the_cutoff_ends_ramps_and_nothing_else() {
     let at = |strength, t| {
         Perturbation { gamma: 0.2, gamma_start: 0.1, cutoff: 0.5, strength, decay_steps: 9, ..Perturbation::default() }
-            .gamma_for(t, 101, 0, 0.5)
+            .gamma_for(t, &schedule(101), 0, 0.5)
     };
     for strength in [Strength::Linear, Strength::Cosine] {
         assert!(at(strength, 50) > 0.0);
         assert_eq!(at(strength, 51), 0.0);
     }
-    for strength in [Strength::Constant, Strength::Uniform, Strength::Decay] {
+    for strength in [Strength::Constant, Strength::Uniform, Strength::Decay, Strength::Switched] {
         assert!(at(strength, 100) > 0.0);
     }
 }
@@ -233,9 +270,10 @@ fn the_cutoff_ends_ramps_and_nothing_else() {
 #[test]
 fn degenerate_sizes_give_finite_strengths() {
     for &strength in Strength::ALL {
-        let perturbation = Perturbation { strength, gamma: 0.3, ..Perturbation::default() };
-        assert!(perturbation.gamma_for(0, 1, 0, 0.5).is_finite());
-        assert!(perturbation.gamma_for(0, 0, 0, 0.5).is_finite());
+        for scaled in [true, false] {
+            let perturbation = Perturbation { strength, gamma: 0.3, scaled, ..Perturbation::default() };
+            assert!(perturbation.gamma_for(0, &schedule(1), 0, 0.5).is_finite());
+        }
     }
 }
 
@@ -251,6 +289,10 @@ fn invalid_configurations_are_refused_with_advice() {
     for cutoff in [-0.1, 1.1, f64::NAN] {
         assert!(matches!(Perturbation { cutoff, ..default }.validate(), Err(PerturbationError::Cutoff { .. })));
     }
+    for probability in [-0.1, 1.1, f64::NAN] {
+        let broken = Perturbation { probability, ..default };
+        assert!(matches!(broken.validate(), Err(PerturbationError::Probability { .. })));
+    }
     assert_eq!(
         Perturbation { gamma: -0.1, ..default }.validate().unwrap_err().to_string(),
         "the perturbation's gamma is -0.1: it must be 0 or a positive number, such as 0.1"
@@ -264,6 +306,9 @@ fn invalid_configurations_are_refused_with_advice() {
 fn configuration_reads_with_defaults_and_refuses_what_it_does_not_know() {
     let read = |json: &str| serde_json::from_str::<Perturbation>(json);
     assert_eq!(read("{}").unwrap(), Perturbation::default());
+    // As files were before there were `probability` and `scaled`.
+    let old = r#"{"mode":"sampled","gamma":0,"gamma_start":0,"strength":"constant","cutoff":1,"decay_steps":0}"#;
+    assert_eq!(read(old).unwrap(), Perturbation::default());
     let expected = Perturbation { mode: Mode::TargetScaled, gamma: 0.1, ..Perturbation::default() };
     assert_eq!(read(r#"{"gamma": 0.1, "mode": "target-scaled"}"#).unwrap(), expected);
     assert_eq!(read(&serde_json::to_string(&expected).unwrap()).unwrap(), expected);

@@ -93,6 +93,8 @@ pub enum Domain {
     Likelihood = 12,
     /// The rows in a subset of features (index: the subset and the side).
     Subset = 13,
+    /// The direction along which an image's gradient penalty is taken (index: the image's position in the run).
+    Direction = 14,
     /// Noise, directions and orders of the exposure-bias instruments (index: the image, step: the level and its use).
     Bias = 15,
 }

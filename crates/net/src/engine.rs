@@ -166,8 +166,8 @@ impl<N: Network> Engine<N> {
         }
         let mut parts = self.shards().map(feed.len(), |part| {
             let feed = feed.part(part);
-            let planned =
-                self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::Output, dropout: false });
+            let dropout = feed.position.is_some();
+            let planned = self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::Output, dropout });
             let mut arena = Lease::new(planned.plan.bytes());
             let mut run =
                 Run { engine: self, planned: &planned, parameters, feed, arena: arena.bytes(), gradient: &mut [] };

@@ -251,6 +251,8 @@ pub struct TrainConfig {
     pub ema_warmup: bool,
     /// Largest norm of the gradient; 0 for no limit.
     pub grad_clip: f64,
+    /// λ of the gradient penalty λ·E‖∂f/∂x v‖² over random directions v, an ablation; 0 for none.
+    pub gradient_penalty: f64,
     /// What log₂ of the loss scale grows by with every step, in f16.
     pub fp16_scale_growth: f64,
     /// How timesteps are drawn.
@@ -291,6 +293,7 @@ impl Default for TrainConfig {
             ema_rate: vec![0.9999],
             ema_warmup: false,
             grad_clip: 0.0,
+            gradient_penalty: 0.0,
             fp16_scale_growth: 1e-3,
             schedule_sampler: TimeSamplerKind::Uniform,
             seed: 0,
@@ -484,6 +487,17 @@ impl Config {
         require(self.evaluation.interval == 0 || matches!(self.model.arch, Arch::Adm | Arch::Ddim), || {
             "--evaluation-interval is for networks that draw whole images: --arch adm or ddim".into()
         })?;
+        let penalised = self.train.gradient_penalty > 0.0;
+        require(!penalised || self.model.arch != Arch::Classifier, || {
+            "--gradient-penalty is for networks that predict noise, not for classifiers".into()
+        })?;
+        require(!penalised || self.model.precision == Precision::F32, || {
+            format!(
+                "--gradient-penalty needs --precision f32: it takes the difference of two outputs that are nearly the same, \
+                 which is mostly rounding in {}",
+                self.model.precision.name()
+            )
+        })?;
         self.train.validate()?;
         self.sample.validate()?;
         self.validate_sampler()
@@ -563,6 +577,7 @@ impl TrainConfig {
         positive("adam_eps", self.adam_eps)?;
         not_negative("weight_decay", self.weight_decay)?;
         not_negative("grad_clip", self.grad_clip)?;
+        not_negative("gradient_penalty", self.gradient_penalty)?;
         not_negative("fp16_scale_growth", self.fp16_scale_growth)?;
         for rate in self.ema_rate.iter().chain(&self.adam_betas) {
             require((0.0..1.0).contains(rate), || {

@@ -1,5 +1,6 @@
 //! What a batch tells a network that is trained: the gradient, and the terms of the loss.
 
+use super::penalty::Penalty;
 use super::task::Task;
 use super::trainer::{Draws, StepReport, Trainer};
 use crate::data::Batch;
@@ -7,7 +8,7 @@ use crate::diffusion::Noised;
 use crate::low_res;
 use ddpm_math::{Domain, Stream, cross_entropy};
 use ddpm_net::network::Network;
-use ddpm_net::{Feed, Gradient, RunPosition};
+use ddpm_net::{Accumulator, Feed, RunPosition};
 use std::ops::Range;
 
 /// Loss terms by name, image by image.
@@ -36,8 +37,8 @@ impl Inputs<'_> {
 }
 
 impl Trainer {
-    /// The gradient of some images' share of the mean loss, times `scale`, and their loss terms. Images that are `alone` are
-    /// all that the step sees.
+    /// Adds the gradient of some images' share of the mean loss, times `scale`, to `gradients`; returns their loss terms.
+    /// Images that are `alone` are all that the step sees.
     pub(super) fn gradient(
         &self,
         batch: &Batch,
@@ -45,7 +46,8 @@ impl Trainer {
         images: Range<usize>,
         alone: bool,
         scale: f64,
-    ) -> (Gradient, Terms) {
+        gradients: &mut Accumulator,
+    ) -> Terms {
         let share = scale / draws.t.len() as f64;
         let size = self.config.model.image_size;
         match &self.task {
@@ -60,16 +62,45 @@ impl Trainer {
                     position: self.position(batch, &images),
                 };
                 let weights: Vec<f64> = draws.weights[images].iter().map(|w| f64::from((w * share) as f32)).collect();
-                let feed = inputs.feed(size);
-                let (gradient, found) = engine.gradient(&self.state.parameters, feed, alone, |part, output, grad| {
-                    self.diffusion.losses(&noised, part.clone(), output, &weights[part], Some(grad))
+                let (parameters, feed, per_image) = (&self.state.parameters, inputs.feed(size), self.per_image());
+                let lambda = self.config.train.gradient_penalty;
+                let penalty = (lambda > 0.0).then(|| {
+                    Penalty::new(lambda, feed.images, per_image, inputs.position, |images| {
+                        engine.forward(parameters, Feed { images, ..feed })
+                    })
                 });
-                let found: Vec<ddpm_math::Terms> = found.concat();
+                let alone = alone && penalty.is_none();
+                let (gradient, found) = engine.gradient(parameters, feed, alone, |part, output, grad| {
+                    let weights = &weights[part.clone()];
+                    let terms = self.diffusion.losses(&noised, part.clone(), output, weights, Some(&mut *grad));
+                    let slopes = penalty.as_ref().map_or_else(Vec::new, |penalty| {
+                        let slopes = penalty.slopes(part, output);
+                        penalty.differentiate(&slopes, weights, true, grad);
+                        slopes
+                    });
+                    (terms, slopes)
+                });
+                gradients.add(gradient);
+                let (found, slopes): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+                let mut found: Vec<ddpm_math::Terms> = found.concat();
+                let penalties = penalty.map(|penalty| {
+                    let slopes = slopes.concat();
+                    let feed = Feed { images: &penalty.images, ..feed };
+                    let (gradient, _) = engine.gradient(parameters, feed, alone, |part, _, grad| {
+                        let slopes = &slopes[part.start * per_image..part.end * per_image];
+                        grad.fill(0.0);
+                        penalty.differentiate(slopes, &weights[part], false, grad);
+                    });
+                    gradients.add(gradient);
+                    let values = penalty.values(&slopes);
+                    found.iter_mut().zip(&values).for_each(|(terms, value)| terms.loss += value);
+                    ("penalty", values)
+                });
                 let of = |name, term: &dyn Fn(&ddpm_math::Terms) -> Option<f64>| {
                     Some((name, found.iter().map(term).collect::<Option<Vec<f64>>>()?))
                 };
                 let terms = [of("loss", &|t| Some(t.loss)), of("mse", &|t| t.mse), of("vb", &|t| t.vb)];
-                (gradient, terms.into_iter().flatten().collect())
+                terms.into_iter().flatten().chain(penalties).collect()
             }
             Task::Classifier(engine) => {
                 let inputs = self.classifier_inputs(batch, draws, &images);
@@ -79,7 +110,8 @@ impl Trainer {
                     engine.gradient(&self.state.parameters, inputs.feed(size), alone, |part, logits, grad| {
                         classified(logits, &labels[part], classes, share, Some(grad))
                     });
-                (gradient, named(&found.concat(), TRAIN))
+                gradients.add(gradient);
+                named(&found.concat(), TRAIN)
             }
         }
     }
@@ -134,7 +166,9 @@ impl Trainer {
         let draws = Draws { t, weights: vec![1.0; count], mixes, eps, xi: None };
         let mut report = StepReport { t: draws.t.clone(), weights: draws.weights.clone(), ..StepReport::default() };
         let inputs = self.classifier_inputs(batch, &draws, &(0..count));
-        let logits = engine.forward(&self.state.parameters, inputs.feed(self.config.model.image_size));
+        // No position: it is tried out without dropout.
+        let feed = Feed { position: None, ..inputs.feed(self.config.model.image_size) };
+        let logits = engine.forward(&self.state.parameters, feed);
         let labels = batch.labels.as_deref().unwrap_or_default();
         let found = classified(&logits, labels, engine.network().classes(), 1.0, None);
         report.extend(named(&found, VALIDATION));

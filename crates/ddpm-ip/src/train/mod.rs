@@ -4,6 +4,7 @@ mod gradient;
 mod hook;
 mod log;
 mod loss_scale;
+mod penalty;
 mod run;
 mod task;
 mod trainer;

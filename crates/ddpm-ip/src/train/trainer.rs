@@ -20,8 +20,8 @@ pub struct StepReport {
     pub t: Vec<usize>,
     /// Importance weights.
     pub weights: Vec<f64>,
-    /// What was minimised, before weighting; then other terms, under the names that the logs have: `mse` and `vb`, as far
-    /// as the loss has them, or a classifier's accuracies.
+    /// What was minimised, before weighting; then other terms, under the names that the logs have: `mse`, `vb` and
+    /// `penalty`, as far as the loss has them, or a classifier's accuracies.
     pub terms: Vec<(&'static str, Vec<f64>)>,
     /// What separates each loss from the reference's (the equivalent form's c).
     pub constant: Vec<f64>,
@@ -168,9 +168,9 @@ impl Trainer {
     }
 
     /// Each image's draws: from the seed and its position in the run alone.
-    fn draw(&self, batch: &Batch) -> Draws {
+    pub fn draw(&self, batch: &Batch) -> Draws {
         let (seed, rule) = (self.config.train.seed, &self.config.perturbation);
-        let (steps, per_image) = (self.diffusion.schedule.len(), self.per_image());
+        let (schedule, per_image) = (&self.diffusion.schedule, self.per_image());
         let count = batch.images.len() / per_image;
         let stream = |domain, i: usize| Stream::new(seed, domain, batch.position + i as u64, 0);
         let (t, weights): (Vec<usize>, Vec<f64>) =
@@ -178,7 +178,7 @@ impl Trainer {
         let mixes: Vec<Mix> = (0..count)
             .map(|i| {
                 let u = stream(Domain::Gamma, i).uniform();
-                rule.mix(rule.gamma_for(t[i], steps, self.state.progress.step, u))
+                rule.mix(rule.gamma_for(t[i], schedule, self.state.progress.step, u))
             })
             .collect();
         let normal = |domain: Domain| {
@@ -209,9 +209,7 @@ impl Trainer {
         let mut gradients = Accumulator::default();
         for from in (0..count).step_by(micro) {
             let images = from..(from + micro).min(count);
-            let (gradient, terms) = self.gradient(batch, &draws, images, micro >= count, scale);
-            report.extend(terms);
-            gradients.add(gradient);
+            report.extend(self.gradient(batch, &draws, images, micro >= count, scale, &mut gradients));
         }
         (report.t, report.weights) = (draws.t, draws.weights);
         if !report.mean_loss().is_finite() {

@@ -9,6 +9,7 @@ mod conversions;
 mod data;
 mod evaluate;
 mod networks;
+mod penalty;
 mod perturbation;
 mod precision;
 mod predicting;

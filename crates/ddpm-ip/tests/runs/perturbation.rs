@@ -2,12 +2,14 @@
 //! rotation itself and its constants are tested in ddpm-math.
 
 use super::support::{cpu, tensors, tiny, trained, with};
-use ddpm_ip::config::Respacing;
+use ddpm_ip::config::{Config, Respacing};
+use ddpm_ip::data::Batch;
 use ddpm_ip::diffusion::{Diffusion, Noised, Terms};
 use ddpm_ip::net::network::{Network, Unet};
 use ddpm_ip::net::{Engine, Feed, Parameters};
+use ddpm_ip::train::{Draws, Task, Trainer};
 use ddpm_math::perturb::{rotate, unrotate};
-use ddpm_math::{Domain, Mode, Perturbation, Stream};
+use ddpm_math::{Domain, Mode, Perturbation, Stream, Strength};
 
 const GAMMA: f64 = 0.3;
 const COUNT: usize = 6;
@@ -143,12 +145,15 @@ fn without_strength_training_is_unperturbed_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let plain = tensors(&trained(&tiny(), &folder.path().join("plain")));
     for (i, mode) in ["sampled", "equivalent", "target-scaled"].into_iter().enumerate() {
-        for strength in ["constant", "cosine", "uniform", "decay"] {
+        for (strength, scaled) in
+            [("constant", "false"), ("cosine", "true"), ("uniform", "true"), ("decay", "true"), ("switched", "true")]
+        {
             let config = with(&[
                 ("gamma", "0"),
                 ("perturbation.mode", mode),
                 ("perturbation.strength", strength),
                 ("perturbation.decay_steps", "10"),
+                ("perturbation.scaled", scaled),
             ]);
             let perturbed = tensors(&trained(&config, &folder.path().join(format!("{i}{strength}"))));
             assert!(perturbed == plain, "{mode}, {strength}");
@@ -156,4 +161,118 @@ fn without_strength_training_is_unperturbed_bit_for_bit() {
     }
     let perturbed = tensors(&trained(&with(&[("gamma", "0.1")]), &folder.path().join("perturbed")));
     assert!(perturbed != plain);
+}
+
+#[test]
+fn a_perturbation_that_is_never_or_always_on_is_none_or_constant_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, settings: &[(&str, &str)]| tensors(&trained(&with(settings), &folder.path().join(name)));
+    let (plain, constant) = (run("plain", &[]), run("constant", &[("gamma", "0.3")]));
+    assert!(plain != constant);
+    let switched = |name: &str, probability: &str| {
+        run(name, &[("gamma", "0.3"), ("perturbation.strength", "switched"), ("perturbation.probability", probability)])
+    };
+    assert!(switched("never", "0") == plain);
+    assert!(switched("always", "1") == constant);
+    let sometimes = switched("sometimes", "0.5");
+    assert!(sometimes != plain && sometimes != constant);
+}
+
+/// Draws of a training step for large images, and what they make of these.
+struct Step {
+    rule: Perturbation,
+    diffusion: Diffusion,
+    batch: Batch,
+    draws: Draws,
+    noised: Noised,
+}
+
+impl Step {
+    const IMAGES: usize = 8;
+    const SIZE: usize = 128;
+    const VALUES: usize = Self::SIZE * Self::SIZE;
+
+    fn new(rule: Perturbation) -> Self {
+        let config = Config { perturbation: rule, ..with(&[("image_size", "128")]) };
+        let diffusion = Diffusion::new(&config.diffusion, &Respacing::Full).unwrap();
+        let task = Task::new(&config, cpu()).unwrap();
+        let mut images = vec![0.0; Self::IMAGES * Self::VALUES];
+        Stream::new(5, Domain::Init, 0, 0).fill_normal(&mut images);
+        let batch = Batch { images, labels: None, position: 40 };
+        let draws = Trainer::new(config, task, None).unwrap().draw(&batch);
+        let noised = diffusion.noise(&batch.images, &draws.t, &draws.mixes, &draws.eps, draws.xi.as_deref());
+        Self { rule, diffusion, batch, draws, noised }
+    }
+
+    fn alpha_bar(&self, image: usize) -> f64 {
+        self.diffusion.schedule.alpha_bar[self.draws.t[image]]
+    }
+
+    /// An image's γ_t by the definitions, from its timestep and its uniform draw.
+    fn gamma(&self, image: usize) -> f64 {
+        let (rule, t) = (self.rule, self.draws.t[image] as f64);
+        let u = Stream::new(0, Domain::Gamma, self.batch.position + image as u64, 0).uniform();
+        let w = match rule.strength {
+            Strength::Constant | Strength::Decay => 1.0,
+            Strength::Linear => t / 19.0,
+            Strength::Cosine => 0.5 - 0.5 * (std::f64::consts::PI * t / 19.0).cos(),
+            Strength::Uniform => u,
+            Strength::Switched => f64::from(u < rule.probability),
+        };
+        w * rule.gamma / if rule.scaled { 1.0 } else { (1.0 - self.alpha_bar(image)).sqrt() }
+    }
+
+    /// Var n and Cov(n, target) over an image's values, with n = (y − √ᾱ x₀)/√(1−ᾱ).
+    fn moments(&self, image: usize) -> (f64, f64) {
+        let alpha_bar = self.alpha_bar(image);
+        let values = image * Self::VALUES..(image + 1) * Self::VALUES;
+        let (mut variance, mut covariance) = (0.0, 0.0);
+        for i in values {
+            let [x, y, target] = [self.batch.images[i], self.noised.x_t[i], self.noised.eps[i]].map(f64::from);
+            let n = (y - alpha_bar.sqrt() * x) / (1.0 - alpha_bar).sqrt();
+            variance += n * n;
+            covariance += n * target;
+        }
+        (variance / Self::VALUES as f64, covariance / Self::VALUES as f64)
+    }
+}
+
+/// What perturbation is, for every form of it: more noise in the input, none of it in what is asked for.
+#[test]
+fn the_noise_has_the_stated_variance_and_the_stated_covariance_with_the_target() {
+    for (&mode, &strength) in Mode::ALL.iter().flat_map(|mode| Strength::ALL.iter().map(move |s| (mode, s))) {
+        for scaled in [true, false] {
+            let rule = Perturbation { mode, strength, scaled, gamma: 0.5, decay_steps: 9, ..Perturbation::default() };
+            let (step, plain) = (Step::new(rule), Step::new(Perturbation { gamma: 0.0, ..rule }));
+            let what = format!("{mode}, {strength}, scaled {scaled}");
+            if mode == Mode::Sampled {
+                assert!(step.noised.eps == step.draws.eps && step.noised.eps == plain.noised.eps, "{what}");
+            }
+            let mut perturbed = 0;
+            for image in 0..Step::IMAGES {
+                let gamma = step.gamma(image);
+                let values = image * Step::VALUES..(image + 1) * Step::VALUES;
+                assert_eq!(step.noised.x_t[values.clone()] != plain.noised.x_t[values], gamma > 0.0, "{what}");
+                perturbed += usize::from(gamma > 0.0);
+                let s = (1.0 + gamma * gamma).sqrt();
+                // With normal ε and ξ the variances of n² and n·target are 2s⁴ and Var n · Var target + Cov².
+                let (covariance, target) = match mode {
+                    Mode::Sampled => (1.0, 1.0),
+                    Mode::Equivalent => (1.0, 1.0 / s),
+                    Mode::TargetScaled => (s, 1.0),
+                };
+                let errors = [2.0 * s.powi(4), (s * target).powi(2) + covariance * covariance]
+                    .map(|variance: f64| (variance / Step::VALUES as f64).sqrt());
+                let (variance, found) = step.moments(image);
+                let t = step.draws.t[image];
+                assert!(
+                    (variance - s * s).abs() < 5.0 * errors[0],
+                    "{what}, t = {t}: Var n = {variance}, not {}",
+                    s * s
+                );
+                assert!((found - covariance).abs() < 5.0 * errors[1], "{what}, t = {t}: {found}, not {covariance}");
+            }
+            assert!(perturbed > Step::IMAGES / 2, "{what}: {perturbed} images are perturbed");
+        }
+    }
 }
