@@ -215,3 +215,18 @@ pub fn to_u8(x: &[f32], channels: usize, pixels: usize) -> Vec<u8> {
     x.chunks_exact(channels * pixels).for_each(|planes| image(planes, &mut bytes));
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_threshold_is_a_quantile_between_two_values_and_at_least_1() {
+        let limit = |clip: Clip, values: &[f32]| clip.limit(values.iter().map(|v| v.abs()));
+        // Of 5 magnitudes 0.6 stands for place 2.4 from 0.
+        assert_eq!(limit(Clip::Dynamic(0.6), &[-4.0, 0.5, 2.0, -1.0, 3.0]), Some(2.0 + 0.4_f32));
+        assert_eq!(limit(Clip::Dynamic(1.0), &[-4.0, 0.5]), Some(4.0));
+        assert_eq!(limit(Clip::Dynamic(0.5), &[0.1, -0.2, 0.9]), Some(1.0));
+        assert_eq!((limit(Clip::Range, &[9.0]), limit(Clip::None, &[9.0])), (Some(1.0), None));
+    }
+}
