@@ -6,4 +6,5 @@
 mod closed;
 mod exact;
 mod expected;
+mod planted;
 mod unbiased;
