@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
 mod closed;
+mod corrections;
 mod exact;
 mod expected;
 mod planted;
