@@ -463,6 +463,12 @@ impl Corrections {
         (found != time).then(|| schedule.level_at(found).alpha_bar)
     }
 
+    /// Whether the network is given another x, or told another time, than the chain's.
+    pub fn move_calls(&self) -> bool {
+        self.window(false).is_some()
+            || self.0.iter().any(|c| matches!(c, Correction::Shift(_) | Correction::IdealIp(_)))
+    }
+
     /// Whether the variance of each image is looked at.
     pub fn wants_variance(&self) -> bool {
         self.window(false).or(self.window(true)).is_some()

@@ -157,7 +157,7 @@ impl Rule {
                 vec![stage(Update::Mix { corrector, keeps: true, next })]
             }
             Self::Heun(churn) => {
-                let (churned, mixture) = churn.apply(schedule, level, first + 1);
+                let (churned, mixture) = churn.apply(schedule, level);
                 let euler = Update::Mix { corrector: None, keeps: true, next: euler(churned, next) };
                 let first = Stage { level: churned, churn: mixture, ends_step: index == 0, ..stage(euler) };
                 let second = || Stage { called_at: index - 1, level: next, ..stage(mix(heun(churned, next))) };
@@ -179,11 +179,13 @@ impl Stage {
 }
 
 impl Churn {
-    /// The level after noise is added, and how: EDM's algorithm 2, lines 5 and 6, for a chain of `steps` steps.
-    fn apply(self, schedule: &Schedule, level: Level, steps: usize) -> (Level, Option<[f64; 2]>) {
+    /// The level after noise is added, and how: EDM's algorithm 2, lines 5 and 6. A chain that begins further down adds as
+    /// much in each step as one over the whole schedule.
+    fn apply(self, schedule: &Schedule, level: Level) -> (Level, Option<[f64; 2]>) {
         let ratio = level.sigma() / level.alpha();
         let within = ratio >= self.least && (self.most == 0.0 || ratio <= self.most);
-        let gamma = if within { (self.amount / steps as f64).min(std::f64::consts::SQRT_2 - 1.0) } else { 0.0 };
+        let gamma =
+            if within { (self.amount / schedule.len() as f64).min(std::f64::consts::SQRT_2 - 1.0) } else { 0.0 };
         if gamma == 0.0 {
             return (level, None);
         }

@@ -6,6 +6,8 @@ use crate::sample::{Chain, Draws, Predictor, Seeded, Subjects, Taken, Walk};
 use ddpm_math::{Domain, Level, Normality, Rule, Stage, Stream, haar_energy};
 use rayon::prelude::*;
 use serde::Serialize;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The fewest images with which Shapiro and Wilk's test says anything.
@@ -13,6 +15,9 @@ pub const LEAST_IMAGES: usize = 20;
 
 /// The most images, and the most pixels, that the test looks at.
 const MOST_TESTED: (usize, usize) = (5000, 1024);
+
+/// A shift that is known no better than to this share of the process is not measurable.
+const COARSEST: f64 = 0.1;
 
 /// A network, how it samples, and the images to measure it on.
 pub struct Subject<'a> {
@@ -67,16 +72,18 @@ pub struct Readings {
     /// Of chains begun a few levels above t at q(x_s | x_0): Var(x̂_t − √ᾱ_t x_0), mean over pixels.
     pub short_variance: Curve,
     /// At most what that is for a perfect ancestral sampler: 1 − ᾱ_t + 2b √ᾱ_t V, b = √ᾱ_t (1 − ᾱ_s/ᾱ_t)/(1 − ᾱ_s), with the
-    /// network's own squared error at s for V = E Var(x_0 | x_s). NaN where the sampler is deterministic.
+    /// network's own squared error at s for V = E Var(x_0 | x_s). NaN where the sampler is not ancestral.
     pub short_variance_floor: Vec<f64>,
-    /// The difference: a lower bound of the excess. NaN where the sampler is deterministic.
+    /// The difference: a lower bound of the excess. NaN where the sampler is not ancestral: more noise or less than an ancestral
+    /// one's changes it without any bias.
     pub short_variance_excess: Curve,
     /// Mean ‖ε_θ‖₂ on true x_t.
     pub norm_training: Curve,
     /// Mean ‖ε_θ‖₂ on sampled x_t.
     pub norm_sampling: Curve,
     /// s − t for the s at which the network, told t, has on states of q(x_s | x_0) the norm that it has on sampled ones. NaN
-    /// where the norm does not change measurably with s.
+    /// where the norm does not change measurably with s, or so little that s is not known to a tenth of the process, or where
+    /// no s has that norm.
     pub effective_shift: Curve,
     /// Energy of sampled x_t over that of true x_t, less 1: low Haar band, high bands.
     pub state_energy: [Curve; 2],
@@ -224,8 +231,11 @@ impl Subject<'_> {
             }
             let mut sampled = Sampled::default();
             for (walk, batch) in walks.iter_mut().zip(self.batches()) {
-                let taken = walk.step().expect("a step for every level");
-                self.add(&mut sampled, &taken, &batch);
+                let Taken { x, output, .. } = walk.step().expect("a step for every level");
+                // Where corrections move the call, the network is asked once more, as training asks it.
+                let moved = self.reverse.corrections.move_calls();
+                let output = if moved { self.answer(&x, stage.level.time, &batch) } else { output };
+                self.add(&mut sampled, &stage, &x, &output);
             }
             let above: Option<&AtLevel> = found.get((levels - 1 - index).wrapping_sub(self.short));
             let short = above.map(|above| self.short_chain(index, above));
@@ -262,10 +272,23 @@ impl Subject<'_> {
                 frechet: frechet.try_into().ok(),
             });
         }
-        Some(self.readings(&found, start))
+        Some(Self::readings(&found, start))
     }
 
-    fn readings(&self, found: &[AtLevel], start: Vec<StartStep>) -> Readings {
+    /// Reads the instruments at one index on states `[N, C, H, W]` from elsewhere, one for each image: all that needs no chain.
+    pub fn measure_states(&self, index: usize, x: &[f32]) -> Readings {
+        let schedule = &self.diffusion.schedule;
+        let stages = self.reverse.rule.stages(schedule, schedule.len() - 1);
+        let stage = stages.iter().find(|stage| stage.index == index).expect("a step for every level");
+        let mut sampled = Sampled::default();
+        for batch in self.batches() {
+            let x = self.part(x, &batch);
+            self.add(&mut sampled, stage, x, &self.answer(x, stage.level.time, &batch));
+        }
+        Self::readings(&[self.at_level(stage, &self.truth(stage), &sampled, None)], Vec::new())
+    }
+
+    fn readings(found: &[AtLevel], start: Vec<StartStep>) -> Readings {
         let curve = |of: &dyn Fn(&AtLevel) -> Estimate| found.iter().map(of).collect::<Curve>();
         let list = |of: &dyn Fn(&AtLevel) -> f64| found.iter().map(of).collect::<Vec<f64>>();
         Readings {
@@ -341,12 +364,14 @@ impl Subject<'_> {
         truth
     }
 
-    fn add(&self, sampled: &mut Sampled, taken: &Taken, batch: &Range<usize>) {
-        let [eps, x_start] = self.diffusion.read(self.reverse.clip, &taken.stage, batch.len(), &taken.x, &taken.output);
+    /// What is measured on states of some images, with the network's answers.
+    fn add(&self, sampled: &mut Sampled, stage: &Stage, x: &[f32], output: &[f32]) {
+        let n = x.len() / self.per_image();
+        let [eps, x_start] = self.diffusion.read(self.reverse.clip, stage, n, x, output);
         sampled.norms.extend(self.norms(&eps));
-        sampled.bands[0].extend(self.energies(&taken.x));
+        sampled.bands[0].extend(self.energies(x));
         sampled.bands[1].extend(self.energies(&x_start));
-        sampled.x.extend_from_slice(&taken.x);
+        sampled.x.extend_from_slice(x);
     }
 
     /// ‖ε‖₂ of every image.
@@ -376,6 +401,30 @@ impl Subject<'_> {
         x.iter().zip(self.x_start).map(|(x, x_start)| x - signal * x_start).collect()
     }
 
+    /// States less the mean of their class, stretched to the variance that they have within classes, as the data's is. One that
+    /// is alone in its class says nothing and is left out.
+    fn within_classes<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        let Some(labels) = self.labels else { return Cow::Borrowed(x) };
+        let d = self.per_image();
+        let mut classes: BTreeMap<u32, (f64, Vec<f64>)> = BTreeMap::new();
+        for (x, &label) in x.chunks_exact(d).zip(labels) {
+            let (count, sums) = classes.entry(label).or_insert_with(|| (0.0, vec![0.0; d]));
+            *count += 1.0;
+            sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += f64::from(x));
+        }
+        let kept: f64 = classes.values().map(|&(count, _)| count).filter(|&count| count > 1.0).sum();
+        let mut within = Vec::with_capacity(x.len());
+        for (x, label) in x.chunks_exact(d).zip(labels) {
+            let (count, sums) = &classes[label];
+            if *count > 1.0 {
+                // Of all degrees of freedom one goes to each class's mean, and not one to all.
+                let stretch = (count / (count - 1.0) * (kept - 1.0) / kept).sqrt();
+                within.extend(x.iter().zip(sums).map(|(&x, sum)| ((f64::from(x) - sum / count) * stretch) as f32));
+            }
+        }
+        Cow::Owned(within)
+    }
+
     fn at_level(&self, stage: &Stage, truth: &Truth, sampled: &Sampled, short: Option<Short>) -> AtLevel {
         let (d, level) = (self.per_image(), stage.level);
         let errors = PerPixel::new(&truth.errors, d);
@@ -389,9 +438,11 @@ impl Subject<'_> {
             over_pixels(&vec![[0.0; 2]; d], |p, _, _| (noise + 2.0 * level.alpha_bar * self.data_variance[p]).sqrt());
         let floor = (floor - noise.sqrt()).powi(2);
         let residuals = PerPixel::new(&self.residuals(&sampled.x, level), d);
-        let variance_error =
-            residuals.estimate(|m| (over_pixels(m, |_, _, variance| variance.sqrt()) - noise.sqrt()).powi(2));
-        let variance_excess = PerPixel::new(&sampled.x, d).estimate(|m| {
+        let off = residuals.estimate(|m| over_pixels(m, |_, _, variance| variance.sqrt()) - noise.sqrt());
+        let variance_error = off.value.powi(2);
+        // Near 0 a square is off by more than its slope says, and one that is small by chance by more than it says itself.
+        let error = |square: f64| (4.0 * square * off.error.powi(2) + 2.0 * off.error.powi(4)).sqrt();
+        let variance_excess = PerPixel::new(&self.within_classes(&sampled.x), d).estimate(|m| {
             over_pixels(m, |p, _, variance| variance - (level.alpha_bar * self.data_variance[p] + noise))
         });
         let (norm_training, norm_sampling) = (Estimate::mean(&truth.norms), Estimate::mean(&sampled.norms));
@@ -400,9 +451,9 @@ impl Subject<'_> {
             prediction_error: errors.estimate(|m| over_pixels(m, |_, _, variance| variance.sqrt())),
             not_normal: self.not_normal(&truth.errors),
             squared_error: Estimate::mean(&squares),
-            variance_error,
+            variance_error: Estimate { value: variance_error, error: error(variance_error) },
             variance_error_floor: floor,
-            variance_error_excess: Estimate { value: variance_error.value - floor, ..variance_error },
+            variance_error_excess: Estimate { value: variance_error - floor, error: error(variance_error.max(floor)) },
             variance_excess,
             short,
             norm_training,
@@ -454,7 +505,9 @@ impl Subject<'_> {
         let x = self.chain_from(self.reverse, index + self.short, self.short, Use::Short);
         let residuals = PerPixel::new(&self.residuals(&x, to), self.per_image());
         let variance = residuals.estimate(|m| over_pixels(m, |_, _, variance| variance));
-        if !self.reverse.rule.is_stochastic() {
+        let ancestral =
+            matches!(self.reverse.rule, Rule::Ddpm | Rule::Ddim { eta: 1.0 } | Rule::DpmSolver { stochastic: true });
+        if !ancestral {
             return Short { variance, floor: f64::NAN, excess: Estimate::NONE };
         }
         let b = to.alpha() * (1.0 - from.alpha_bar / to.alpha_bar) / (1.0 - from.alpha_bar);
@@ -473,7 +526,9 @@ impl Subject<'_> {
             let mut u = vec![0.0; x.len()];
             u.par_chunks_mut(self.per_image()).zip(batch.clone()).for_each(|(u, image)| {
                 direction(image as u64, u);
-                u.iter_mut().for_each(|v| *v = v.signum());
+                for v in u {
+                    *v = v.signum();
+                }
             });
             let times = vec![self.diffusion.model_time(stage.level.time); batch.len()];
             let labels = self.labels.map(|labels| &labels[batch.clone()]);
@@ -515,22 +570,26 @@ impl Subject<'_> {
         }
         let slope = side * change.value / step;
         let gap = sampled.value - t0.value;
+        let gap_error = sampled.error.hypot(t0.error);
+        if gap_error.is_nan() || gap_error > COARSEST * last * slope.abs() {
+            return Estimate::NONE;
+        }
         let direction = (gap / slope).signum();
         let mut here = [t, t0.value];
         let mut there = here;
-        // Steps out until the wanted norm is passed.
         let passed = |a: [f64; 2], b: [f64; 2]| (a[1] - sampled.value) * (b[1] - sampled.value) <= 0.0;
-        for _ in 0..6 {
-            here = there;
+        // Steps out until the wanted norm is passed.
+        loop {
             let s = (there[0] + direction * step).clamp(0.0, last);
+            if s == there[0] {
+                return Estimate::NONE;
+            }
+            here = there;
             there = [s, Estimate::mean(&self.norms_at(stage, s)).value];
             if passed(here, there) {
                 break;
             }
             step *= 2.0;
-        }
-        if !passed(here, there) || here[0] == there[0] {
-            return Estimate::NONE;
         }
         let cut = |here: [f64; 2], there: [f64; 2]| {
             let slope = (there[1] - here[1]) / (there[0] - here[0]);
@@ -545,10 +604,10 @@ impl Subject<'_> {
             let between = [s, Estimate::mean(&self.norms_at(stage, s)).value];
             if passed(here, between) { there = between } else { here = between }
         }
-        let [s, slope] = cut(here, there);
-        let error = sampled.error.hypot(t0.error) / slope.abs();
-        // A shift that could be anything is none.
-        if error < last / 10.0 { Estimate { value: s - t, error } } else { Estimate::NONE }
+        let [s, local] = cut(here, there);
+        // Where the norm bends on the way there, no shift at all is as likely as no gap.
+        let error = gap_error / local.abs().min((gap / (s - t)).abs());
+        if error <= COARSEST * last { Estimate { value: s - t, error } } else { Estimate::NONE }
     }
 }
 

@@ -209,8 +209,8 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     let raw = (high - low) / 4.0;
     let power = 10_f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * power).find(|&s| s >= raw).unwrap_or(raw);
-    let first = (low / step).ceil() as i64;
-    (first..).map(|k| k as f64 * step).take_while(|&v| v <= high + 1e-9 * step).collect()
+    let (first, last) = ((low / step).ceil() as i64, (high / step + 1e-9).floor() as i64);
+    (first..=last).map(|k| k as f64 * step).collect()
 }
 
 /// A number in few digits.

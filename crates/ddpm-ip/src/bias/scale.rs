@@ -17,6 +17,8 @@ pub type Norms = Vec<f64>;
 pub enum ScaleError {
     /// The chains were stopped.
     Stopped,
+    /// Other corrections give the network other inputs than training does, whose norms do not compare.
+    Moved,
     /// The norms are on one side at both ends: the mean logarithm of sampled over training norm there.
     NoRoot([f64; 2]),
 }
@@ -25,6 +27,10 @@ impl std::fmt::Display for ScaleError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Stopped => f.write_str("stopped"),
+            Self::Moved => f.write_str(
+                "shift, time-shift and ideal-ip call the network elsewhere than training does, where norms of epsilon do not \
+                 compare: leave one of them out",
+            ),
             Self::NoRoot([low, high]) => write!(
                 f,
                 "no scale of epsilon between {} and {} gives sampling the norms of training: the mean logarithm of their \
@@ -80,6 +86,9 @@ pub fn find_scale(
     training: &[f64],
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<f64, ScaleError> {
+    if chain.reverse.corrections.move_calls() {
+        return Err(ScaleError::Moved);
+    }
     let mut gap = |b: f64| {
         let reverse = Reverse { corrections: chain.reverse.corrections.with_scale(b), ..chain.reverse.clone() };
         let Chain { diffusion, network, guide, shape, .. } = *chain;
@@ -88,7 +97,7 @@ pub fn find_scale(
     };
     // Regula falsi with the end that stays halved (the Illinois algorithm): the root lies between a and b.
     let ([mut a, mut b], [mut at_a, mut at_b]) = (BOUNDS, [gap(BOUNDS[0])?, gap(BOUNDS[1])?]);
-    if !(at_a * at_b <= 0.0) {
+    if at_a.is_nan() || at_b.is_nan() || at_a * at_b > 0.0 {
         return Err(ScaleError::NoRoot([at_a, at_b]));
     }
     loop {
@@ -97,6 +106,9 @@ pub fn find_scale(
             return Ok(if at_b == 0.0 { b } else { next });
         }
         let at_next = gap(next)?;
+        if at_next.is_nan() {
+            return Err(ScaleError::NoRoot([at_a, at_b]));
+        }
         if at_next * at_b < 0.0 {
             (a, at_a) = (b, at_b);
         } else {
