@@ -62,7 +62,7 @@ fn of_entry(entry: &Entry, images: usize) -> String {
     line("variance error δ over floor", say(&r.variance_error_excess, more, &absolute));
     line("variance of sampled x", say(&r.variance_excess, more, &absolute));
     let short = if r.short_variance_floor.iter().all(|v| v.is_nan()) {
-        "only samplers that add noise have a bound to compare with".into()
+        "only ddpm, ddim with eta 1 and dpm-solver++-sde have a bound to compare with".into()
     } else {
         say(&r.short_variance_excess, ["larger, at least", "below its bound"], &absolute)
     };
