@@ -42,7 +42,7 @@ impl GivenNoise {
             return Err(Error::file(
                 path,
                 format!(
-                    "has no `step_noise` [{steps}, N, C, H, W], and this sampler adds noise at its steps: add it, or use DDIM with eta 0"
+                    "has no `step_noise` [{steps}, N, C, H, W], and this sampler adds noise at its steps: add it, or use a sampler without noise (ddim with eta 0, dpm-solver++, unipc, heun)"
                 ),
             ));
         } else {
