@@ -1,6 +1,6 @@
 """Draws with every sampler, spacing and correction, and writes how far the samples are from real images.
 
-    python docs/samplers.py DDPM_IP RUN REAL OUT [--images 10000] [--only WORD]
+    python docs/samplers.py DDPM_IP RUN REAL OUT [--images 10000] [--only PATTERN]
 
 DDPM_IP is the program, RUN a checkpoint of any network that draws whole images, REAL what it was trained on, OUT a folder.
 Every setting is drawn once with seed 0; what is there already is not drawn again, so the script can be stopped and goes on.
@@ -10,6 +10,7 @@ and prints tables. Needs nothing but the program; `--plot samplers.png` needs ma
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,7 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--batch", type=int, default=200)
-    parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--only", default=".*", help="settings whose whole name this regular expression matches")
     parser.add_argument("--plot", help="also draw the distance against network calls")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def main():
     size = json.loads(run([args.program, "info", args.run, "--json"]))["config"]["model"]["image_size"]
     fit = ["--image-size", size]
     for name, images, flags in settings(args.images):
-        if args.only not in name or any(k["name"] == name and k["images"] == images for k in known):
+        if not re.fullmatch(args.only, name) or any(k["name"] == name and k["images"] == images for k in known):
             continue
         with tempfile.TemporaryDirectory() as folder:
             samples = Path(folder) / "samples.npz"
