@@ -340,11 +340,6 @@ impl Corrections {
         Ok(Self(corrections))
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// The file of `es-auto`, if that is among them.
     pub fn auto(&self) -> Option<&str> {
         self.0.iter().find_map(|c| match c {

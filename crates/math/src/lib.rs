@@ -92,7 +92,7 @@ pub use haar::{Bands, haar_correct, haar_energy};
 pub use jackknife::{jackknife_error, jackknife_groups, mean_and_error};
 pub use loss::{BoundTerms, Graded, ImageBound, ImageLoss, Terms, cross_entropy, prior_bound};
 pub use name::UnknownName;
-pub use normality::{Normality, ShapiroWilk, shapiro_wilk};
+pub use normality::{Normality, ShapiroWilk};
 pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength};
 pub use philox::{Domain, Stream, philox4x32_10_lanes};
 pub use real::Real;

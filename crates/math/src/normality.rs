@@ -113,13 +113,6 @@ impl Normality {
     }
 }
 
-/// The test of Shapiro and Wilk, for one sample; [`Normality`] serves many of one size.
-///
-/// `None` for fewer than 3 values or more than 5000, and as [`Normality::test`] has it.
-pub fn shapiro_wilk(values: &[f64]) -> Option<ShapiroWilk> {
-    Normality::new(values.len())?.test(&mut values.to_vec())
-}
-
 /// c_0 + c_1 x + c_2 x² + …
 fn polynomial(coefficients: &[f64], x: f64) -> f64 {
     coefficients.iter().rev().fold(0.0, |sum, coefficient| sum * x + coefficient)

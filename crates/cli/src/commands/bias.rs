@@ -42,7 +42,7 @@ pub(super) fn command() -> Command {
              chains end from the image they began at. Writes bias.json, bias.npz and bias.svg, and says in words what was \
              found.\n\n\
              Settings come from each checkpoint, with 20 steps, 512 images and batches of 64 unless flags say otherwise. An \
-             image costs about 14 network calls a step.",
+             image costs about 28 network calls a step.",
         )
         .arg(
             args::path("checkpoint", "PATH", "run directories, checkpoint folders or files of parameters; drawn together")

@@ -1,7 +1,7 @@
 //! Checkpoints on the instruments, and the files that come of it.
 
-use super::scale::{Norms, find_scale, largest_gap, sampled_norms};
-use super::{Ends, LEAST_IMAGES, Readings, Subject, picture, words};
+use super::scale::{find_scale, largest_gap, sampled_norms};
+use super::{LEAST_IMAGES, Readings, Subject, picture, words};
 use crate::config::{Arch, Config, ConfigError, SampleConfig};
 use crate::data::Dataset;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
@@ -119,7 +119,7 @@ struct SavedReadings {
 
 #[derive(Deserialize)]
 struct SavedCurve {
-    value: Norms,
+    value: Vec<f64>,
 }
 
 /// What tells parameters from others.
@@ -310,8 +310,8 @@ impl Distances {
         Ok(Some(Self { network, data, shape }))
     }
 
-    fn of(&self, ends: &Ends) -> Result<f64, Error> {
-        let bytes = to_u8(ends.images, self.shape[0], self.shape[1] * self.shape[2]);
+    fn of(&self, ends: &[f32]) -> Result<f64, Error> {
+        let bytes = to_u8(ends, self.shape[0], self.shape[1] * self.shape[2]);
         let drawn = gaussian(&self.network, &bytes, self.shape)?;
         frechet_distance(&self.data, &drawn).map_err(|e| ConfigError(format!("the Fréchet distance: {e}")).into())
     }
@@ -366,7 +366,7 @@ fn entry(
     let what = path.display().to_string();
     let mut failed = None;
     let readings = subject.measure(
-        |ends| match distances.as_ref()?.of(&ends) {
+        |ends| match distances.as_ref()?.of(ends) {
             Ok(distance) => Some(distance),
             Err(error) => {
                 failed = Some(error);

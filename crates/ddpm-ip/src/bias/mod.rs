@@ -4,11 +4,13 @@ mod curve;
 mod instruments;
 mod job;
 mod picture;
+mod readings;
 mod scale;
 mod words;
 
 pub use curve::{Curve, Estimate, PerPixel, over_pixels};
-pub use instruments::{Ends, LEAST_IMAGES, Readings, StartStep, Subject};
+pub use instruments::{LEAST_IMAGES, Subject};
 pub(crate) use job::resolve_auto;
 pub use job::{Entry, EsAuto, Job, Report, Suggestions, run};
-pub use scale::{Norms, ScaleError, find_scale};
+pub use readings::{Readings, StartStep};
+pub use scale::{ScaleError, find_scale};

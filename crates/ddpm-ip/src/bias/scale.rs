@@ -9,9 +9,6 @@ const BOUNDS: [f64; 2] = [0.95, 1.1];
 /// How near it is found.
 const TOLERANCE: f64 = 1e-4;
 
-/// Mean ‖ε_θ‖₂ at every level of sampling chains, from the data's end on.
-pub type Norms = Vec<f64>;
-
 /// Why there is no scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ScaleError {
@@ -41,8 +38,8 @@ impl std::fmt::Display for ScaleError {
     }
 }
 
-/// The mean norms of ε_θ over chains of batches of subjects; none if `go_on` says so.
-pub(super) fn sampled_norms(chain: &Chain, subjects: &[Subjects], go_on: &mut dyn FnMut() -> bool) -> Option<Norms> {
+/// Mean ‖ε_θ‖₂ at every level, from the data's end on, over chains of batches of subjects; none if `go_on` says so.
+pub(super) fn sampled_norms(chain: &Chain, subjects: &[Subjects], go_on: &mut dyn FnMut() -> bool) -> Option<Vec<f64>> {
     let mut sums = vec![0.0; chain.diffusion.schedule.len()];
     let mut count = 0;
     for subjects in subjects {

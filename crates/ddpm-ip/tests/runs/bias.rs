@@ -115,16 +115,7 @@ fn es_auto_takes_the_norms_of_the_same_checkpoint_schedule_and_sampler() {
         let mut config = config.clone();
         config.sample.correct = format!("es-auto:{}", file.display()).parse().unwrap();
         change(&mut config);
-        let job = sample::Job {
-            checkpoint: checkpoint.to_path_buf(),
-            config,
-            out: Some(folder.path().join("drawn.npz")),
-            grid: None,
-            classes: None,
-            initial_noise: None,
-            classifier: None,
-            base_samples: None,
-        };
+        let job = super::support::job(checkpoint, &config, &folder.path().join("drawn.npz"));
         let mut events = Vec::new();
         let outcome = sample::run(&job, cpu(), &AtomicBool::new(false), &mut |e| events.push(e));
         outcome.map(|_| remarks(&events).join("\n"))

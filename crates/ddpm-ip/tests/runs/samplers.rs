@@ -1,6 +1,6 @@
 //! Every sampler, with and without corrections of exposure bias.
 
-use super::support::{assert_says, cpu, tiny, trained, with};
+use super::support::{assert_says, cpu, job, tiny, trained, with};
 use ddpm_ip::config::{Config, ConfigError};
 use ddpm_ip::diffusion::{Diffusion, Reverse, StepInputs, StepOutputs};
 use ddpm_ip::net::network::{Classifier, Network, Unet};
@@ -9,7 +9,6 @@ use ddpm_ip::npz::{Npz, NpzWriter};
 use ddpm_ip::sample::{self, Chain, Draws, Guide, Model, Seeded, Subjects, Walk};
 use ddpm_ip::{Error, Outcome};
 use ddpm_math::{Domain, Stream};
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// The settings of each sampler, and whether it adds noise.
@@ -239,19 +238,6 @@ fn a_walk_shows_each_step_as_its_first_call_saw_it() {
             let mut short = Walk::begin(chain, subjects, x, 1);
             assert!(short.step().is_some() && short.step().is_some() && short.step().is_none());
         });
-    }
-}
-
-fn job(checkpoint: &Path, config: &Config, out: &Path) -> sample::Job {
-    sample::Job {
-        checkpoint: checkpoint.to_path_buf(),
-        config: config.clone(),
-        out: Some(out.to_path_buf()),
-        grid: None,
-        classes: None,
-        initial_noise: None,
-        classifier: None,
-        base_samples: None,
     }
 }
 

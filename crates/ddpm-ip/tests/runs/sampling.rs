@@ -1,6 +1,6 @@
 //! Files of samples.
 
-use super::support::{assert_says, cpu, remarks, tiny, trained, with};
+use super::support::{assert_says, cpu, job, remarks, tiny, trained, with};
 use ddpm_ip::config::Config;
 use ddpm_ip::npz::{Npz, NpzWriter};
 use ddpm_ip::sample::{Job, run};
@@ -14,19 +14,6 @@ fn checkpoint(folder: &Path) -> (PathBuf, Config) {
     let config = with(&[("class_cond", "true")]);
     let checkpoint = trained(&config, &folder.join("run"));
     (checkpoint.clone(), ddpm_ip::checkpoint::config_of(&checkpoint.join("model.safetensors")).unwrap().unwrap())
-}
-
-fn job(checkpoint: &Path, config: &Config, out: &Path) -> Job {
-    Job {
-        checkpoint: checkpoint.to_path_buf(),
-        config: config.clone(),
-        out: Some(out.to_path_buf()),
-        grid: None,
-        classes: None,
-        initial_noise: None,
-        classifier: None,
-        base_samples: None,
-    }
 }
 
 /// Shape and bytes of the images, and labels.

@@ -1,7 +1,7 @@
 //! A tiny run on the embedded digits.
 
 use ddpm_ip::config::{Config, Layers};
-use ddpm_ip::{Device, Error, Event, Outcome, device, train};
+use ddpm_ip::{Device, Error, Event, Outcome, device, sample, train};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -57,6 +57,20 @@ pub(crate) fn train(config: &Config, dir: &Path) -> (Result<Outcome, Error>, Vec
     let mut events = Vec::new();
     let outcome = train::train(config, dir, cpu(), vec![], &AtomicBool::new(false), &mut |e| events.push(e));
     (outcome, events)
+}
+
+/// Samples of a checkpoint, with nothing beside its settings.
+pub(crate) fn job(checkpoint: &Path, config: &Config, out: &Path) -> sample::Job {
+    sample::Job {
+        checkpoint: checkpoint.to_path_buf(),
+        config: config.clone(),
+        out: Some(out.to_path_buf()),
+        grid: None,
+        classes: None,
+        initial_noise: None,
+        classifier: None,
+        base_samples: None,
+    }
 }
 
 /// The remarks among events.
