@@ -1,12 +1,9 @@
 //! Devices by name.
 
 use crate::config::ConfigError;
-use ddpm_net::Device;
+use ddpm_net::{Device, Gpu};
+use std::path::Path;
 
-/// The devices this build can use.
-pub fn device_names() -> Vec<&'static str> {
-    Device::ALL.map(Device::name).to_vec()
-}
 
 /// The instruction set that the CPU kernels use, as in `DDPM_IP_ISA`.
 ///
@@ -21,12 +18,18 @@ pub fn instruction_sets() -> Vec<&'static str> {
     ddpm_kernels::Isa::available().map(ddpm_kernels::Isa::name).collect()
 }
 
-/// The device of that name.
+/// The device of that name: `cpu`, `cuda` or `cuda:0` and so on, or `auto`, which is the first GPU where one can be used.
+/// Compiled kernels are kept in the folder `cache`.
 ///
 /// # Errors
-/// A name that this build does not know.
-pub fn device(name: &str) -> Result<Device, ConfigError> {
-    let known = Device::ALL.into_iter().find(|device| device.name() == name);
-    let unknown = || format!("no device {name:?} in this build: known are {}", device_names().join(", "));
-    known.ok_or_else(|| ConfigError(unknown()))
+/// An unknown name, or what is missing for a GPU.
+pub fn device(name: &str, cache: Option<&Path>) -> Result<Device, ConfigError> {
+    let gpu = |index| Gpu::get(index, cache).map(Device::Cuda).map_err(|e| ConfigError(format!("--device {name}: {e}")));
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Device::Cpu),
+        None if name == "cuda" => gpu(0),
+        None if name == "auto" => Ok(gpu(0).unwrap_or_default()),
+        Some(("cuda", index)) if index.parse::<usize>().is_ok() => gpu(index.parse().unwrap_or_default()),
+        _ => Err(ConfigError(format!("no device {name:?}: known are auto, cpu, cuda and cuda:0, cuda:1, …"))),
+    }
 }

@@ -39,6 +39,9 @@ pub enum Error {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// A device failed.
+    #[error(transparent)]
+    Device(#[from] ddpm_net::DeviceError),
     /// Training met a loss or gradient that is not finite.
     #[error(
         "training diverged at step {step}: the {what} is not finite. {}Try a lower --lr or --grad-clip 1.",

@@ -1,5 +1,6 @@
 //! What long work tells its front end. The library itself never prints.
 
+use crate::check::Finding;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -102,6 +103,8 @@ pub enum Event {
         /// Parts in all.
         total: usize,
     },
+    /// A device was compared with the processor in something.
+    Checked(Finding),
     /// Some of a file has arrived.
     Fetching {
         /// Bytes that are there.

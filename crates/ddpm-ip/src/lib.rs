@@ -42,6 +42,7 @@
 pub mod bench;
 pub mod bias;
 pub mod checkpoint;
+pub mod check;
 pub mod config;
 pub mod convert;
 pub mod data;
@@ -66,6 +67,6 @@ pub mod train;
 pub mod weights;
 
 pub use ddpm_net::{self as net, Device};
-pub use device::{device, device_names, instruction_set, instruction_sets};
+pub use device::{device, instruction_set, instruction_sets};
 pub use error::Error;
 pub use event::{Emit, Event, Outcome};

@@ -2,7 +2,7 @@
 
 use ddpm_kernels::{Conv2d, Padding, Pool2d, PoolKind};
 use ddpm_net::op::{self, Op};
-use ddpm_net::{Device, GradientPlace, Graph, Init, Layout, Plan, Plans, Precision, Shape, Spec, Value, linear};
+use ddpm_net::{Device, GradientPlace, Graph, Init, Layout, Parameters, Plan, Plans, Precision, Shape, Spec, Value, linear};
 use std::sync::Arc;
 
 use crate::resize::resize_tf1;
@@ -39,7 +39,7 @@ pub struct Inception {
     blocks: Vec<Vec<Vec<Step>>>,
     layout: Arc<Layout>,
     /// Weight and bias of each convolution.
-    parameters: Vec<f32>,
+    parameters: Parameters,
     /// `[1008, 2048]`
     classes: Vec<f32>,
     device: Device,
@@ -115,6 +115,7 @@ impl Inception {
         let Builder { get, specs, parameters } = b;
         let classes = get("fc.weight", &[Self::CLASSES, Self::WIDTH])?;
         let layout = Arc::new(Layout::new(specs));
+        let parameters = Parameters::new(Arc::clone(&layout), parameters);
         Ok(Self { stem, blocks, layout, parameters, classes, device, plans: Plans::default() })
     }
 

@@ -183,19 +183,29 @@ pub struct AdamW {
 }
 
 /// What [`AdamW`] comes to in the arithmetic of the parameters.
-pub(crate) struct AdamWCoefficients {
-    pub(crate) grad_scale: f32,
-    pub(crate) one_minus_beta1: f32,
-    pub(crate) beta2: f32,
-    pub(crate) one_minus_beta2: f32,
-    pub(crate) decay: f32,
-    pub(crate) step_size: f32,
-    pub(crate) sqrt_correction2: f32,
-    pub(crate) eps: f32,
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWCoefficients {
+    /// The gradient is multiplied by it.
+    pub grad_scale: f32,
+    /// 1 − β₁.
+    pub one_minus_beta1: f32,
+    /// β₂.
+    pub beta2: f32,
+    /// 1 − β₂.
+    pub one_minus_beta2: f32,
+    /// What parameters are multiplied by.
+    pub decay: f32,
+    /// The learning rate over 1 − β₁ᵗ.
+    pub step_size: f32,
+    /// √(1 − β₂ᵗ).
+    pub sqrt_correction2: f32,
+    /// Added to the root.
+    pub eps: f32,
 }
 
 impl AdamW {
-    pub(crate) fn coefficients(&self) -> AdamWCoefficients {
+    /// Its factors as f32.
+    pub fn coefficients(&self) -> AdamWCoefficients {
         let [beta1, beta2] = self.betas;
         AdamWCoefficients {
             grad_scale: self.grad_scale as f32,

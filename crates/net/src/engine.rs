@@ -1,8 +1,7 @@
 //! A network with its plans: batches in, outputs and gradients out.
 
-use crate::arena::Lease;
 use crate::backward::{With, differentiate};
-use crate::device::{Context, Device, Memory, RunPosition};
+use crate::device::{Context, Device, RunPosition, Session};
 use crate::graph::{Graph, Value};
 use crate::network::{Network, Recorded, timestep_embedding};
 use crate::plan::{GradientPlace, Plan, Plans};
@@ -119,7 +118,7 @@ impl<N: Network> Engine<N> {
 
     /// How its batches are cut into pieces.
     pub fn shards(&self) -> Shards {
-        Shards { parameters: self.network.parameter_count() }
+        Shards::new(self.network.parameter_count(), self.device)
     }
 
     /// Bytes that a batch of `n` images of that size takes on so many threads.
@@ -128,8 +127,8 @@ impl<N: Network> Engine<N> {
         let dropout = matches!(purpose, Purpose::Training(_));
         let planned = self.planned(Key { n: n.div_ceil(pieces), size, purpose, dropout });
         let arenas = pieces.min(threads);
-        let scratch = self.device.scratch_bytes(&planned.plan, threads);
-        PlanMemory { arena: planned.plan.bytes(), arenas, scratch }
+        let [arena, scratch] = self.device.plan_bytes(&planned.plan, threads);
+        PlanMemory { arena, arenas, scratch }
     }
 
     fn planned(&self, key: Key) -> Arc<Planned> {
@@ -168,9 +167,7 @@ impl<N: Network> Engine<N> {
             let feed = feed.part(part);
             let dropout = feed.position.is_some();
             let planned = self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::Output, dropout });
-            let mut arena = Lease::new(planned.plan.bytes());
-            let mut run =
-                Run { engine: self, planned: &planned, parameters, feed, arena: arena.bytes(), gradient: &mut [] };
+            let mut run = Run::new(self, &planned, parameters, feed);
             run.forward();
             run.read(planned.recorded.output).to_vec()
         });
@@ -190,7 +187,7 @@ impl<N: Network> Engine<N> {
         alone: bool,
         loss: impl Fn(Range<usize>, &[f32], &mut [f32]) -> R + Sync,
     ) -> (Gradient, Vec<R>) {
-        let (shards, len) = (self.shards(), self.network.parameter_count());
+        let shards = self.shards();
         let count = shards.count(feed.len());
         let place = if alone && count == 1 { GradientPlace::Inside } else { GradientPlace::Outside };
         let tree = Tree::new(count);
@@ -200,12 +197,9 @@ impl<N: Network> Engine<N> {
             let dropout = feed.position.is_some();
             let planned =
                 self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::Training(place), dropout });
-            let mut arena = Lease::new(planned.plan.bytes());
-            let mut outside = (place == GradientPlace::Outside).then(|| Lease::new(4 * len));
-            let gradient = outside.as_mut().map_or(&mut [][..], |memory| memory.values(len));
-            let mut run = Run { engine: self, planned: &planned, parameters, feed, arena: arena.bytes(), gradient };
+            let mut run = Run::new(self, &planned, parameters, feed);
             let result = run.both(|output, grad| loss(images, output, grad));
-            (result, tree.add(piece, Gradient { memory: outside.unwrap_or(arena), len }))
+            (result, tree.add(piece, run.session.into_gradient()))
         });
         let (mut sum, mut results) = (None, Vec::with_capacity(count));
         for (result, gradient) in made {
@@ -229,9 +223,7 @@ impl<N: Network> Engine<N> {
             let feed = feed.part(images.clone());
             let key = Key { n: feed.len(), size: feed.size, purpose: Purpose::ImageGradient, dropout: false };
             let planned = self.planned(key);
-            let mut arena = Lease::new(planned.plan.bytes());
-            let mut run =
-                Run { engine: self, planned: &planned, parameters, feed, arena: arena.bytes(), gradient: &mut [] };
+            let mut run = Run::new(self, &planned, parameters, feed);
             run.both(|output, grad| loss(images, output, grad));
             run.read(planned.of_images.expect("the output depends on the images")).to_vec()
         });
@@ -239,33 +231,31 @@ impl<N: Network> Engine<N> {
     }
 }
 
-/// One run of a plan.
+/// One run of a plan on a batch.
 struct Run<'a, N> {
     engine: &'a Engine<N>,
     planned: &'a Planned,
-    parameters: &'a Parameters,
     feed: Feed<'a>,
-    arena: &'a mut [u8],
-    gradient: &'a mut [f32],
+    session: Session<'a>,
 }
 
-impl<N: Network> Run<'_, N> {
-    fn read(&self, value: Value) -> &[f32] {
-        let slot = self.planned.plan.slot(value).expect("a value that was asked for");
-        bytemuck::cast_slice(&self.arena[slot.bytes.clone()])
+impl<'a, N: Network> Run<'a, N> {
+    fn new(engine: &'a Engine<N>, planned: &'a Planned, parameters: &'a Parameters, feed: Feed<'a>) -> Self {
+        Self { engine, planned, feed, session: Session::new(engine.device, &planned.plan, parameters) }
+    }
+
+    fn read(&mut self, value: Value) -> &[f32] {
+        self.session.read(self.planned.plan.slot(value).expect("a value that was asked for"))
     }
 
     fn fill(&mut self, value: Value, values: &[f32]) {
         if let Some(slot) = self.planned.plan.slot(value) {
-            bytemuck::cast_slice_mut(&mut self.arena[slot.bytes.clone()]).copy_from_slice(values);
+            self.session.fill(slot, values);
         }
     }
 
-    fn steps(&mut self, steps: Range<usize>) {
-        let Self { feed, arena, gradient, .. } = self;
-        let memory = Memory { arena, parameters: self.parameters.values(), gradient };
-        let context = Context { labels: feed.labels, position: feed.position };
-        self.engine.device.run(&self.planned.plan, steps, memory, context);
+    fn context(&self) -> Context<'a> {
+        Context { labels: self.feed.labels, position: self.feed.position }
     }
 
     fn forward(&mut self) {
@@ -281,7 +271,8 @@ impl<N: Network> Run<'_, N> {
             self.fill(value, low_res);
         }
         self.fill(recorded.times, &timestep_embedding(feed.times, config.model_channels, config.family));
-        self.steps(0..self.planned.plan.forward);
+        let context = self.context();
+        self.session.run(true, context);
     }
 
     /// Forward and backward pass, with what gives the gradient of the output between.
@@ -290,12 +281,9 @@ impl<N: Network> Run<'_, N> {
         let plan = &self.planned.plan;
         let seed = self.planned.seed.and_then(|seed| plan.slot(seed)).expect("a plan with a backward pass");
         let output = plan.slot(self.planned.recorded.output).expect("a plan with an output");
-        let [output, grad] = self
-            .arena
-            .get_disjoint_mut([output.bytes.clone(), seed.bytes.clone()])
-            .expect("what lives at a time lies apart");
-        let result = loss(bytemuck::cast_slice(output), bytemuck::cast_slice_mut(grad));
-        self.steps(plan.forward..plan.steps.len());
+        let result = self.session.answer(output, seed, loss);
+        let context = self.context();
+        self.session.run(false, context);
         result
     }
 }

@@ -34,6 +34,16 @@ impl Precision {
     }
 }
 
+impl From<Precision> for ddpm_cuda::Type {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+            Precision::F16 => Self::F16,
+        }
+    }
+}
+
 /// Sizes of a value: `n` images of `h` rows and `w` columns with `c` channels. Rows `[N, C]` are images of one pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {

@@ -55,12 +55,14 @@ mod shards;
 mod state;
 #[cfg(test)]
 mod tests;
+mod values;
 
-pub use device::{Device, RunPosition};
+pub use device::{Device, DeviceError, RunPosition, adamw};
 pub use engine::{Engine, Feed, PlanMemory, Purpose};
 pub use graph::{Graph, Value};
 pub use kind::{Precision, Shape};
 pub use linear::linear;
 pub use plan::{GradientPlace, Plan, Plans};
+pub use ddpm_cuda::{self as gpu, Gpu};
 pub use shards::{Accumulator, Gradient, Shards};
 pub use state::{Init, Layout, Parameters, Spec};

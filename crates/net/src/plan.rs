@@ -1,12 +1,14 @@
 //! A graph in the order of its computation, with a place in memory for each value.
 
+use crate::device::{Program, done};
 use crate::graph::{Graph, Value};
-use crate::kind::Kind;
+use crate::kind::{Kind, Precision};
 use crate::op::Op;
 use crate::state::Layout;
+use ddpm_cuda::Gpu;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Bytes between which values begin: a cache line.
 const ALIGNMENT: usize = 64;
@@ -37,6 +39,17 @@ pub(crate) struct Step {
     pub(crate) writes: Option<Range<usize>>,
 }
 
+impl Step {
+    /// The type of the activations.
+    pub(crate) fn precision(&self) -> Precision {
+        let kind = match self.op {
+            Op::Enter(_) | Op::SpreadRows(..) | Op::Cast(_) => self.outputs.first(),
+            _ => self.inputs.first().or(self.outputs.first()),
+        };
+        kind.map_or(Precision::F32, |slot| slot.kind.precision)
+    }
+}
+
 /// A graph in the order of its computation, with a place in memory for each value.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -47,6 +60,10 @@ pub struct Plan {
     pub(crate) gradient: GradientPlace,
     slots: HashMap<Value, Slot>,
     bytes: usize,
+    /// Bytes of what the caller gives and looks at.
+    pub(crate) edges: usize,
+    /// What it calls on a GPU, once it ran there.
+    program: Arc<OnceLock<Program>>,
 }
 
 impl Plan {
@@ -133,7 +150,21 @@ impl Plan {
                 op,
             })
             .collect();
-        Self { layout: Arc::clone(&graph.layout), steps, forward, gradient, slots, bytes }
+        // With labels, the place in the run, and what alignment takes.
+        let given = inputs.iter().map(|(value, _)| value).chain(wanted);
+        let edges = given.map(|value| graph.kind(*value).bytes() + 8 * graph.kind(*value).shape.n + 256).sum();
+        let (layout, program) = (Arc::clone(&graph.layout), Arc::default());
+        Self { layout, steps, forward, gradient, slots, bytes, edges, program }
+    }
+
+    /// Whether it writes the gradient of parameters.
+    pub(crate) fn writes_gradient(&self) -> bool {
+        self.steps.iter().any(|step| step.writes.is_some())
+    }
+
+    /// What it calls on a GPU.
+    pub(crate) fn program(&self, gpu: &'static Gpu) -> &Program {
+        self.program.get_or_init(|| done(Program::new(gpu, self)))
     }
 
     /// Bytes of memory that it runs in.

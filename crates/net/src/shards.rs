@@ -1,7 +1,11 @@
 //! How a batch is cut into pieces that are computed side by side, and how what they give is added up.
 
 use crate::arena::Lease;
+use crate::device::{Device, cuda, done};
+use ddpm_cuda::Buffer;
+use ddpm_kernels::optim;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +21,19 @@ const LARGE: usize = 4_000_000;
 /// prepares the weights again; in a small one the sharing costs more than the work.
 #[derive(Clone, Copy, Debug)]
 pub struct Shards {
-    /// Parameters of the network.
-    pub parameters: usize,
+    /// Whether a batch is one piece.
+    whole: bool,
 }
 
 impl Shards {
+    /// Those of a network with so many parameters on a device. A GPU takes a batch whole.
+    pub fn new(parameters: usize, device: Device) -> Self {
+        Self { whole: parameters >= LARGE || device.is_whole() }
+    }
+
     /// Pieces of a batch.
     pub fn count(self, images: usize) -> usize {
-        if self.parameters < LARGE { images.div_ceil(SHARD_IMAGES).max(1) } else { 1 }
+        if self.whole { 1 } else { images.div_ceil(SHARD_IMAGES).max(1) }
     }
 
     /// The images of a piece. The pieces depend on nothing but the network and the batch.
@@ -63,24 +72,55 @@ pub(crate) fn each<R: Send>(count: usize, work: impl Fn(usize) -> R + Sync) -> V
 /// The gradient of all parameters, in memory that is lent.
 #[derive(Debug)]
 pub struct Gradient {
-    pub(crate) memory: Lease,
-    pub(crate) len: usize,
+    pub(crate) memory: GradientMemory,
+    len: usize,
+}
+
+/// Where a gradient lies.
+#[derive(Debug)]
+pub(crate) enum GradientMemory {
+    Host(Lease),
+    Gpu(Buffer),
 }
 
 impl Gradient {
-    /// Its values, in the order of the parameters.
-    pub fn values(&mut self) -> &mut [f32] {
-        self.memory.values(self.len)
+    /// The first values of some memory.
+    pub(crate) fn new(memory: GradientMemory, len: usize) -> Self {
+        Self { memory, len }
+    }
+
+    /// Its values, in the order of the parameters; a copy of them where they are in a GPU's memory.
+    pub fn values(&mut self) -> Cow<'_, [f32]> {
+        match &mut self.memory {
+            GradientMemory::Host(memory) => Cow::Borrowed(memory.values(self.len)),
+            GradientMemory::Gpu(memory) => Cow::Owned(done(memory.download(self.len))),
+        }
+    }
+
+    /// The sum of all squares, in f64, in an order of its own that does not depend on threads or device.
+    pub fn sum_squares(&mut self) -> f64 {
+        match &mut self.memory {
+            GradientMemory::Host(memory) => optim::sum_squares(memory.values(self.len)),
+            GradientMemory::Gpu(memory) => done(cuda::sum_squares(memory, self.len)),
+        }
     }
 
     /// This one plus another.
     fn plus(mut self, mut other: Self) -> Self {
         /// Values that a thread adds at a time.
         const CHUNK: usize = 1 << 16;
-        let others = other.values().par_chunks(CHUNK);
-        self.values().par_chunks_mut(CHUNK).zip(others).for_each(|(sum, other)| {
-            sum.iter_mut().zip(other).for_each(|(sum, v)| *sum += v);
-        });
+        match (&mut self.memory, &mut other.memory) {
+            (GradientMemory::Host(memory), GradientMemory::Host(other)) => {
+                let others = other.values::<f32>(self.len).par_chunks(CHUNK);
+                memory.values::<f32>(self.len).par_chunks_mut(CHUNK).zip(others).for_each(|(sum, other)| {
+                    sum.iter_mut().zip(other).for_each(|(sum, v)| *sum += v);
+                });
+            }
+            (GradientMemory::Gpu(memory), GradientMemory::Gpu(other)) => {
+                done(cuda::accumulate(memory, other, self.len));
+            }
+            _ => unreachable!("gradients of one network on two devices"),
+        }
         drop(other);
         self
     }
@@ -156,9 +196,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn gradient(values: &[f32]) -> Gradient {
-        let mut gradient = Gradient { memory: Lease::new(4 * values.len()), len: values.len() };
-        gradient.values().copy_from_slice(values);
-        gradient
+        let mut memory = Lease::new(4 * values.len());
+        memory.values(values.len()).copy_from_slice(values);
+        Gradient::new(GradientMemory::Host(memory), values.len())
     }
 
     /// The tree as it is defined: the largest power of two of the pieces, and the rest.
@@ -182,14 +222,14 @@ mod tests {
             let tree = Tree::new(pieces.len());
             let mut sums: Vec<Gradient> = order.iter().filter_map(|&i| tree.add(i, gradient(&[pieces[i]]))).collect();
             prop_assert_eq!(sums.len(), 1);
-            prop_assert_eq!(sums[0].values(), &[plain(&pieces)]);
+            prop_assert_eq!(&*sums[0].values(), &[plain(&pieces)]);
             let (mut accumulator, mut most) = (Accumulator::default(), 0);
             for &piece in &pieces {
                 most = most.max(accumulator.0.len() + 1);
                 accumulator.add(gradient(&[piece]));
             }
             let mut sum = accumulator.sum().expect("a sum");
-            prop_assert_eq!(sum.values(), &[plain(&pieces)]);
+            prop_assert_eq!(&*sum.values(), &[plain(&pieces)]);
             prop_assert_eq!(most, Accumulator::most_held(pieces.len()));
         }
     }
@@ -197,7 +237,7 @@ mod tests {
     #[test]
     fn pieces_cover_a_batch() {
         for (parameters, images) in [(100, 1), (100, 32), (100, 33), (100, 200), (LARGE, 200)] {
-            let shards = Shards { parameters };
+            let shards = Shards::new(parameters, Device::Cpu);
             let parts = shards.map(images, |part| part);
             assert!(parts.iter().all(|part| part.len() <= SHARD_IMAGES || parameters == LARGE));
             assert_eq!(parts.into_iter().flatten().collect::<Vec<_>>(), (0..images).collect::<Vec<_>>());

@@ -4,6 +4,8 @@
 //! with names as views. So one network serves the weights being trained, every average of them and a checkpoint alike, and
 //! optimizer, averages, files and sums over processes go through one buffer.
 
+use crate::values::Values;
+use ddpm_cuda::{Address, Gpu};
 use ddpm_kernels::optim;
 use ddpm_math::{Domain, Stream};
 use std::ops::Range;
@@ -105,11 +107,11 @@ impl Layout {
 }
 
 /// The values of a network's parameters in one buffer, or of something that there is for each: a gradient, moments,
-/// averages.
+/// averages. They may lie in a GPU's memory; then they are copied when they are asked for.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     layout: Arc<Layout>,
-    values: Vec<f32>,
+    values: Values,
 }
 
 impl Parameters {
@@ -119,7 +121,7 @@ impl Parameters {
     /// If they are not as many as the layout has.
     pub fn new(layout: Arc<Layout>, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), layout.len(), "values of a network with other parameters");
-        Self { layout, values }
+        Self { layout, values: Values::new(values) }
     }
 
     /// The values of each parameter.
@@ -132,16 +134,16 @@ impl Parameters {
 
     /// First values for training.
     pub fn initial(layout: &Arc<Layout>, seed: u64) -> Self {
-        let mut all = Self::zeros(layout);
+        let mut all = vec![0.0; layout.len()];
         for (place, spec) in layout.specs().iter().enumerate() {
-            spec.begin(seed, place, &mut all.values[layout.range(place)]);
+            spec.begin(seed, place, &mut all[layout.range(place)]);
         }
-        all
+        Self::new(Arc::clone(layout), all)
     }
 
     /// Zeros.
     pub fn zeros(layout: &Arc<Layout>) -> Self {
-        Self { layout: Arc::clone(layout), values: vec![0.0; layout.len()] }
+        Self::new(Arc::clone(layout), vec![0.0; layout.len()])
     }
 
     /// Zeros in the shape of these.
@@ -157,22 +159,33 @@ impl Parameters {
 
     /// All values.
     pub fn values(&self) -> &[f32] {
-        &self.values
+        self.values.host()
     }
 
     /// All values, to be changed.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+        self.values.host_mut()
+    }
+
+    /// All values in the memory of a GPU.
+    pub(crate) fn gpu(&self, gpu: &'static Gpu) -> Address {
+        self.values.gpu(gpu)
+    }
+
+    /// All values in the memory of a GPU, to be changed.
+    pub(crate) fn gpu_mut(&mut self, gpu: &'static Gpu) -> Address {
+        self.values.gpu_mut(gpu)
     }
 
     /// The values of the parameter at a place.
     pub fn get(&self, place: usize) -> &[f32] {
-        &self.values[self.layout.range(place)]
+        &self.values()[self.layout.range(place)]
     }
 
     /// The values of the parameter at a place, to be changed.
     pub fn get_mut(&mut self, place: usize) -> &mut [f32] {
-        &mut self.values[self.layout.range(place)]
+        let range = self.layout.range(place);
+        &mut self.values_mut()[range]
     }
 
     /// Each parameter with its values.
@@ -187,6 +200,6 @@ impl Parameters {
 
     /// Euclidean norm over all values.
     pub fn norm(&self) -> f64 {
-        optim::sum_squares(&self.values).sqrt()
+        optim::sum_squares(self.values()).sqrt()
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::arena::Lease;
 use crate::backward::{With, differentiate};
-use crate::device::{Context, Device, Memory, RunPosition};
+use crate::device::{Context, Memory, RunPosition, cpu};
 use crate::graph::{Graph, Value};
 use crate::kind::{Precision, Shape};
 use crate::op::{Conv, Norm, Op};
@@ -94,7 +94,7 @@ impl<'a> Case<'a> {
         inputs.iter().zip(values).for_each(|(&value, values)| fill(arena, value, values));
         let context = Context { labels: Some(&self.labels), position: Some(RunPosition { seed: 3, position: 5 }) };
         let run = |steps, arena: &mut [u8], outside: &mut [f32]| {
-            Device::Cpu.run(&plan, steps, Memory { arena, parameters, gradient: outside }, context);
+            cpu::run(&plan, steps, Memory { arena, parameters, gradient: outside }, context);
         };
         run(0..plan.forward, arena, &mut outside);
         let made = read(arena, output);

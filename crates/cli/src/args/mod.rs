@@ -83,11 +83,15 @@ pub(crate) fn log_formats() -> Result<LogFormats, ConfigError> {
 
 /// `--device`.
 pub(crate) fn device_arg() -> Arg {
-    let names = ddpm_ip::device_names();
-    Arg::new("device").long("device").default_value("cpu").help(format!("where to compute: {}", names.join(", ")))
+    Arg::new("device")
+        .long("device")
+        .value_name("DEVICE")
+        .default_value("auto")
+        .help("where to compute: cpu, cuda (or cuda:1, …), or auto, a GPU where one can be used")
 }
 
 /// The device asked for.
 pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigError> {
-    ddpm_ip::device(matches.get_one::<String>("device").map_or("cpu", String::as_str))
+    let name = matches.get_one::<String>("device").map_or("cpu", String::as_str);
+    ddpm_ip::device(name, cache_dir().as_deref())
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bias;
+mod check;
 mod completions;
 mod convert;
 mod evaluate;
@@ -40,6 +41,7 @@ fn all() -> Vec<Command> {
         info::command(),
         presets::command(),
         bench::command(),
+        check::command(),
         completions::command(),
     ];
     train.chain(sample).chain(others).collect()
@@ -93,6 +95,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         "info" => info::run(m),
         "presets" => presets::run(m),
         "bench" => bench::run(m),
+        "check" => check::run(m),
         "completions" => completions::run(m, command()),
         _ => unreachable!("clap asks for a known command"),
     }

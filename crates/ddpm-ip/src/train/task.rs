@@ -69,7 +69,10 @@ impl Task {
     }
 
     pub(crate) fn shards(&self) -> Shards {
-        Shards { parameters: self.parameter_count() }
+        match self {
+            Self::Diffusion(engine) => engine.shards(),
+            Self::Classifier(engine) => engine.shards(),
+        }
     }
 
     /// The network that predicts noise, if it is one.

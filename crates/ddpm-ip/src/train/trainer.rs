@@ -8,9 +8,9 @@ use crate::config::{Config, Precision};
 use crate::data::Batch;
 use crate::diffusion::Diffusion;
 use ddpm_kernels::profile::{Work, timed};
-use ddpm_kernels::{AdamW, optim};
+use ddpm_kernels::AdamW;
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
-use ddpm_net::{Accumulator, Parameters};
+use ddpm_net::{Accumulator, Gradient, Parameters};
 use rayon::prelude::*;
 
 /// What one step saw, image by image where a field is a list.
@@ -216,8 +216,8 @@ impl Trainer {
             return Err(diverged("loss"));
         }
         let mut gradient = gradients.sum().expect("a batch has images");
-        let gradient = gradient.values();
-        let squares = timed(|| ("gradient norm, f32".into(), moved(gradient.len())), || optim::sum_squares(gradient));
+        let values = self.task.parameter_count();
+        let squares = timed(|| ("gradient norm, f32".into(), moved(values)), || gradient.sum_squares());
         report.grad_norm = squares.sqrt() / scale;
         let overflowed = report.overflowed();
         let growth = self.config.train.fp16_scale_growth;
@@ -229,7 +229,7 @@ impl Trainer {
         if overflowed {
             self.state.progress.updates = Some(updates);
         } else {
-            self.update(gradient, &report, scale);
+            self.update(&mut gradient, &report, scale);
             self.state.progress.updates = self.state.progress.updates.map(|_| updates + 1);
         }
         self.state.progress.lg_loss_scale = next_scale;
@@ -246,7 +246,7 @@ impl Trainer {
     }
 
     /// AdamW and the averages, in place, from a gradient that is `scale` times too large.
-    fn update(&mut self, gradient: &[f32], report: &StepReport, scale: f64) {
+    fn update(&mut self, gradient: &mut Gradient, report: &StepReport, scale: f64) {
         let c = &self.config.train;
         let updates = self.state.progress.updates.unwrap_or(self.state.progress.step);
         let clip = if c.grad_clip > 0.0 { (c.grad_clip / (report.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -260,13 +260,13 @@ impl Trainer {
         };
         let most = if c.ema_warmup { (1 + updates) as f64 / (10 + updates) as f64 } else { 1.0 };
         let State { parameters, ema, moments: [m, v], .. } = &mut self.state;
-        let mut averages: Vec<(f64, &mut [f32])> =
-            ema.iter_mut().map(|(rate, average)| (rate.min(most), average.values_mut())).collect();
+        let mut averages: Vec<(f64, &mut Parameters)> =
+            ema.iter_mut().map(|(rate, average)| (rate.min(most), average)).collect();
         // The gradient is read; parameters, moments and averages are read and written.
-        let values = gradient.len() * (7 + 2 * averages.len());
+        let values = parameters.layout().len() * (7 + 2 * averages.len());
         timed(
             || ("AdamW and averages, f32".into(), moved(values)),
-            || optim::adamw(&adamw, parameters.values_mut(), gradient, m.values_mut(), v.values_mut(), &mut averages),
+            || ddpm_net::adamw(&adamw, parameters, gradient, [m, v], &mut averages),
         );
     }
 }

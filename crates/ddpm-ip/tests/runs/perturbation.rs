@@ -68,7 +68,7 @@ impl Case {
         });
         let terms = terms.concat();
         let all = |term: &dyn Fn(&Terms) -> Option<f64>| terms.iter().map(|terms| term(terms).unwrap()).collect();
-        (all(&|t| t.mse), all(&|t| t.vb), doubles(gradient.values()))
+        (all(&|t| t.mse), all(&|t| t.vb), doubles(&gradient.values()))
     }
 }
 

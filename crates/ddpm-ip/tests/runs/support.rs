@@ -1,7 +1,7 @@
 //! A tiny run on the embedded digits.
 
 use ddpm_ip::config::{Config, Layers};
-use ddpm_ip::{Device, Error, Event, Outcome, device, sample, train};
+use ddpm_ip::{Device, Error, Event, Outcome, sample, train};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -49,7 +49,7 @@ pub(crate) fn with(settings: &[(&str, &str)]) -> Config {
 }
 
 pub(crate) fn cpu() -> Device {
-    device("cpu").unwrap()
+    Device::Cpu
 }
 
 /// Trains and returns how it ended and what was said.

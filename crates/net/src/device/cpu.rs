@@ -17,7 +17,7 @@ use std::ops::Range;
 /// The most slices that a step takes and makes, with that of the gradient.
 const SLICES: usize = 8;
 
-pub(super) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Context) {
+pub(crate) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Context) {
     let Memory { arena, parameters, gradient } = memory;
     for step in &plan.steps[steps] {
         let mut ranges: [Range<usize>; SLICES] = Default::default();
@@ -41,7 +41,7 @@ pub(super) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Con
         let call = Call { step, layout: &plan.layout, parameters, context };
         let what = || {
             let kinds: Vec<Kind> = step.inputs.iter().map(|slot| slot.kind).collect();
-            let name = format!("{}, {}", step.op.name(&kinds, &plan.layout), call.precision().name());
+            let name = format!("{}, {}", step.op.name(&kinds, &plan.layout), step.precision().name());
             let floats = 4 * step.writes.as_ref().map_or(0, Range::len) + 4 * call.read_parameters();
             let bytes = step.inputs.iter().chain(&step.outputs).map(|slot| slot.kind.bytes()).sum::<usize>() + floats;
             (name, Work { flop: step.op.flop(&kinds, &plan.layout), bytes: bytes as f64 })
@@ -109,16 +109,6 @@ fn write<T: Pod>(slice: &mut [u8]) -> &mut [T] {
 }
 
 impl Call<'_> {
-    /// The type of the activations.
-    fn precision(&self) -> Precision {
-        let step = self.step;
-        let kind = match step.op {
-            Op::Enter(_) | Op::SpreadRows(..) | Op::Cast(_) => step.outputs.first(),
-            _ => step.inputs.first().or(step.outputs.first()),
-        };
-        kind.map_or(Precision::F32, |slot| slot.kind.precision)
-    }
-
     /// Values of the parameters that it reads.
     fn read_parameters(&self) -> usize {
         match &self.step.op {
@@ -130,7 +120,7 @@ impl Call<'_> {
     }
 
     fn run(&self, operands: Slices, written: &mut [f32]) {
-        match self.precision() {
+        match self.step.precision() {
             Precision::F32 if self.step.inputs.iter().all(|slot| slot.kind.precision != Precision::F16) => {
                 self.run_as::<f32>(operands, written);
             }

@@ -1,15 +1,20 @@
 //! Where plans run.
 
-mod cpu;
+pub(crate) mod cpu;
+pub(crate) mod cuda;
 mod given;
 
 pub use given::RunPosition;
+pub(crate) use cuda::Program;
 pub(crate) use given::{Context, Memory};
 
 use crate::arena::Lease;
 use crate::graph::Value;
-use crate::plan::Plan;
-use std::ops::Range;
+use crate::plan::{GradientPlace, Plan, Slot};
+use crate::shards::{Gradient, GradientMemory};
+use crate::state::Parameters;
+use ddpm_cuda::Gpu;
+use ddpm_kernels::{AdamW, optim};
 
 /// A kind of device: which kernels run a plan's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,51 +22,167 @@ pub enum Device {
     /// The processor.
     #[default]
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda(&'static Gpu),
+}
+
+/// What a device said when it failed. A run of a network that meets it unwinds with it, past all that could only pass it on;
+/// whoever started the job [catches](Device::guard) it.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct DeviceError(#[from] pub ddpm_cuda::Error);
+
+/// What a GPU did, or the way out of the job.
+pub(crate) fn done<T>(result: ddpm_cuda::Result<T>) -> T {
+    // Not a panic: no message is printed, and the job's starter has the error.
+    result.unwrap_or_else(|e| std::panic::resume_unwind(Box::new(DeviceError(e))))
 }
 
 impl Device {
-    /// All that this build knows.
-    pub const ALL: [Self; 1] = [Self::Cpu];
+    /// Does a job that may meet a device's failure.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn guard<T>(job: impl FnOnce() -> T) -> Result<T, DeviceError> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).map_err(|payload| {
+            payload.downcast::<DeviceError>().map_or_else(|other| std::panic::resume_unwind(other), |e| *e)
+        })
+    }
 
-    /// Its name, as flags have it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-        }
+    /// Whether it takes batches whole instead of in pieces.
+    pub(crate) fn is_whole(self) -> bool {
+        self != Self::Cpu
     }
 
     /// Runs a plan whole on inputs, and reads some of the values that it was made for.
     ///
     /// # Panics
     /// If an input has another length than was recorded.
-    pub fn compute(self, plan: &Plan, parameters: &[f32], inputs: &[(Value, &[f32])], read: &[Value]) -> Vec<Vec<f32>> {
-        let mut lease = Lease::new(plan.bytes());
-        let arena = lease.bytes();
+    pub fn compute(
+        self,
+        plan: &Plan,
+        parameters: &Parameters,
+        inputs: &[(Value, &[f32])],
+        read: &[Value],
+    ) -> Vec<Vec<f32>> {
+        let mut session = Session::new(self, plan, parameters);
         for (value, values) in inputs {
             if let Some(slot) = plan.slot(*value) {
-                bytemuck::cast_slice_mut(&mut arena[slot.bytes.clone()]).copy_from_slice(values);
+                session.fill(slot, values);
             }
         }
-        let memory = Memory { arena: &mut *arena, parameters, gradient: &mut [] };
-        self.run(plan, 0..plan.steps.len(), memory, Context::default());
-        let values = |value: &Value| {
-            let slot = plan.slot(*value).expect("a value that was asked for");
-            bytemuck::cast_slice(&arena[slot.bytes.clone()]).to_vec()
-        };
+        session.run(true, Context::default());
+        session.run(false, Context::default());
+        let values = |value: &Value| session.read(plan.slot(*value).expect("a value that was asked for")).to_vec();
         read.iter().map(values).collect()
     }
 
-    /// Bytes that the kernels of a plan keep or take beside its memory on so many threads.
-    pub(crate) fn scratch_bytes(self, plan: &Plan, threads: usize) -> usize {
+    /// Bytes of memory that a plan runs in, and what its kernels keep or take beside it on so many threads.
+    pub(crate) fn plan_bytes(self, plan: &Plan, threads: usize) -> [usize; 2] {
         match self {
-            Self::Cpu => cpu::scratch_bytes(plan, threads),
+            Self::Cpu => [plan.bytes(), cpu::scratch_bytes(plan, threads)],
+            Self::Cuda(gpu) => [plan.bytes(), plan.program(gpu).bytes() - plan.bytes()],
+        }
+    }
+}
+
+/// One run of a plan.
+pub(crate) enum Session<'a> {
+    Cpu { plan: &'a Plan, parameters: &'a [f32], arena: Lease, gradient: Option<Lease> },
+    Cuda(cuda::Session<'a>),
+}
+
+impl<'a> Session<'a> {
+    /// A run with these parameters.
+    pub(crate) fn new(device: Device, plan: &'a Plan, parameters: &'a Parameters) -> Self {
+        let len = parameters.layout().len();
+        let outside = plan.writes_gradient() && (plan.gradient == GradientPlace::Outside || device.is_whole());
+        match device {
+            Device::Cpu => Self::Cpu {
+                plan,
+                parameters: parameters.values(),
+                arena: Lease::new(plan.bytes()),
+                gradient: outside.then(|| Lease::new(4 * len)),
+            },
+            Device::Cuda(gpu) => {
+                Self::Cuda(cuda::Session::new(plan, gpu, parameters.gpu(gpu), outside.then_some(len)))
+            }
         }
     }
 
-    /// Runs some of a plan's steps.
-    pub(crate) fn run(self, plan: &Plan, steps: Range<usize>, memory: Memory, context: Context) {
+    /// Gives a value.
+    pub(crate) fn fill(&mut self, slot: &Slot, values: &[f32]) {
         match self {
-            Self::Cpu => cpu::run(plan, steps, memory, context),
+            Self::Cpu { arena, .. } => {
+                bytemuck::cast_slice_mut(&mut arena.bytes()[slot.bytes.clone()]).copy_from_slice(values);
+            }
+            Self::Cuda(session) => session.fill(slot, values),
         }
+    }
+
+    /// Runs the forward part, or the backward part.
+    pub(crate) fn run(&mut self, forward: bool, context: Context) {
+        match self {
+            Self::Cpu { plan, parameters, arena, gradient } => {
+                let gradient = gradient.as_mut().map_or(&mut [][..], |memory| memory.values(plan.layout.len()));
+                let memory = Memory { arena: arena.bytes(), parameters, gradient };
+                let steps = if forward { 0..plan.forward } else { plan.forward..plan.steps.len() };
+                cpu::run(plan, steps, memory, context);
+            }
+            Self::Cuda(session) => session.run(forward, context),
+        }
+    }
+
+    /// A value.
+    pub(crate) fn read(&mut self, slot: &Slot) -> &[f32] {
+        match self {
+            Self::Cpu { arena, .. } => bytemuck::cast_slice(&arena.bytes()[slot.bytes.clone()]),
+            Self::Cuda(session) => session.read(slot),
+        }
+    }
+
+    /// Looks at a value and gives another.
+    pub(crate) fn answer<R>(&mut self, output: &Slot, seed: &Slot, with: impl FnOnce(&[f32], &mut [f32]) -> R) -> R {
+        match self {
+            Self::Cpu { arena, .. } => {
+                let both = arena.bytes().get_disjoint_mut([output.bytes.clone(), seed.bytes.clone()]);
+                let [output, seed] = both.expect("what lives at a time lies apart");
+                with(bytemuck::cast_slice(output), bytemuck::cast_slice_mut(seed))
+            }
+            Self::Cuda(session) => session.answer(output, seed, with),
+        }
+    }
+
+    /// The gradient of the parameters.
+    pub(crate) fn into_gradient(self) -> Gradient {
+        match self {
+            Self::Cpu { plan, arena, gradient, .. } => {
+                Gradient::new(GradientMemory::Host(gradient.unwrap_or(arena)), plan.layout.len())
+            }
+            Self::Cuda(session) => session.into_gradient(),
+        }
+    }
+}
+
+/// One step of AdamW from a gradient, and then each of the averages (rate, values), where the gradient lies.
+///
+/// # Panics
+/// If there are more than eight averages on a GPU.
+pub fn adamw(
+    settings: &AdamW,
+    param: &mut Parameters,
+    gradient: &mut Gradient,
+    moments: [&mut Parameters; 2],
+    averages: &mut [(f64, &mut Parameters)],
+) {
+    match &mut gradient.memory {
+        GradientMemory::Host(_) => {
+            let [m, v] = moments;
+            let mut averages: Vec<(f64, &mut [f32])> =
+                averages.iter_mut().map(|(rate, average)| (*rate, average.values_mut())).collect();
+            let (m, v) = (m.values_mut(), v.values_mut());
+            optim::adamw(settings, param.values_mut(), &gradient.values(), m, v, &mut averages);
+        }
+        GradientMemory::Gpu(memory) => done(cuda::adamw(settings, param, memory, moments, averages)),
     }
 }

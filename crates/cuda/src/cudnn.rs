@@ -1,0 +1,375 @@
+//! Convolutions by cuDNN's backend interface: an operation graph, the heuristics' engines for it, a plan.
+//!
+//! The heuristics' first engine is taken that repeats its bits (no note *nondeterministic*), computes f32 in f32 (neither
+//! tensor cores nor operands that are rounded first), and is ready-made; compiled ones only where no other is. Numbers of
+//! descriptors and attributes are those of `cudnn_graph.h`.
+
+#![allow(unsafe_code, reason = "functions of C")]
+
+use crate::error::{Error, Result};
+use crate::ffi::{self, Handle};
+use crate::gpu::{Address, Turn};
+use crate::kind::Type;
+use std::ffi::{c_int, c_void};
+
+/// Sizes of a convolution, channels last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Convolution {
+    /// The type of all operands; sums are f32.
+    pub kind: Type,
+    /// Images.
+    pub n: usize,
+    /// Rows, columns and channels of the input.
+    pub input: [usize; 3],
+    /// Rows, columns and channels of the output.
+    pub output: [usize; 3],
+    /// Rows and columns of the kernel.
+    pub kernel: [usize; 2],
+    /// Step between output pixels.
+    pub stride: usize,
+    /// Zeros before the input's rows and columns.
+    pub before: [usize; 2],
+    /// Zeros after them.
+    pub after: [usize; 2],
+}
+
+/// What is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// The output alone.
+    Plain,
+    /// The output plus a bias, a value for each channel of the operands' type.
+    Bias,
+    /// The output plus a residual, plus a bias.
+    ResidualBias,
+    /// The gradient of the input.
+    InputGrad,
+    /// The gradient of the weights.
+    WeightGrad,
+}
+
+const POINTWISE: c_int = 0;
+const CONVOLUTION: c_int = 1;
+const ENGINE: c_int = 2;
+const ENGINE_CONFIG: c_int = 3;
+const HEURISTICS: c_int = 4;
+const PLAN: c_int = 5;
+const FORWARD: c_int = 10;
+const WEIGHT_GRADIENT: c_int = 11;
+const DATA_GRADIENT: c_int = 12;
+const OPERATION_POINTWISE: c_int = 13;
+const GRAPH: c_int = 15;
+const VARIANT_PACK: c_int = 16;
+const TENSOR: c_int = 17;
+
+/// Types of attributes.
+mod of {
+    use std::ffi::c_int;
+    pub(super) const HANDLE: c_int = 0;
+    pub(super) const DATA_TYPE: c_int = 1;
+    pub(super) const BOOLEAN: c_int = 2;
+    pub(super) const INT64: c_int = 3;
+    pub(super) const FLOAT: c_int = 4;
+    pub(super) const POINTER: c_int = 6;
+    pub(super) const CONVOLUTION_MODE: c_int = 7;
+    pub(super) const HEURISTIC_MODE: c_int = 8;
+    pub(super) const NUMERICAL_NOTE: c_int = 11;
+    pub(super) const POINTWISE_MODE: c_int = 14;
+    pub(super) const DESCRIPTOR: c_int = 15;
+    pub(super) const BEHAVIOR_NOTE: c_int = 19;
+}
+
+/// Numerical notes.
+const TENSOR_CORE: c_int = 0;
+const DOWN_CONVERTS: c_int = 1;
+const NONDETERMINISTIC: c_int = 4;
+/// The behaviour note of engines that compile a kernel.
+const COMPILED: c_int = 0;
+
+/// Operands, as plans name them.
+const X: i64 = 1;
+const W: i64 = 2;
+const Y: i64 = 3;
+const RESIDUAL: i64 = 4;
+const BIAS: i64 = 5;
+/// Values between the operations of a graph.
+const BETWEEN: [i64; 2] = [6, 7];
+
+/// The library with its handle.
+pub(crate) struct Cudnn {
+    library: &'static ffi::Cudnn,
+    handle: Handle,
+}
+
+fn checked(library: &ffi::Cudnn, call: &'static str, code: c_int) -> Result<()> {
+    if code == 0 {
+        return Ok(());
+    }
+    let mut text = [0u8; 1024];
+    // SAFETY: the library writes a text of at most so many bytes, with a zero at its end.
+    unsafe { (library.cudnnGetLastErrorString)(text.as_mut_ptr().cast(), text.len()) };
+    let text = String::from_utf8_lossy(text.split(|&b| b == 0).next().unwrap_or_default()).into_owned();
+    Err(Error::Call { call, code, text })
+}
+
+macro_rules! call {
+    ($library:expr, $function:ident($($argument:expr),* $(,)?)) => {{
+        let library = $library;
+        // SAFETY: pointers are valid for the call, descriptors are the library's own.
+        let code = unsafe { (library.$function)($($argument),*) };
+        checked(library, stringify!($function), code)
+    }};
+}
+
+/// A descriptor: a bag of attributes until it is finalised.
+struct Descriptor {
+    library: &'static ffi::Cudnn,
+    handle: Handle,
+}
+
+impl Descriptor {
+    fn new(library: &'static ffi::Cudnn, kind: c_int) -> Result<Self> {
+        let mut handle = std::ptr::null_mut();
+        call!(library, cudnnBackendCreateDescriptor(kind, &raw mut handle))?;
+        Ok(Self { library, handle })
+    }
+
+    fn set<T>(self, name: c_int, kind: c_int, values: &[T]) -> Result<Self> {
+        let (count, values) = (values.len() as i64, values.as_ptr().cast());
+        call!(self.library, cudnnBackendSetAttribute(self.handle, name, kind, count, values))?;
+        Ok(self)
+    }
+
+    fn refer(self, name: c_int, others: &[&Self]) -> Result<Self> {
+        let handles: Vec<Handle> = others.iter().map(|other| other.handle).collect();
+        self.set(name, of::DESCRIPTOR, &handles)
+    }
+
+    fn finalize(self) -> Result<Self> {
+        call!(self.library, cudnnBackendFinalize(self.handle))?;
+        Ok(self)
+    }
+
+    /// Numbers of an attribute, at most `room`.
+    fn get<T: Copy + Default>(&self, name: c_int, kind: c_int, room: usize) -> Result<Vec<T>> {
+        let (mut values, mut count) = (vec![T::default(); room], 0);
+        let to = values.as_mut_ptr().cast();
+        call!(self.library, cudnnBackendGetAttribute(self.handle, name, kind, room as i64, &raw mut count, to))?;
+        values.truncate(count.max(0) as usize);
+        Ok(values)
+    }
+
+    /// Descriptors of an attribute, at most `room`.
+    fn children(&self, name: c_int, kind: c_int, room: usize) -> Result<Vec<Self>> {
+        let mut made = (0..room).map(|_| Self::new(self.library, kind)).collect::<Result<Vec<_>>>()?;
+        let (mut handles, mut count): (Vec<Handle>, i64) = (made.iter().map(|d| d.handle).collect(), 0);
+        let to = handles.as_mut_ptr().cast();
+        let room = room as i64;
+        call!(self.library, cudnnBackendGetAttribute(self.handle, name, of::DESCRIPTOR, room, &raw mut count, to))?;
+        made.truncate(count.max(0) as usize);
+        Ok(made)
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        let _ = call!(self.library, cudnnBackendDestroyDescriptor(self.handle));
+    }
+}
+
+/// A convolution for which an engine was chosen.
+pub struct ConvolutionPlan {
+    plan: Descriptor,
+    pass: Pass,
+    workspace: usize,
+    /// The engine's number.
+    engine: i64,
+}
+
+// SAFETY: a plan is read under its GPU's lock alone.
+unsafe impl Send for ConvolutionPlan {}
+// SAFETY: as above.
+unsafe impl Sync for ConvolutionPlan {}
+
+impl ConvolutionPlan {
+    /// Bytes that it takes beside its operands.
+    pub fn workspace(&self) -> usize {
+        self.workspace
+    }
+
+    /// The engine's number in its version of cuDNN.
+    pub fn engine(&self) -> i64 {
+        self.engine
+    }
+}
+
+impl Cudnn {
+    pub(crate) fn new(library: &'static ffi::Cudnn, stream: Handle) -> Result<Self> {
+        let mut handle = std::ptr::null_mut();
+        call!(library, cudnnCreate(&raw mut handle))?;
+        call!(library, cudnnSetStream(handle, stream))?;
+        Ok(Self { library, handle })
+    }
+
+    fn descriptor(&self, kind: c_int) -> Result<Descriptor> {
+        Descriptor::new(self.library, kind)
+    }
+
+    /// A tensor `[n, c, h, w]` whose channels lie next to each other.
+    fn tensor(&self, uid: i64, [n, c, h, w]: [usize; 4], kind: Type, between: bool) -> Result<Descriptor> {
+        let tensor = self
+            .descriptor(TENSOR)?
+            .set(900, of::INT64, &[16i64])?
+            .set(901, of::DATA_TYPE, &[kind.cudnn()])?
+            .set(902, of::INT64, &[n, c, h, w].map(|d| d as i64))?
+            .set(903, of::INT64, &[h * w * c, 1, w * c, c].map(|d| d as i64))?
+            .set(906, of::INT64, &[uid])?;
+        let tensor = if between { tensor.set(907, of::BOOLEAN, &[true])? } else { tensor };
+        tensor.finalize()
+    }
+
+    fn graph(&self, c: &Convolution, pass: Pass) -> Result<Descriptor> {
+        let pair = |v: [usize; 2]| v.map(|v| v as i64);
+        let convolution = self
+            .descriptor(CONVOLUTION)?
+            .set(106, of::INT64, &[2i64])?
+            .set(100, of::DATA_TYPE, &[Type::F32.cudnn()])?
+            .set(101, of::CONVOLUTION_MODE, &[1])?
+            .set(102, of::INT64, &[1i64; 2])?
+            .set(103, of::INT64, &pair([c.stride; 2]))?
+            .set(104, of::INT64, &pair(c.after))?
+            .set(105, of::INT64, &pair(c.before))?
+            .finalize()?;
+        let [h, w, channels] = c.input;
+        let [p, q, outputs] = c.output;
+        let result = [c.n, outputs, p, q];
+        let x = self.tensor(X, [c.n, channels, h, w], c.kind, false)?;
+        let weights = self.tensor(W, [outputs, channels, c.kernel[0], c.kernel[1]], c.kind, false)?;
+        let y = self.tensor(Y, result, c.kind, false)?;
+        // Attributes of the three passes: α, β, then convolution, weights, input and output.
+        let operation = |kind: c_int, first: c_int, y: &Descriptor| {
+            let operation = self.descriptor(kind)?.set(first, of::FLOAT, &[1f32])?.set(first + 1, of::FLOAT, &[0f32])?;
+            let operation = operation.refer(first + 2, &[&convolution])?.refer(first + 3, &[&weights])?;
+            operation.refer(first + 4, &[&x])?.refer(first + 5, &[y])?.finalize()
+        };
+        let add = |from: &Descriptor, other: &Descriptor, to: &Descriptor| {
+            let sum = self.descriptor(POINTWISE)?.set(0, of::POINTWISE_MODE, &[0])?;
+            let sum = sum.set(1, of::DATA_TYPE, &[Type::F32.cudnn()])?.finalize()?;
+            let operation = self.descriptor(OPERATION_POINTWISE)?.refer(750, &[&sum])?.refer(751, &[from])?;
+            operation.refer(752, &[other])?.refer(753, &[to])?.finalize()
+        };
+        let between = |i: usize| self.tensor(BETWEEN[i], result, Type::F32, true);
+        let bias = || self.tensor(BIAS, [1, outputs, 1, 1], c.kind, false);
+        let operations = match pass {
+            Pass::Plain => vec![operation(FORWARD, 700, &y)?],
+            Pass::InputGrad => vec![operation(DATA_GRADIENT, 706, &y)?],
+            Pass::WeightGrad => vec![operation(WEIGHT_GRADIENT, 712, &y)?],
+            Pass::Bias => {
+                let sums = between(0)?;
+                vec![operation(FORWARD, 700, &sums)?, add(&sums, &bias()?, &y)?]
+            }
+            Pass::ResidualBias => {
+                let (sums, both) = (between(0)?, between(1)?);
+                let residual = self.tensor(RESIDUAL, result, c.kind, false)?;
+                vec![operation(FORWARD, 700, &sums)?, add(&sums, &residual, &both)?, add(&both, &bias()?, &y)?]
+            }
+        };
+        let graph = self.descriptor(GRAPH)?.set(800, of::HANDLE, &[self.handle])?;
+        graph.refer(801, &operations.iter().collect::<Vec<_>>())?.finalize()
+    }
+
+    fn choose(&self, c: &Convolution, pass: Pass) -> Result<ConvolutionPlan> {
+        let mut why = String::new();
+        let mut refused = |e: &Error| why = e.to_string();
+        let graph = self.graph(c, pass)?;
+        // Ready-made engines of mode A (3), of the fallback (2); then compiled ones.
+        for compiled in [false, true] {
+            for mode in [3, 2] {
+                let heuristics = self.descriptor(HEURISTICS)?.refer(201, &[&graph])?.set(200, of::HEURISTIC_MODE, &[mode])?;
+                let found = heuristics.finalize().and_then(|h| h.children(202, ENGINE_CONFIG, 32));
+                let configurations = match found {
+                    Ok(found) => found,
+                    Err(e) => {
+                        refused(&e);
+                        continue;
+                    }
+                };
+                for configuration in configurations {
+                    match self.plan(&configuration, c, pass, compiled) {
+                        Ok(Some(plan)) => return Ok(plan),
+                        Ok(None) => {}
+                        Err(e) => refused(&e),
+                    }
+                }
+            }
+        }
+        Err(Error::NoEngine { what: format!("{pass:?} of {c:?}"), why })
+    }
+
+    /// The plan of an engine's configuration, if it is one that may be taken.
+    fn plan(&self, configuration: &Descriptor, c: &Convolution, pass: Pass, compiled: bool) -> Result<Option<ConvolutionPlan>> {
+        let engine = configuration.children(300, ENGINE, 1)?.pop();
+        let engine = engine.ok_or(Error::Call { call: "cudnnBackendGetAttribute", code: 0, text: "no engine".into() })?;
+        let notes: Vec<c_int> = engine.get(1303, of::NUMERICAL_NOTE, 32)?;
+        let behavior: Vec<c_int> = engine.get(1305, of::BEHAVIOR_NOTE, 32)?;
+        let rounds = c.kind == Type::F32 && (notes.contains(&TENSOR_CORE) || notes.contains(&DOWN_CONVERTS));
+        if notes.contains(&NONDETERMINISTIC) || rounds || behavior.contains(&COMPILED) != compiled {
+            return Ok(None);
+        }
+        let index = engine.get::<i64>(1301, of::INT64, 1)?.first().copied().unwrap_or(-1);
+        let plan = self.descriptor(PLAN)?.set(400, of::HANDLE, &[self.handle])?.refer(401, &[configuration])?.finalize()?;
+        let workspace = plan.get::<i64>(402, of::INT64, 1)?.first().copied().unwrap_or(0);
+        Ok(Some(ConvolutionPlan { plan, pass, workspace: workspace.max(0) as usize, engine: index }))
+    }
+}
+
+/// The operands of a convolution. What a pass does not take is [`Address::NULL`].
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    /// The input, or its gradient that is made.
+    pub x: Address,
+    /// The weights `[O, KH, KW, I]`, or their gradient that is made.
+    pub w: Address,
+    /// The output that is made, or its gradient.
+    pub y: Address,
+    /// What is added to the output.
+    pub residual: Address,
+    /// What is added to each pixel.
+    pub bias: Address,
+}
+
+impl Turn {
+    /// Chooses an engine for a convolution. Nothing may be recorded meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::NoEngine`].
+    pub fn plan_convolution(&self, c: &Convolution, pass: Pass) -> Result<ConvolutionPlan> {
+        self.gpu().cudnn.choose(c, pass)
+    }
+
+    /// Runs a convolution. As many bytes as it asks for are at `workspace`.
+    ///
+    /// # Errors
+    /// A broken GPU.
+    pub fn convolve(&self, plan: &ConvolutionPlan, operands: Operands, workspace: Address) -> Result<()> {
+        let Cudnn { library, handle } = self.gpu().cudnn;
+        let mut uids = vec![X, W, Y];
+        let mut places = vec![operands.x, operands.w, operands.y];
+        if plan.pass == Pass::ResidualBias {
+            uids.push(RESIDUAL);
+            places.push(operands.residual);
+        }
+        if matches!(plan.pass, Pass::Bias | Pass::ResidualBias) {
+            uids.push(BIAS);
+            places.push(operands.bias);
+        }
+        let pointer = |address: Address| address.0 as *mut c_void;
+        let places: Vec<*mut c_void> = places.into_iter().map(pointer).collect();
+        let pack = Descriptor::new(library, VARIANT_PACK)?
+            .set(1000, of::INT64, &uids)?
+            .set(1001, of::POINTER, &places)?
+            .set(1003, of::POINTER, &[pointer(workspace)])?
+            .finalize()?;
+        call!(library, cudnnBackendExecute(handle, plan.plan.handle, pack.handle))
+    }
+}

@@ -1,0 +1,103 @@
+// Over whole vectors of parameters, with the bits of the processor's kernels: operation by operation, sums in the same order.
+
+struct Update {
+    float grad_scale, one_minus_beta1, beta2, one_minus_beta2, decay, step_size, sqrt_correction2, eps;
+    int averages;
+    float rate[8], rest[8];
+    float* average[8];
+};
+
+template <int W>
+void update(const Update& u, float* param, const float* grad, float* m, float* v, long long i) {
+    float p[W], g[W], first[W], second[W];
+    load<W>(param + i, p), load<W>(grad + i, g), load<W>(m + i, first), load<W>(v + i, second);
+#pragma unroll
+    for (int j = 0; j < W; j++) {
+        g[j] *= u.grad_scale;
+        first[j] += u.one_minus_beta1 * (g[j] - first[j]);
+        second[j] = second[j] * u.beta2 + u.one_minus_beta2 * g[j] * g[j];
+        p[j] = p[j] * u.decay - u.step_size * first[j] / (sqrtf(second[j]) / u.sqrt_correction2 + u.eps);
+    }
+    store(param + i, p), store(m + i, first), store(v + i, second);
+    for (int k = 0; k < u.averages; k++) {
+        load<W>(u.average[k] + i, g);
+#pragma unroll
+        for (int j = 0; j < W; j++) g[j] = g[j] * u.rate[k] + p[j] * u.rest[k];
+        store(u.average[k] + i, g);
+    }
+}
+
+// launch: grid (any; ceil(len/1024) at most), block 256
+extern "C" __global__ void __launch_bounds__(THREADS)
+adamw(float* __restrict__ param, const float* __restrict__ grad, float* __restrict__ m, float* __restrict__ v, const Update* __restrict__ update_,
+      long long len) {
+    const Update& u = *update_;
+    each(len / 4, [&](long long i) { update<4>(u, param, grad, m, v, 4 * i); });
+    if (blockIdx.x == 0 && threadIdx.x < len % 4) update<1>(u, param, grad, m, v, len / 4 * 4 + threadIdx.x);
+}
+
+// Values of a partial sum.
+constexpr int CHUNK = 1 << 16;
+
+// launch: grid (ceil(len/65536)), block 32
+extern "C" __global__ void __launch_bounds__(32)
+sum_squares(const float* __restrict__ x, double* __restrict__ partial, long long len) {
+    __shared__ double lanes[32];
+    constexpr int BATCH = 32;
+    x += (long long)blockIdx.x * CHUNK;
+    const int count = (int)least<long long>(CHUNK, len - (long long)blockIdx.x * CHUNK), whole = count / 32;
+    double sum = 0;
+    int k = 0;
+    // The square of an f32 is exact in f64, so that fma rounds as a multiplication and an addition do.
+    for (; k + BATCH <= whole; k += BATCH) {
+        float v[BATCH];
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) v[j] = x[(k + j) * 32 + threadIdx.x];
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) sum = fma((double)v[j], (double)v[j], sum);
+    }
+    for (; k < whole; k++) {
+        const double v = x[k * 32 + threadIdx.x];
+        sum = fma(v, v, sum);
+    }
+    lanes[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    double all = 0, rest = 0;
+    for (int lane = 0; lane < 32; lane++) all += lanes[lane];
+    for (int i = whole * 32; i < count; i++) rest += (double)x[i] * (double)x[i];
+    partial[blockIdx.x] = all + rest;
+}
+
+// launch: grid (1), block 256
+extern "C" __global__ void __launch_bounds__(THREADS)
+sum_partials(const double* __restrict__ partial, double* __restrict__ out, int count) {
+    // All threads fetch, one adds: the order is that of the values.
+    __shared__ double values[4 * THREADS];
+    double sum = 0;
+    for (int from = 0; from < count; from += 4 * THREADS) {
+        for (int i = threadIdx.x; i < 4 * THREADS && from + i < count; i += THREADS) values[i] = partial[from + i];
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const int here = least(4 * THREADS, count - from);
+#pragma unroll 8
+            for (int i = 0; i < here; i++) sum += values[i];
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) *out = sum;
+}
+
+// launch: grid (any; ceil(len/1024) at most), block 256
+extern "C" __global__ void __launch_bounds__(THREADS)
+accumulate(float* __restrict__ sum, const float* __restrict__ x, long long len) {
+    each(len / 4, [&](long long i) {
+        float a[4], b[4];
+        load<4>(sum + 4 * i, a), load<4>(x + 4 * i, b);
+#pragma unroll
+        for (int j = 0; j < 4; j++) a[j] += b[j];
+        store(sum + 4 * i, a);
+    });
+    const long long rest = len / 4 * 4 + threadIdx.x;
+    if (blockIdx.x == 0 && rest < len) sum[rest] += x[rest];
+}

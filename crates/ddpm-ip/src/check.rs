@@ -1,0 +1,312 @@
+//! Whether a device computes what the processor computes: operations, networks with their gradients, training and chains.
+//!
+//! It is the test suite on a user's machine. Every comparison is with the processor's kernels in the same precision, and its
+//! error the root of the mean squared difference over that of the values.
+
+use crate::config::{Config, ConfigError, Layers, Precision, SamplerKind};
+use crate::data::Batch;
+use crate::diffusion::{Diffusion, Reverse};
+use crate::event::{Emit, Event};
+use crate::sample::{Chain, Model, Seeded, Subjects};
+use crate::train::{Task, Trainer};
+use crate::{Device, Error};
+use ddpm_kernels::{Conv2d, HeadOrder, Padding, Pool2d, PoolKind, Resample};
+use ddpm_math::{Domain, Stream};
+use ddpm_net::network::Network;
+use ddpm_net::op::{Conv, Norm, Op, Wanted};
+use ddpm_net::{Engine, Feed, GradientPlace, Graph, Init, Layout, Parameters, Plan, RunPosition, Shape, Spec, Value};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// What one comparison found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// What was compared.
+    pub what: String,
+    /// In which precision.
+    pub precision: Precision,
+    /// How far off it is.
+    pub error: f64,
+    /// How far off it may be.
+    pub tolerance: f64,
+}
+
+impl Finding {
+    /// Whether it is near enough.
+    pub fn is_good(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::F16];
+
+/// Root of the mean squared difference over that of the expected values; infinite where a value is not finite.
+fn error(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "values to compare");
+    let square = |v: f64| v * v;
+    let of: f64 = expected.iter().map(|&v| square(v.into())).sum();
+    let off: f64 = found.iter().zip(expected).map(|(&f, &e)| square(f64::from(f) - f64::from(e))).sum();
+    if off.is_finite() { (off / of.max(f64::MIN_POSITIVE)).sqrt() } else { f64::INFINITY }
+}
+
+fn normal(seed: u64, len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    Stream::new(seed, Domain::Validation, 0, 0).fill_normal(&mut values);
+    values
+}
+
+/// Compares a device with the processor. Each finding is told as soon as it is there.
+///
+/// # Errors
+/// A device that fails.
+pub fn check(device: Device, emit: &mut Emit) -> Result<Vec<Finding>, Error> {
+    let mut all = Vec::new();
+    let mut tell = |finding: Finding| {
+        emit(Event::Checked(finding.clone()));
+        all.push(finding);
+    };
+    Device::guard(|| {
+        operations(device, &mut tell);
+        networks(device, &mut tell)?;
+        training(device, &mut tell)?;
+        chains(device, &mut tell)
+    })??;
+    Ok(all)
+}
+
+/// An operation with the shapes of its inputs, of which those from a place on are rows or statistics in f32.
+struct Case {
+    what: String,
+    inputs: Vec<Shape>,
+    floats: usize,
+    /// What makes the op from the layout's only layers, and how many inputs it reads.
+    op: Op,
+}
+
+fn operations(device: Device, tell: &mut dyn FnMut(Finding)) {
+    let tolerance = |precision| match precision {
+        Precision::F32 => 1e-5,
+        Precision::Bf16 => 6e-3,
+        Precision::F16 => 1e-3,
+    };
+    for precision in PRECISIONS {
+        for (layout, case) in cases() {
+            let layout = Arc::new(layout);
+            let mut graph = Graph::new(Arc::clone(&layout));
+            let mut given = Vec::new();
+            let mut operands = Vec::new();
+            for (i, &shape) in case.inputs.iter().enumerate() {
+                let value = graph.input(shape, Precision::F32);
+                given.push((value, normal(i as u64, shape.len())));
+                let floats = i >= case.floats || precision == Precision::F32;
+                operands.push(if floats { value } else { graph.add(Op::Cast(precision), &[value]) });
+            }
+            let made = graph.add(case.op.clone(), &operands);
+            let out = if graph.precision(made) == Precision::F32 { made } else { graph.add(Op::Cast(Precision::F32), &[made]) };
+            let plan = Plan::new(&graph, &[out], GradientPlace::Outside);
+            let values = normal(77, layout.len()).iter().map(|v| 0.2 * v).collect();
+            let parameters = Parameters::new(layout, values);
+            let inputs: Vec<(Value, &[f32])> = given.iter().map(|(value, values)| (*value, values.as_slice())).collect();
+            let on = |device: Device| device.compute(&plan, &parameters, &inputs, &[out]).remove(0);
+            let error = error(&on(device), &on(Device::Cpu));
+            tell(Finding { what: case.what, precision, error, tolerance: tolerance(precision) });
+        }
+    }
+}
+
+fn cases() -> Vec<(Layout, Case)> {
+    let mut all = Vec::new();
+    let spec = |name: &str, shape: &[usize]| Spec { name: name.into(), shape: shape.to_vec(), init: Init::Zero };
+    let shape = |n, h, w, c| Shape { n, h, w, c };
+    let none = || Layout::new(vec![]);
+    let conv = |o: usize, i: usize, k: [usize; 2]| {
+        Layout::new(vec![spec("weight", &[o, i, k[0], k[1]]), spec("bias", &[o])])
+    };
+    let mut add = |layout: Layout, what: &str, inputs: &[Shape], floats: usize, op: Op| {
+        all.push((layout, Case { what: what.into(), inputs: inputs.to_vec(), floats, op }));
+    };
+    let layer = |settings, relu| Conv { places: vec![0], settings, relu };
+    let settings = [
+        ("3x3", Conv2d::same([3, 3], 1), [32, 32], [9, 7]),
+        ("3x3", Conv2d::same([3, 3], 1), [64, 40], [16, 16]),
+        ("3x3 from 3 channels", Conv2d::same([3, 3], 1), [32, 3], [8, 8]),
+        ("3x3 to 6 channels", Conv2d::same([3, 3], 1), [6, 32], [8, 8]),
+        ("3x3 stride 2", Conv2d::same([3, 3], 2), [48, 32], [8, 8]),
+        ("3x3 stride 2, uncentred", Conv2d { kernel: [3, 3], stride: 2, padding: Padding::After }, [32, 32], [8, 8]),
+        ("1x1", Conv2d::same([1, 1], 1), [96, 32], [7, 5]),
+        ("1x7", Conv2d::same([1, 7], 1), [32, 32], [9, 9]),
+    ];
+    for (name, settings, [o, i], [h, w]) in settings {
+        let x = shape(3, h, w, i);
+        let [oh, ow] = settings.output_size([h, w]);
+        let y = shape(3, oh, ow, o);
+        add(conv(o, i, settings.kernel), &format!("convolution {name}"), &[x], 9, Op::Conv(layer(settings, false)));
+        add(conv(o, i, settings.kernel), &format!("convolution {name} + residual"), &[x, y], 9, Op::Conv(layer(settings, false)));
+        add(conv(o, i, settings.kernel), &format!("convolution {name} + ReLU"), &[x], 9, Op::Conv(layer(settings, true)));
+        let plain = Wanted { parameters: false, onto: false };
+        let onto = Wanted { onto: true, ..plain };
+        let grad = |wanted| Op::ConvInputGrad(layer(settings, false), x, wanted);
+        add(conv(o, i, settings.kernel), &format!("convolution {name}, input gradient"), &[y], 9, grad(plain));
+        add(conv(o, i, settings.kernel), &format!("convolution {name}, input gradient onto"), &[y, x], 9, grad(onto));
+    }
+    for (c, h, w) in [(32, 5, 7), (96, 8, 8), (256, 4, 4), (64, 1, 1)] {
+        let x = shape(3, h, w, c);
+        let affine = || Layout::new(vec![spec("weight", &[c]), spec("bias", &[c])]);
+        for (film, silu) in [(false, false), (true, true)] {
+            let norm = Norm { place: 0, groups: 32, eps: 1e-5, silu, dropout: None, film };
+            let mut inputs = vec![x];
+            inputs.extend(film.then_some(Shape::rows(3, 2 * c)));
+            add(affine(), &format!("group norm of {c} channels, {h}x{w}, film and SiLU {silu}"), &inputs, 1, Op::Norm(norm));
+        }
+    }
+    for (t, ch, heads, order) in [(5, 32, 2, HeadOrder::QkvFirst), (8, 64, 1, HeadOrder::HeadsFirst), (4, 32, 3, HeadOrder::HeadsFirst)] {
+        let qkv = shape(2, t, t, 3 * ch * heads);
+        let out = shape(2, t, t, ch * heads);
+        add(none(), &format!("attention, {heads} heads of {ch}"), &[qkv], 9, Op::Attention(heads, order));
+        add(none(), &format!("attention, {heads} heads of {ch}, gradient"), &[out, qkv], 9, Op::AttentionGrad(heads, order));
+    }
+    let x = shape(2, 6, 4, 24);
+    add(none(), "doubling", &[x], 9, Op::Resample(Resample::Up, 1.0));
+    add(none(), "halving", &[x], 9, Op::Resample(Resample::Down, 0.25));
+    add(none(), "concatenation", &[x, shape(2, 6, 4, 40)], 9, Op::Concat);
+    add(none(), "concatenation of odd channels", &[shape(2, 3, 3, 5), shape(2, 3, 3, 8)], 9, Op::Concat);
+    add(none(), "channels", &[x], 9, Op::TakeChannels(8, 16));
+    add(none(), "odd channels", &[x], 9, Op::TakeChannels(3, 7));
+    add(none(), "SiLU", &[shape(1, 1, 1, 1003)], 9, Op::Silu);
+    add(none(), "SiLU gradient", &[x, x], 9, Op::SiluGrad);
+    add(none(), "ReLU", &[x], 9, Op::Relu);
+    add(none(), "ReLU gradient", &[x, x], 9, Op::ReluGrad);
+    add(none(), "sum", &[x, x], 9, Op::Add);
+    add(none(), "rows added", &[x, Shape::rows(2, 24)], 1, Op::AddRows);
+    add(none(), "sum over pixels", &[x], 9, Op::SumPixels(0.5));
+    for kind in [PoolKind::Max, PoolKind::Average] {
+        for (stride, padding) in [(1, Padding::Same), (2, Padding::Valid)] {
+            let settings = Pool2d { kind, stride, padding };
+            add(none(), &format!("pooling {kind:?} {padding:?}"), &[shape(2, 9, 7, 24)], 9, Op::Pool(settings));
+        }
+    }
+    all
+}
+
+/// The networks that are tried: families, heads and conditions.
+const NETWORKS: [(&str, &str); 6] = [
+    ("ADM, scale and shift, residual resampling, new order", "use_new_attention_order = true\nresblock_updown = true\nnum_head_channels = 16"),
+    ("ADM, shift alone, plain resampling, old order, dropout", "use_scale_shift_norm = false\nnum_heads = 2\ndropout = 0.2"),
+    ("ADM with classes and learned variance", "class_cond = true\nnum_classes = 3\n[diffusion]\nvariance = \"learned-range\""),
+    ("ADM, blocks computed again", "use_checkpoint = true\ndropout = 0.1"),
+    ("DDIM's", "arch = \"ddim\"\ndropout = 0.1"),
+    ("super-resolution", "arch = \"superres\"\nlarge_size = 16\nsmall_size = 8"),
+];
+
+fn config(text: &str, precision: Precision) -> Result<Config, Error> {
+    let base = "image_size = 16\nin_channels = 3\nnum_channels = 32\nnum_res_blocks = 1\nchannel_mult = [1, 2]\nattention_resolutions = [8]\n";
+    let base = if text.contains("large_size") { base.replace("image_size = 16\n", "") } else { base.into() };
+    let text = format!("[model]\nprecision = \"{}\"\n{base}{text}", precision.name());
+    let mut layers = Layers::default();
+    layers.add(text.parse().map_err(|e: toml::de::Error| ConfigError(e.to_string()))?)?;
+    let mut config = layers.resolve()?;
+    config.train.batch_size = 4;
+    Ok(config)
+}
+
+/// Parameters none of which is zero.
+fn parameters(layout: &Arc<Layout>) -> Parameters {
+    let mut all = Parameters::initial(layout, 1);
+    let noise = normal(3, all.values().len());
+    all.values_mut().iter_mut().zip(noise).for_each(|(v, noise)| *v += 0.03 * noise);
+    all
+}
+
+fn networks(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> {
+    for precision in PRECISIONS {
+        for (name, text) in NETWORKS {
+            let config = config(text, precision)?;
+            let Task::Diffusion(on_cpu) = Task::new(&config, Device::Cpu)? else { unreachable!("no classifier") };
+            let Task::Diffusion(on_device) = Task::new(&config, device)? else { unreachable!("no classifier") };
+            let parameters = parameters(on_cpu.network().layout());
+            let n = 3;
+            let (x, low_res) = (normal(5, n * 3 * 256), normal(6, n * 3 * 256));
+            let feed = Feed {
+                images: &x,
+                size: [16; 2],
+                times: &[3.0, 500.5, 999.0],
+                labels: config.model.class_cond.then_some(&[2, 0, 1]),
+                low_res: on_cpu.network().config().low_res.then_some(&low_res),
+                position: Some(RunPosition { seed: 9, position: 1 << 33 }),
+            };
+            let tolerance = match precision {
+                Precision::F32 => 2e-5,
+                Precision::Bf16 => 3e-2,
+                Precision::F16 => 4e-3,
+            };
+            let mut finding = |what: &str, found: &[f32], expected: &[f32]| {
+                let what = format!("network {name}: {what}");
+                tell(Finding { what, precision, error: error(found, expected), tolerance });
+            };
+            let still = Feed { position: None, ..feed };
+            finding("output", &on_device.forward(&parameters, still), &on_cpu.forward(&parameters, still));
+            let gradient = |engine: &Engine<ddpm_net::network::Unet>| {
+                let loss = |_, out: &[f32], grad: &mut [f32]| {
+                    grad.iter_mut().zip(out).for_each(|(g, o)| *g = (0.3 - o) / out.len() as f32 * 64.0);
+                };
+                engine.gradient(&parameters, feed, true, loss).0.values().into_owned()
+            };
+            finding("gradient of the parameters", &gradient(&on_device), &gradient(&on_cpu));
+            let of_images = |engine: &Engine<ddpm_net::network::Unet>| {
+                engine.image_gradient(&parameters, still, |_, out, grad| {
+                    grad.iter_mut().zip(out).for_each(|(g, o)| *g = (0.3 - o) / 8.0);
+                })
+            };
+            finding("gradient of the images", &of_images(&on_device), &of_images(&on_cpu));
+        }
+    }
+    Ok(())
+}
+
+fn training(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> {
+    for precision in PRECISIONS {
+        let mut config = config(NETWORKS[1].1, precision)?;
+        config.train.lr = 1e-3;
+        config.train.microbatch = 2;
+        config.train.grad_clip = 1.0;
+        let images: Vec<f32> = normal(8, 4 * 3 * 256).iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+        let losses = |device| -> Result<Vec<f32>, Error> {
+            let mut trainer = Trainer::new(config.clone(), Task::new(&config, device)?, None)?;
+            let step = |i| {
+                let report = trainer.train_step(&Batch { images: images.clone(), labels: None, position: 4 * i })?;
+                Ok([report.mean_loss(), report.grad_norm].map(|v| v as f32))
+            };
+            Ok((0..6u64).map(step).collect::<Result<Vec<_>, Error>>()?.concat())
+        };
+        let error = error(&losses(device)?, &losses(Device::Cpu)?);
+        let tolerance = match precision {
+            Precision::F32 => 1e-4,
+            Precision::Bf16 => 5e-2,
+            Precision::F16 => 1e-2,
+        };
+        tell(Finding { what: "losses and gradient norms of six training steps".into(), precision, error, tolerance });
+    }
+    Ok(())
+}
+
+fn chains(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> {
+    let config = config(NETWORKS[0].1, Precision::F32)?;
+    for (sampler, name, steps) in [(SamplerKind::Ddpm, "ddpm", "6"), (SamplerKind::UniPc, "unipc", "5")] {
+        let mut settings = config.sample.clone();
+        settings.sampler = sampler;
+        let diffusion = Diffusion::new(&config.diffusion, &steps.parse().unwrap_or_default())?;
+        let drawn = |device| -> Result<Vec<f32>, Error> {
+            let Task::Diffusion(network) = Task::new(&config, device)? else { unreachable!("no classifier") };
+            let parameters = parameters(network.network().layout());
+            let model = Model { network: &network, parameters: &parameters, size: [16; 2] };
+            let reverse = Reverse::new(&settings);
+            let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape: [3, 16, 16] };
+            let draws = &Seeded(4);
+            let subjects = Subjects { images: &[0, 1, 2], labels: None, low_res: None, draws };
+            Ok(chain.run(subjects, |_, _, _| true).unwrap_or_default())
+        };
+        let error = error(&drawn(device)?, &drawn(Device::Cpu)?);
+        tell(Finding { what: format!("a chain of {steps} steps, {name}"), precision: Precision::F32, error, tolerance: 1e-4 });
+    }
+    Ok(())
+}

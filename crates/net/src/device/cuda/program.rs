@@ -1,0 +1,294 @@
+//! What a plan's steps call, and the memory that they need beside the plan's.
+
+use super::steps::Scratch;
+use crate::kind::{Precision, Shape};
+use crate::op::{Conv, Op, extent};
+use crate::plan::{Plan, Step};
+use crate::state::Layout;
+use ddpm_cuda::{Address, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn, Type};
+use ddpm_kernels::conv::Geometry;
+use ddpm_kernels::HeadOrder;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// Bytes between which parts of the memory begin.
+pub(super) const ALIGNMENT: usize = 256;
+
+/// What a step calls beside kernels of our own.
+pub(super) enum Call {
+    /// Nothing.
+    Kernels,
+    /// A convolution, and whether bias, residual and ReLU are still to be done after it.
+    Convolution(ConvolutionPlan, bool),
+    /// Matrix products.
+    Products(Vec<Multiplication>),
+}
+
+/// The weights and biases of a convolution in the form that its step takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prepared {
+    pub(super) geometry: Geometry,
+    pub(super) precision: Precision,
+    /// Offsets in the plan's memory.
+    pub(super) weight: usize,
+    pub(super) bias: usize,
+}
+
+/// A half of a plan recorded, for the addresses that it was recorded with.
+pub(super) struct Recorded {
+    pub(super) addresses: [Address; 3],
+    pub(super) forward: bool,
+    /// None until it ran once.
+    pub(super) graph: Option<Arc<Graph>>,
+}
+
+/// A plan made ready for a GPU.
+pub(crate) struct Program {
+    pub(super) gpu: &'static Gpu,
+    pub(super) calls: Vec<Call>,
+    /// By the places of their weights.
+    pub(super) prepared: HashMap<Vec<usize>, Prepared>,
+    /// In the order of their first use.
+    pub(super) order: Vec<Vec<usize>>,
+    /// Where labels and the place in the run lie, and what the kernels need for themselves.
+    pub(super) context: usize,
+    pub(super) scratch: usize,
+    bytes: usize,
+    pub(super) recorded: Mutex<Vec<Recorded>>,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} calls on {:?}", self.calls.len(), self.gpu)
+    }
+}
+
+impl Program {
+    /// Chooses engines and places for all of a plan's steps.
+    pub(crate) fn new(gpu: &'static Gpu, plan: &Plan) -> Result<Self> {
+        let turn = gpu.turn()?;
+        let mut end = plan.bytes().next_multiple_of(ALIGNMENT);
+        let mut take = |bytes: usize| {
+            let at = end;
+            end = (end + bytes).next_multiple_of(ALIGNMENT);
+            at
+        };
+        let (mut prepared, mut order) = (HashMap::new(), Vec::new());
+        for step in &plan.steps {
+            let (conv, x) = match &step.op {
+                Op::Conv(conv) => (conv, step.inputs[0].kind.shape),
+                Op::ConvInputGrad(conv, x, _) => (conv, *x),
+                _ => continue,
+            };
+            if prepared.contains_key(&conv.places) {
+                continue;
+            }
+            let (geometry, precision) = (conv.geometry(x, &plan.layout), step.precision());
+            let weight = take(geometry.weight_len() * precision.bytes());
+            let bias = take(geometry.o * precision.bytes());
+            prepared.insert(conv.places.clone(), Prepared { geometry, precision, weight, bias });
+            order.push(conv.places.clone());
+        }
+        let images = plan.steps.iter().flat_map(|step| &step.inputs).map(|slot| slot.kind.shape.n).max().unwrap_or(0);
+        let context = take(16 + 4 * images);
+        // The same convolution on the same sizes has the same engine.
+        let mut calls = Vec::with_capacity(plan.steps.len());
+        for step in &plan.steps {
+            calls.push(call(&turn, step, &plan.layout)?);
+        }
+        let scratch = take(0);
+        let needed = plan.steps.iter().zip(&calls).map(|(step, call)| Scratch::of(step, call, &plan.layout).bytes());
+        let bytes = scratch + needed.max().unwrap_or(0);
+        Ok(Self { gpu, calls, prepared, order, context, scratch, bytes, recorded: Mutex::default() })
+    }
+
+    /// Bytes of memory that it runs in.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Whether a convolution is a product of its pixels with the weights as they are.
+pub(super) fn is_product(g: &Geometry) -> bool {
+    g.kernel == [1, 1] && g.stride == 1 && g.padding == [[0; 2]; 2]
+}
+
+fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
+    let precision: Type = step.precision().into();
+    Ok(match &step.op {
+        Op::Conv(conv) => {
+            let g = conv.geometry(step.inputs[0].kind.shape, layout);
+            let residual = step.inputs.len() > 1;
+            if is_product(&g) && !conv.relu {
+                let (w, x, y) = factors(&g, precision);
+                let product = Product { a: w.of(true), b: x.of(false), d: y.of(false), batch: 1, bias: true, onto: residual };
+                return Ok(Call::Products(vec![turn.choose(product)?]));
+            }
+            let fused = if residual { Pass::ResidualBias } else { Pass::Bias };
+            let c = convolution(&g, precision);
+            // Where no engine has all of it, a kernel does the rest.
+            match turn.plan_convolution(&c, fused) {
+                Ok(plan) if !conv.relu => Call::Convolution(plan, false),
+                _ => Call::Convolution(turn.plan_convolution(&c, Pass::Plain)?, true),
+            }
+        }
+        Op::ConvInputGrad(conv, x, wanted) => {
+            let g = conv.geometry(*x, layout);
+            if is_product(&g) {
+                let (w, x, y) = factors(&g, precision);
+                let product =
+                    Product { a: w.of(false), b: y.of(false), d: x.of(false), batch: 1, bias: false, onto: wanted.onto };
+                return Ok(Call::Products(vec![turn.choose(product)?]));
+            }
+            Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::InputGrad)?, wanted.onto)
+        }
+        Op::ConvWeightGrad(conv) => {
+            let g = conv.geometry(step.inputs[0].kind.shape, layout);
+            if is_product(&g) {
+                return Ok(Call::Products(weight_products(turn, conv, &g, precision, layout)?));
+            }
+            Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::WeightGrad)?, false)
+        }
+        Op::Attention(heads, order) => {
+            let parts = Attention::new(step.inputs[0].kind.shape, *heads, *order, precision);
+            Call::Products(vec![turn.choose(parts.scores())?, turn.choose(parts.output())?])
+        }
+        Op::AttentionGrad(heads, order) => {
+            let parts = Attention::new(step.inputs[1].kind.shape, *heads, *order, precision);
+            let products = [parts.scores(), parts.weights_grad(), parts.q_grad(), parts.k_grad(), parts.v_grad()];
+            Call::Products(products.into_iter().map(|product| turn.choose(product)).collect::<Result<_>>()?)
+        }
+        _ => Call::Kernels,
+    })
+}
+
+fn convolution(g: &Geometry, kind: Type) -> Convolution {
+    Convolution {
+        kind,
+        n: g.n,
+        input: [g.h, g.w, g.c],
+        output: [g.out_h(), g.out_w(), g.o],
+        kernel: g.kernel,
+        stride: g.stride,
+        before: g.padding.map(|[before, _]| before),
+        after: g.padding.map(|[_, after]| after),
+    }
+}
+
+/// Rows next to each other, one after another: what C calls `[columns, rows]`.
+#[derive(Clone, Copy)]
+struct Rows {
+    kind: Type,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+    apart: usize,
+}
+
+impl Rows {
+    fn new(kind: Type, [rows, columns]: [usize; 2], stride: usize, apart: usize) -> Self {
+        Self { kind, rows, columns, stride, apart }
+    }
+
+    fn of(self, transposed: bool) -> Matrix {
+        let Self { kind, rows, columns, stride, apart } = self;
+        Matrix { kind, rows, columns, stride, apart, transposed }
+    }
+}
+
+/// Weights, input and output of a convolution over single pixels.
+fn factors(g: &Geometry, kind: Type) -> (Rows, Rows, Rows) {
+    let rows = |rows, columns| Rows::new(kind, [rows, columns], rows, 0);
+    (rows(g.c, g.o), rows(g.c, g.rows()), rows(g.o, g.rows()))
+}
+
+/// The weights' gradients of layers side by side, each of its channels of the output's gradient, in f32.
+fn weight_products(turn: &Turn, conv: &Conv, g: &Geometry, kind: Type, layout: &Layout) -> Result<Vec<Multiplication>> {
+    let product = |&place: &usize| {
+        let outputs = layout.specs()[place].shape[0];
+        let x = Rows::new(kind, [g.c, g.rows()], g.c, 0);
+        let grad = Rows::new(kind, [outputs, g.rows()], g.o, 0);
+        let d = Rows::new(Type::F32, [g.c, outputs], g.c, 0);
+        turn.choose(Product { a: x.of(false), b: grad.of(true), d: d.of(false), batch: 1, bias: false, onto: false })
+    };
+    conv.places.iter().map(product).collect()
+}
+
+/// The products of one head's attention, over all images.
+pub(super) struct Attention {
+    /// Images, positions, channels of a head, and heads.
+    pub(super) n: usize,
+    pub(super) t: usize,
+    pub(super) ch: usize,
+    pub(super) heads: usize,
+    order: HeadOrder,
+    kind: Type,
+}
+
+impl Attention {
+    pub(super) fn new(qkv: Shape, heads: usize, order: HeadOrder, kind: Type) -> Self {
+        let e = extent(qkv, heads, order);
+        Self { n: e.n, t: e.t, ch: e.ch, heads, order, kind }
+    }
+
+    fn c(&self) -> usize {
+        self.heads * self.ch
+    }
+
+    /// The first channel of queries, keys and values of a head.
+    pub(super) fn offsets(&self, head: usize) -> [usize; 3] {
+        match self.order {
+            HeadOrder::HeadsFirst => [0, 1, 2].map(|i| (head * 3 + i) * self.ch),
+            HeadOrder::QkvFirst => [0, 1, 2].map(|i| i * self.c() + head * self.ch),
+        }
+    }
+
+    /// Queries, keys or values.
+    fn part(&self) -> Rows {
+        Rows::new(self.kind, [self.ch, self.t], 3 * self.c(), 3 * self.c() * self.t)
+    }
+
+    /// A head of the output.
+    fn head(&self) -> Rows {
+        Rows::new(self.kind, [self.ch, self.t], self.c(), self.c() * self.t)
+    }
+
+    /// For each query a row of keys.
+    fn square(&self, kind: Type) -> Rows {
+        Rows::new(kind, [self.t; 2], self.t, self.t * self.t)
+    }
+
+    fn product(&self, a: Matrix, b: Matrix, d: Rows) -> Product {
+        Product { a, b, d: d.of(false), batch: self.n, bias: false, onto: false }
+    }
+
+    /// Of keys and queries.
+    fn scores(&self) -> Product {
+        self.product(self.part().of(true), self.part().of(false), self.square(Type::F32))
+    }
+
+    /// Of values and weights.
+    fn output(&self) -> Product {
+        self.product(self.part().of(false), self.square(self.kind).of(false), self.head())
+    }
+
+    /// Of values and the output's gradient.
+    fn weights_grad(&self) -> Product {
+        self.product(self.part().of(true), self.head().of(false), self.square(Type::F32))
+    }
+
+    /// Of keys and the scores' gradient.
+    fn q_grad(&self) -> Product {
+        self.product(self.part().of(false), self.square(self.kind).of(false), self.part())
+    }
+
+    /// Of queries and the scores' gradient.
+    fn k_grad(&self) -> Product {
+        self.product(self.part().of(false), self.square(self.kind).of(true), self.part())
+    }
+
+    /// Of the output's gradient and the weights.
+    fn v_grad(&self) -> Product {
+        self.product(self.head().of(false), self.square(self.kind).of(true), self.part())
+    }
+}

@@ -1,0 +1,53 @@
+//! Numbers in main memory, in a GPU's, or in both: copied when the other side asks, and never behind what was written last.
+
+use crate::device::done;
+use ddpm_cuda::{Address, Buffer, Gpu};
+use std::sync::OnceLock;
+
+/// Values of f32. One side at least has them.
+#[derive(Debug, Default)]
+pub(crate) struct Values {
+    len: usize,
+    host: OnceLock<Vec<f32>>,
+    gpu: OnceLock<Buffer>,
+}
+
+impl Values {
+    /// Values in main memory.
+    pub(crate) fn new(values: Vec<f32>) -> Self {
+        Self { len: values.len(), host: OnceLock::from(values), gpu: OnceLock::new() }
+    }
+
+    /// To be read in main memory.
+    pub(crate) fn host(&self) -> &[f32] {
+        self.host.get_or_init(|| {
+            let buffer = self.gpu.get().expect("values on one side at least");
+            done(buffer.download(self.len))
+        })
+    }
+
+    /// To be changed in main memory.
+    pub(crate) fn host_mut(&mut self) -> &mut [f32] {
+        self.host();
+        self.gpu.take();
+        self.host.get_mut().expect("they were just copied")
+    }
+
+    /// To be read by a GPU.
+    pub(crate) fn gpu(&self, gpu: &'static Gpu) -> Address {
+        self.gpu.get_or_init(|| done(gpu.upload(self.host.get().expect("values on one side at least")))).address()
+    }
+
+    /// To be changed by a GPU.
+    pub(crate) fn gpu_mut(&mut self, gpu: &'static Gpu) -> Address {
+        let address = self.gpu(gpu);
+        self.host.take();
+        address
+    }
+}
+
+impl Clone for Values {
+    fn clone(&self) -> Self {
+        Self::new(self.host().to_vec())
+    }
+}
