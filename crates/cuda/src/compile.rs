@@ -11,13 +11,16 @@ use std::io::Write as _;
 use std::path::Path;
 
 /// In the order in which they follow each other.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 9] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/norm.cu"),
     include_str!("kernels/layout.cu"),
     include_str!("kernels/elementwise.cu"),
     include_str!("kernels/attention.cu"),
     include_str!("kernels/optim.cu"),
+    include_str!("kernels/prepare.cu"),
+    include_str!("kernels/rows.cu"),
+    include_str!("kernels/diffusion.cu"),
 ];
 
 /// Kernels that exist for each type of activations, and those that do not.
@@ -32,9 +35,9 @@ macro_rules! names {
 names! {
     "norm_sums" "norm_apply" "norm_grad_sums" "norm_grad_apply" "enter" "leave" "weights_in" "weights_out" "place" "take"
     "up" "down" "to_f32" "from_f32" "silu" "silu_grad" "relu" "relu_grad" "add" "add_rows" "sum_pixels" "spread_rows"
-    "column_sums" "bias_residual" "pool" "softmax" "softmax_grad";
+    "column_sums" "bias_residual" "pool" "softmax" "softmax_grad" "prepare";
     "norm_grad_film" "norm_grad_parameters" "column_sums_finish" "embed" "embed_grad" "tokens" "tokens_grad"
-    "positions_grad" "first_token" "first_token_grad" "adamw" "sum_squares" "sum_partials" "accumulate"
+    "positions_grad" "first_token" "first_token_grad" "adamw" "sum_squares" "sum_partials" "accumulate" "product" "initial_noise" "mix_noise" "diffusion_loss" "reverse_step"
 }
 
 /// NVRTC's version.
@@ -54,7 +57,7 @@ fn checked(call: &'static str, code: i32, text: impl FnOnce() -> String) -> Resu
 pub(crate) fn kernels(nvrtc: &Nvrtc, [major, minor]: [i32; 2], cache: Option<&Path>) -> Result<Vec<u8>> {
     let source = SOURCES.concat();
     // The same roundings as the processor's: no sums fused with products unasked.
-    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--fmad=false".into(), "--std=c++17".into()];
+    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--fmad=false".into(), "--std=c++17".into(), "--device-as-default-execution-space".into()];
     let of = version(nvrtc)?;
     let digest = Sha256::digest(format!("{of:?}{options:?}{source}"));
     let name = digest.iter().take(12).fold(String::from("kernels-"), |mut name, byte| {

@@ -289,6 +289,18 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// An event that was not marked yet.
+    ///
+    /// # Errors
+    /// A broken GPU.
+    pub fn event(&'static self) -> Result<Event> {
+        let mut made = std::ptr::null_mut();
+        self.enter()?;
+        // Without times, which cost something.
+        call!(self.driver, cuEventCreate(&raw mut made, 2))?;
+        Ok(Event { gpu: self, made })
+    }
+
     /// Main memory that the GPU reads and writes by itself.
     ///
     /// # Errors
@@ -421,9 +433,65 @@ impl Drop for Pinned {
     }
 }
 
+/// Memory of a GPU that main memory fills again and again without waiting for the GPU's work.
+#[derive(Debug)]
+pub struct Mailbox {
+    gpu: &'static Gpu,
+    pinned: Pinned,
+    sent: Event,
+    buffer: Buffer,
+}
+
+impl Mailbox {
+    /// One for so many bytes at most.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn new(gpu: &'static Gpu, bytes: usize) -> Result<Self> {
+        Ok(Self { gpu, pinned: gpu.pinned(bytes)?, sent: gpu.event()?, buffer: gpu.alloc(bytes)? })
+    }
+
+    /// Copies values to the GPU, after what it was given before; where they are then.
+    ///
+    /// # Errors
+    /// A broken GPU.
+    ///
+    /// # Panics
+    /// If there are too many.
+    pub fn send<T: Pod>(&mut self, turn: &Turn, values: &[T]) -> Result<Address> {
+        self.sent.wait()?;
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        self.pinned.values_mut(bytes.len()).copy_from_slice(bytes);
+        turn.send(self.buffer.address(), &self.pinned, 0..bytes.len())?;
+        turn.mark(&self.sent)?;
+        Ok(self.buffer.address())
+    }
+
+    /// Where values arrive.
+    pub fn address(&self) -> Address {
+        self.buffer.address()
+    }
+
+    /// Whether as many bytes fit.
+    pub fn holds(&self, bytes: usize) -> bool {
+        bytes <= self.pinned.bytes
+    }
+
+    /// Its GPU.
+    pub fn gpu(&self) -> &'static Gpu {
+        self.gpu
+    }
+}
+
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Arg(u64);
+
+/// The arguments of a kernel.
+#[macro_export]
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$($crate::Arg::from($arg)),*] };
+}
 
 impl From<Address> for Arg {
     fn from(address: Address) -> Self {
@@ -531,6 +599,14 @@ impl Turn {
         call!(self.gpu.driver, cuMemcpyDtoHAsync_v2(to.memory, from.0, bytes, self.gpu.stream))
     }
 
+    /// The work so far is what `event` waits for.
+    ///
+    /// # Errors
+    /// A broken GPU.
+    pub fn mark(&self, event: &Event) -> Result<()> {
+        call!(self.gpu.driver, cuEventRecord(event.made, self.gpu.stream))
+    }
+
     /// Waits until all work is done.
     ///
     /// # Errors
@@ -582,6 +658,37 @@ impl Turn {
             call!(gpu.driver, cuEventDestroy_v2(event))?;
         }
         Ok(f64::from(took))
+    }
+}
+
+/// A point in the stream of work that can be waited for.
+#[derive(Debug)]
+pub struct Event {
+    gpu: &'static Gpu,
+    made: Handle,
+}
+
+// SAFETY: the driver's events may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// Waits until the work before it is done; not at all if it was never [marked](Turn::mark).
+    ///
+    /// # Errors
+    /// A GPU that broke meanwhile.
+    pub fn wait(&self) -> Result<()> {
+        self.gpu.enter()?;
+        call!(self.gpu.driver, cuEventSynchronize(self.made))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            let _ = call!(self.gpu.driver, cuEventDestroy_v2(self.made));
+        }
     }
 }
 

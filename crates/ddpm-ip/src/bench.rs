@@ -231,7 +231,7 @@ fn sampling(
     let (mut secs, mut since) = (Vec::new(), Instant::now());
     let draws = &Seeded(config.sample.seed);
     let subjects = Subjects { images: &images, labels: labels.as_deref(), low_res: low_res.as_deref(), draws };
-    let done = chain.run(subjects, |step, _, _| {
+    let done = chain.draw(subjects, |step| {
         secs.push(since.elapsed().as_secs_f64());
         emit(Event::Measured { what: "sampling", done: (step - 1).min(job.repeats), total: job.repeats });
         if step == 1 + job.repeats {

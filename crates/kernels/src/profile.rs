@@ -45,6 +45,14 @@ struct Profile {
 }
 
 impl Profile {
+    fn add(&mut self, kernel: String, work: Work, secs: f64) {
+        let time = self.times.entry(kernel).or_default();
+        time.calls += 1;
+        time.secs += secs;
+        time.flop += work.flop;
+        time.bytes += work.bytes;
+    }
+
     /// Shares out the time since the last change among the kernels that ran.
     fn credit(&mut self) {
         let now = Instant::now();
@@ -77,9 +85,19 @@ pub fn finish() -> Vec<KernelTime> {
     times
 }
 
+/// Whether kernels are measured.
+pub fn is_running() -> bool {
+    RUNNING.load(Ordering::Relaxed)
+}
+
+/// Notes a call that was measured elsewhere, as on a GPU.
+pub fn note((kernel, work): (String, Work), secs: f64) {
+    profile().add(kernel, work, secs);
+}
+
 /// Runs a kernel, and measures it if that was asked for. `what` gives its name and work.
 pub fn timed<R>(what: impl FnOnce() -> (String, Work), run: impl FnOnce() -> R) -> R {
-    if !RUNNING.load(Ordering::Relaxed) {
+    if !is_running() {
         return run();
     }
     let (kernel, work) = what();
@@ -94,10 +112,7 @@ pub fn timed<R>(what: impl FnOnce() -> (String, Work), run: impl FnOnce() -> R) 
     if let Some(place) = profile.active.iter().rposition(|active| *active == kernel) {
         profile.active.swap_remove(place);
     }
-    let time = profile.times.entry(kernel).or_default();
-    time.calls += 1;
-    time.flop += work.flop;
-    time.bytes += work.bytes;
+    profile.add(kernel, work, 0.0);
     result
 }
 

@@ -191,9 +191,7 @@ impl<R: Real> ImageLoss<R> {
         assert!(grad.as_ref().is_none_or(|g| g.len() == output.len()), "the gradient has the shape of the output");
         let has_error = !self.kind.is_vb();
         let has_bound = self.learned || !has_error;
-        let scale = self.kind.scale(count);
-        let share = weight * scale / count as f64;
-        let (error_weight, bound_weight) = (R::of(2.0 * share), R::of(share * self.vb_factor));
+        let [error_weight, bound_weight] = self.weights(weight, count).map(R::of);
         let (mut squares, mut bounds) = (0.0, 0.0);
         for i in 0..count {
             let Pixel { x_start, x_t, eps, prediction, values } = pixels.at(i);
@@ -216,13 +214,35 @@ impl<R: Real> ImageLoss<R> {
                 }
             }
         }
+        self.terms([squares, bounds], count)
+    }
+
+    /// What the derivatives of a pixel's square error and of its bound are multiplied by.
+    fn weights(&self, weight: f64, count: usize) -> [f64; 2] {
+        let share = weight * self.kind.scale(count) / count as f64;
+        [2.0 * share, share * self.vb_factor]
+    }
+
+    /// The terms of an image of `count` values, from the sums of its square errors and of its bound in bits.
+    pub fn terms(&self, [squares, bounds]: [f64; 2], count: usize) -> Terms {
         let mse = squares / count as f64;
         let vb = bounds / count as f64 * self.vb_factor;
-        if !has_error {
+        if self.kind.is_vb() {
             return Terms { loss: vb, mse: None, vb: None };
         }
-        let vb = has_bound.then_some(vb);
-        Terms { loss: (mse + vb.unwrap_or(0.0)) * scale, mse: Some(mse), vb }
+        let vb = self.learned.then_some(vb);
+        Terms { loss: (mse + vb.unwrap_or(0.0)) * self.kind.scale(count), mse: Some(mse), vb }
+    }
+}
+
+impl ImageLoss<f32> {
+    /// What a GPU's kernel is told of an image of `count` values: the reading, and what the derivatives are multiplied by.
+    pub fn words(&self, weight: f64, count: usize) -> [u32; 16] {
+        let mut words = [0; 16];
+        words[..14].copy_from_slice(&self.reading.words());
+        let weights = self.weights(weight, count).map(|v| (v as f32).to_bits());
+        words[14..].copy_from_slice(&weights);
+        words
     }
 }
 

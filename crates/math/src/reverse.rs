@@ -174,6 +174,47 @@ impl<R: Real> Reading<R> {
     }
 }
 
+impl Reading<f32> {
+    /// What a GPU's kernel is told.
+    pub fn words(&self) -> [u32; 14] {
+        let prediction = match self.prediction {
+            Prediction::Epsilon => 0,
+            Prediction::XStart => 1,
+            Prediction::PreviousX => 2,
+        };
+        let (variance, least, greatest) = match self.log_variance {
+            LogVariance::Fixed(log_variance) => (0, log_variance, 0.0),
+            LogVariance::Learned => (1, 0.0, 0.0),
+            LogVariance::Range { least, greatest } => (2, least, greatest),
+        };
+        let ([a, b], [c, d], [e, f]) = (self.x_start, self.posterior_mean, self.eps);
+        let floats =
+            [a, b, c, d, self.posterior_log_variance, least, greatest, e, f, self.mean_slope, self.log_variance_slope];
+        let mut words = [prediction, u32::from(self.first), variance, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        words[3..].copy_from_slice(&floats.map(f32::to_bits));
+        words
+    }
+}
+
+impl ReverseStep<f32> {
+    /// What a GPU's kernel is told of a stage without guidance; `limit` is that of predicted images.
+    pub fn words(&self, limit: Option<f32>) -> [u32; 31] {
+        let none = [0.0; 6];
+        let (way, corrector, keeps, next) = match self.way {
+            Way::Ddpm => (0, None, false, none),
+            Way::Ddim { next: [a, b, c] } => (1, None, false, [a, b, c, 0.0, 0.0, 0.0]),
+            Way::Mix { corrector, keeps, next } => (2, corrector, keeps, next),
+        };
+        let mut words = [0; 31];
+        words[..14].copy_from_slice(&self.reading.words());
+        words[14..18].copy_from_slice(&[self.draws.into(), way, corrector.is_some().into(), keeps.into()]);
+        words[18..24].copy_from_slice(&corrector.unwrap_or(none).map(f32::to_bits));
+        words[24..30].copy_from_slice(&next.map(f32::to_bits));
+        words[30] = limit.unwrap_or(0.0).to_bits();
+        words
+    }
+}
+
 /// `x` clipped to [−`limit`, `limit`]. Unlike with `min` and `max`, NaN stays NaN and is seen.
 fn clipped<R: Real>(x: R, limit: R) -> R {
     let least = R::of(0.0) - limit;

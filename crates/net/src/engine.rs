@@ -1,12 +1,13 @@
 //! A network with its plans: batches in, outputs and gradients out.
 
 use crate::backward::{With, differentiate};
-use crate::device::{Context, Device, RunPosition, Session};
+use crate::device::{Context, Device, RunPosition, Session, done};
 use crate::graph::{Graph, Value};
 use crate::network::{Network, Recorded, timestep_embedding};
 use crate::plan::{GradientPlace, Plan, Plans};
 use crate::shards::{Gradient, Shards, Tree, each};
 use crate::state::Parameters;
+use ddpm_cuda::{self as gpu, Address, Gpu, Turn};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -209,6 +210,58 @@ impl<N: Network> Engine<N> {
         (sum.expect("the last piece completes the sum"), results)
     }
 
+    /// The GPU that it runs on, if it is one.
+    pub fn gpu(&self) -> Option<&'static Gpu> {
+        match self.device {
+            Device::Cpu => None,
+            Device::Cuda(gpu) => Some(gpu),
+        }
+    }
+
+    /// [`forward`](Self::forward) on a GPU, between kernels of the caller's: `before` writes the images `[N, C, H, W]`, those
+    /// of the feed are not looked at, and `after` reads the output. Both give work to the GPU, and wait for none.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), and on another device.
+    pub fn forward_between(
+        &self,
+        parameters: &Parameters,
+        feed: Feed,
+        before: impl FnOnce(&Turn, Address) -> gpu::Result<()>,
+        after: impl FnOnce(&Turn, Address) -> gpu::Result<()>,
+    ) {
+        let key = Key { n: feed.len(), size: feed.size, purpose: Purpose::Output, dropout: feed.position.is_some() };
+        let planned = self.planned(key);
+        let mut run = Run::new(self, &planned, parameters, feed);
+        run.call(planned.recorded.images, before);
+        run.forward();
+        run.call(planned.recorded.output, after);
+    }
+
+    /// [`gradient`](Self::gradient) on a GPU, between kernels of the caller's: `before` writes the images, `loss` reads the
+    /// output (the first address) and writes its gradient (the second).
+    ///
+    /// # Panics
+    /// As [`gradient`](Self::gradient), and on another device.
+    pub fn gradient_between(
+        &self,
+        parameters: &Parameters,
+        feed: Feed,
+        before: impl FnOnce(&Turn, Address) -> gpu::Result<()>,
+        loss: impl FnOnce(&Turn, [Address; 2]) -> gpu::Result<()>,
+    ) -> Gradient {
+        let purpose = Purpose::Training(GradientPlace::Outside);
+        let planned = self.planned(Key { n: feed.len(), size: feed.size, purpose, dropout: feed.position.is_some() });
+        let mut run = Run::new(self, &planned, parameters, feed);
+        run.call(planned.recorded.images, before);
+        run.forward();
+        let seed = planned.seed.expect("a plan with a backward pass");
+        let [output, grad] = [planned.recorded.output, seed].map(|value| run.place(value).1);
+        done(loss(run.place(seed).0, [output, grad]));
+        run.backward();
+        run.session.into_gradient()
+    }
+
     /// The gradient of the images `[N, C, H, W]` of what `loss` gives, which is called as in [`gradient`](Self::gradient).
     ///
     /// # Panics
@@ -266,7 +319,9 @@ impl<'a, N: Network> Run<'a, N> {
             "labels if and only if the network has classes"
         );
         assert_eq!(feed.low_res.is_some(), config.low_res, "small images if and only if the network enlarges them");
-        self.fill(recorded.images, feed.images);
+        if !feed.images.is_empty() {
+            self.fill(recorded.images, feed.images);
+        }
         if let Some((value, low_res)) = recorded.low_res.zip(feed.low_res) {
             self.fill(value, low_res);
         }
@@ -282,8 +337,23 @@ impl<'a, N: Network> Run<'a, N> {
         let seed = self.planned.seed.and_then(|seed| plan.slot(seed)).expect("a plan with a backward pass");
         let output = plan.slot(self.planned.recorded.output).expect("a plan with an output");
         let result = self.session.answer(output, seed, loss);
+        self.backward();
+        result
+    }
+
+    fn backward(&mut self) {
         let context = self.context();
         self.session.run(false, context);
-        result
+    }
+
+    /// Where a value lies on a GPU.
+    fn place(&self, value: Value) -> (&Turn, Address) {
+        self.session.place(self.planned.plan.slot(value).expect("a value of the plan's edge"))
+    }
+
+    /// Gives the GPU work on a value.
+    fn call(&self, value: Value, work: impl FnOnce(&Turn, Address) -> gpu::Result<()>) {
+        let (turn, at) = self.place(value);
+        done(work(turn, at));
     }
 }

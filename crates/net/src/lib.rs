@@ -57,7 +57,7 @@ mod state;
 mod tests;
 mod values;
 
-pub use device::{Device, DeviceError, RunPosition, adamw};
+pub use device::{Device, DeviceError, RunPosition, adamw, done};
 pub use engine::{Engine, Feed, PlanMemory, Purpose};
 pub use graph::{Graph, Value};
 pub use kind::{Precision, Shape};

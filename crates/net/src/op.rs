@@ -264,11 +264,11 @@ impl Op {
         }
     }
 
-    /// Its name in tables, without the type.
-    pub(crate) fn name(&self, inputs: &[Kind], layout: &Layout) -> String {
+    /// Its name in tables, without the type; with how the processor computes it, if that is asked for.
+    pub(crate) fn name(&self, inputs: &[Kind], layout: &Layout, method: bool) -> String {
         let conv = |pass: &str, g: Geometry| {
-            let [k, l] = g.kernel;
-            format!("convolution {k}x{l} {pass} ({})", g.method())
+            let ([k, l], method) = (g.kernel, if method { format!(" ({})", g.method()) } else { String::new() });
+            format!("convolution {k}x{l} {pass}{method}")
         };
         match self {
             Self::Conv(c) => conv("forward", c.geometry(inputs[0].shape, layout)),

@@ -6,6 +6,7 @@ use crate::kind::{Kind, Precision};
 use crate::op::Op;
 use crate::state::Layout;
 use ddpm_cuda::Gpu;
+use ddpm_kernels::profile::Work;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -47,6 +48,21 @@ impl Step {
             _ => self.inputs.first().or(self.outputs.first()),
         };
         kind.map_or(Precision::F32, |slot| slot.kind.precision)
+    }
+
+    /// Its name and work, as measurements have it.
+    pub(crate) fn work(&self, layout: &Layout, method: bool) -> (String, Work) {
+        let kinds: Vec<Kind> = self.inputs.iter().map(|slot| slot.kind).collect();
+        let name = format!("{}, {}", self.op.name(&kinds, layout, method), self.precision().name());
+        let read = match &self.op {
+            Op::Conv(conv) | Op::ConvInputGrad(conv, ..) => {
+                conv.places.iter().map(|&place| layout.range(place).len()).sum()
+            }
+            _ => 0,
+        };
+        let floats = self.writes.as_ref().map_or(0, Range::len) + read;
+        let values: usize = self.inputs.iter().chain(&self.outputs).map(|slot| slot.kind.bytes()).sum();
+        (name, Work { flop: self.op.flop(&kinds, layout), bytes: (values + 4 * floats) as f64 })
     }
 }
 

@@ -104,6 +104,19 @@ inline float silu_slope(float x) {
     return s * fmaf(x, 1.0f - s, 1.0f);
 }
 
+// Where in a run the images of a batch stand.
+struct Position { unsigned long long seed, position; };
+
+// Philox4x32-10 of a counter, which becomes the four words that are drawn.
+inline void philox(unsigned (&c)[4], unsigned k0, unsigned k1) {
+#pragma unroll
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        const unsigned long long p0 = 0xD2511F53ull * c[0], p1 = 0xCD9E8D57ull * c[2];
+        const unsigned c0 = (unsigned)(p1 >> 32) ^ c[1] ^ k0, c2 = (unsigned)(p0 >> 32) ^ c[3] ^ k1;
+        c[0] = c0, c[1] = (unsigned)p1, c[2] = c2, c[3] = (unsigned)p0;
+    }
+}
+
 // How a block goes over rows of `width` columns. A thread stays with its column, so that what belongs to a column stays in registers;
 // neighbouring threads have neighbouring columns, then rows, so that a block reads whole stretches of memory. More columns than threads
 // are done in turns of THREADS, which `from` counts.

@@ -317,7 +317,7 @@ KERNEL(spread_rows, (THREADS), (const float* __restrict__ rows, E* __restrict__ 
 KERNEL(column_sums, (THREADS), (const E* __restrict__ x, float* __restrict__ partial, int rows, int c, int chunk), (x, partial, rows, c, chunk))
 KERNEL(bias_residual, (THREADS), (const E* x, const float* __restrict__ bias, const E* residual, E* y, int rows, int c, int relu),
        (x, bias, residual, y, rows, c, relu))
-KERNEL(pool, (THREADS),
+KERNEL(pool, (THREADS, 4),
        (const E* __restrict__ x, E* __restrict__ y, int n, int h, int w, int c, int oh, int ow, int stride, int padding, int maximum,
         int padding_counts),
        (x, y, n, h, w, c, oh, ow, stride, padding, maximum, padding_counts))

@@ -1,8 +1,6 @@
 // Group normalisation with feature-wise scale and shift, SiLU and dropout, forward and backward. Channels are a multiple of 32.
 // A thread has 8 neighbouring channels. Statistics are those of chunks of pixels, merged by whoever needs them.
 
-struct Position { unsigned long long seed, position; };
-
 // Dropout of one image, drawn again wherever it is needed.
 struct Dropout {
     float keep;
@@ -15,28 +13,29 @@ struct Dropout {
         low = (unsigned)index, high = 7u << 24 | ((unsigned)(index >> 32) & 0xffffff);
     }
 
-    // Philox4x32-10.
     void draw(unsigned block, unsigned (&c)[4]) const {
         c[0] = block, c[1] = layer, c[2] = low, c[3] = high;
-        unsigned k0 = key0, k1 = key1;
-#pragma unroll
-        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            unsigned long long p0 = 0xD2511F53ull * c[0], p1 = 0xCD9E8D57ull * c[2];
-            unsigned c0 = (unsigned)(p1 >> 32) ^ c[1] ^ k0, c2 = (unsigned)(p0 >> 32) ^ c[3] ^ k1;
-            c[0] = c0, c[1] = (unsigned)p1, c[2] = c2, c[3] = (unsigned)p0;
-        }
+        philox(c, key0, key1);
     }
 
-    // Times the factors of the values of an image from `i` on, a multiple of 8.
-    void apply(unsigned i, float (&v)[8]) const {
+    // Times the factors of the values of an image from `i` on, a multiple of 4.
+    void apply(unsigned i, float (&v)[4]) const {
         if (keep == 0) return;
-        unsigned word[2][4];
-        draw(i / 4, word[0]);
-        draw(i / 4 + 1, word[1]);
+        unsigned word[4];
+        draw(i / 4, word);
 #pragma unroll
-        for (int j = 0; j < 8; j++) v[j] *= word[j / 4][j % 4] < threshold ? 0.0f : keep;
+        for (int j = 0; j < 4; j++) v[j] *= word[j] < threshold ? 0.0f : keep;
     }
 };
+
+// Values are computed by fours, as the generator gives them, which takes fewer registers than by eights.
+template <class E> Vector<E, 4> half(const Vector<E, 8>& v, int which) {
+    Vector<E, 4> half;
+    constexpr int words = sizeof(half) / 4;
+#pragma unroll
+    for (int j = 0; j < words; j++) half.word[j] = v.word[which * words + j];
+    return half;
+}
 
 // From x straight to the activation's input: x·slope + offset.
 inline void affine(float mean, float rstd, const float* weight, const float* bias, const float* film /*of the image*/, int c, int channel,
@@ -180,16 +179,22 @@ void norm_apply(const E* __restrict__ x, const float* __restrict__ partial, cons
                 for (int b = 0; b < BATCH; b++) {
                     if (p + b * at.lanes >= end) break;
                     const long long i = (long long)(p + b * at.lanes) * c + 8 * at.column;
-                    float v[8];
-                    unpack(in[b], v);
+                    float out[8];
 #pragma unroll
-                    for (int j = 0; j < 8; j++) v[j] = fmaf(v[j], slope[j], offset[j]);
-                    if (act) {
+                    for (int h = 0; h < 8; h += 4) {
+                        float v[4];
+                        unpack(half<E>(in[b], h / 4), v);
 #pragma unroll
-                        for (int j = 0; j < 8; j++) v[j] = silu(v[j]);
+                        for (int j = 0; j < 4; j++) v[j] = fmaf(v[j], slope[h + j], offset[h + j]);
+                        if (act) {
+#pragma unroll
+                            for (int j = 0; j < 4; j++) v[j] = silu(v[j]);
+                        }
+                        dropout.apply((unsigned)i + h, v);
+#pragma unroll
+                        for (int j = 0; j < 4; j++) out[h + j] = v[j];
                     }
-                    dropout.apply((unsigned)i, v);
-                    store(y + i, v);
+                    store(y + i, out);
                 }
             }
         }
@@ -236,15 +241,19 @@ void norm_grad_sums(const E* __restrict__ grad, const E* __restrict__ x, const f
 #pragma unroll
                 for (int b = 0; b < BATCH; b++) {
                     if (p + b * at.lanes >= end) break;
-                    float v[8], g[8];
-                    unpack(in[b], v), unpack(of[b], g);
-                    dropout.apply((unsigned)((p + b * at.lanes) * c + 8 * at.column), g);
-                    if (act) {
+                    const unsigned i = (unsigned)((p + b * at.lanes) * c + 8 * at.column);
 #pragma unroll
-                        for (int j = 0; j < 8; j++) g[j] *= silu_slope(fmaf(v[j], slope[j], offset[j]));
+                    for (int h = 0; h < 8; h += 4) {
+                        float v[4], g[4];
+                        unpack(half<E>(in[b], h / 4), v), unpack(half<E>(of[b], h / 4), g);
+                        dropout.apply(i + h, g);
+                        if (act) {
+#pragma unroll
+                            for (int j = 0; j < 4; j++) g[j] *= silu_slope(fmaf(v[j], slope[h + j], offset[h + j]));
+                        }
+#pragma unroll
+                        for (int j = 0; j < 4; j++) s[h + j] += g[j], sx[h + j] = fmaf(g[j], v[j] - mean[h + j], sx[h + j]);
                     }
-#pragma unroll
-                    for (int j = 0; j < 8; j++) s[j] += g[j], sx[j] = fmaf(g[j], v[j] - mean[j], sx[j]);
                 }
             }
         }
@@ -278,7 +287,6 @@ void norm_grad_apply(const E* __restrict__ grad, const E* __restrict__ x, const 
                      int act, float keep, unsigned threshold, unsigned layer) {
     DYNAMIC_SHARED(float, dynamic);
     alignas(16) __shared__ float slopes[THREADS * 8], offsets[THREADS * 8], factors[THREADS * 8], constants[THREADS * 8];
-    constexpr int BATCH = 4 / sizeof(E);
     const int image = blockIdx.y, chunks = (pixels + chunk - 1) / chunk, wide = c / groups;
     const int share = (pixels + gridDim.x - 1) / gridDim.x, first = blockIdx.x * share, end = least(pixels, first + share);
     float *m1 = dynamic, *m2 = dynamic + groups;
@@ -323,36 +331,32 @@ void norm_grad_apply(const E* __restrict__ grad, const E* __restrict__ x, const 
             load<8>(offsets + (at.column - from) * 8, offset);
             load<8>(factors + (at.column - from) * 8, factor);
             load<8>(constants + (at.column - from) * 8, constant);
-            for (int p = first + at.lane; p < end; p += BATCH * at.lanes) {
-                Vector<E, 8> in[BATCH], of[BATCH], more[BATCH];
+            // One pixel at a time: more registers would cost more warps than they are worth.
+            for (int p = first + at.lane; p < end; p += at.lanes) {
+                const long long i = (long long)p * c + 8 * at.column;
+                Vector<E, 8> in = load<8>(x + i), of = load<8>(grad + i), more;
+                if (onto) more = load<8>(onto + i);
+                float out[8];
 #pragma unroll
-                for (int b = 0; b < BATCH; b++) {
-                    if (p + b * at.lanes >= end) break;
-                    const long long i = (long long)(p + b * at.lanes) * c + 8 * at.column;
-                    in[b] = load<8>(x + i), of[b] = load<8>(grad + i);
-                    if (onto) more[b] = load<8>(onto + i);
-                }
-#pragma unroll
-                for (int b = 0; b < BATCH; b++) {
-                    if (p + b * at.lanes >= end) break;
-                    const long long i = (long long)(p + b * at.lanes) * c + 8 * at.column;
-                    float v[8], g[8];
-                    unpack(in[b], v), unpack(of[b], g);
-                    dropout.apply((unsigned)i, g);
+                for (int h = 0; h < 8; h += 4) {
+                    float v[4], g[4];
+                    unpack(half<E>(in, h / 4), v), unpack(half<E>(of, h / 4), g);
+                    dropout.apply((unsigned)i + h, g);
                     if (act) {
 #pragma unroll
-                        for (int j = 0; j < 8; j++) g[j] *= silu_slope(fmaf(v[j], slope[j], offset[j]));
+                        for (int j = 0; j < 4; j++) g[j] *= silu_slope(fmaf(v[j], slope[h + j], offset[h + j]));
                     }
 #pragma unroll
-                    for (int j = 0; j < 8; j++) v[j] = fmaf(slope[j], g[j], fmaf(v[j], factor[j], constant[j]));
+                    for (int j = 0; j < 4; j++) v[j] = fmaf(slope[h + j], g[j], fmaf(v[j], factor[h + j], constant[h + j]));
                     if (onto) {
-                        float o[8];
-                        unpack(more[b], o);
+                        unpack(half<E>(more, h / 4), g);
 #pragma unroll
-                        for (int j = 0; j < 8; j++) v[j] += o[j];
+                        for (int j = 0; j < 4; j++) v[j] += g[j];
                     }
-                    store(dx + i, v);
+#pragma unroll
+                    for (int j = 0; j < 4; j++) out[h + j] = v[j];
                 }
+                store(dx + i, out);
             }
         }
         __syncthreads();
@@ -407,20 +411,28 @@ norm_grad_parameters(const float* __restrict__ partial, const float* __restrict_
     });
 }
 
+// Blocks of a multiprocessor, which limit the registers, as far as nothing spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define APPLY_BLOCKS 2
+#define GRAD_SUMS_BLOCKS 2
+#else
+#define APPLY_BLOCKS 4
+#define GRAD_SUMS_BLOCKS 3
+#endif
 KERNEL(norm_sums, (THREADS, 4),
        (const E* __restrict__ x, float* __restrict__ partial, int pixels, int c, int chunk),
        (x, partial, pixels, c, chunk))
-KERNEL(norm_apply, (THREADS),
+KERNEL(norm_apply, (THREADS, APPLY_BLOCKS),
        (const E* __restrict__ x, const float* __restrict__ partial, const float* __restrict__ weight, const float* __restrict__ bias,
         const float* __restrict__ film, E* __restrict__ y, float* __restrict__ statistics, const Position* __restrict__ where,
         int pixels, int c, int groups, int chunk, float eps, int silu, float keep, unsigned threshold, unsigned layer),
        (x, partial, weight, bias, film, y, statistics, where, pixels, c, groups, chunk, eps, silu, keep, threshold, layer))
-KERNEL(norm_grad_sums, (THREADS),
+KERNEL(norm_grad_sums, (THREADS, GRAD_SUMS_BLOCKS),
        (const E* __restrict__ grad, const E* __restrict__ x, const float* __restrict__ statistics, const float* __restrict__ weight,
         const float* __restrict__ bias, const float* __restrict__ film, float* __restrict__ partial, const Position* __restrict__ where,
         int pixels, int c, int chunk, int silu, float keep, unsigned threshold, unsigned layer),
        (grad, x, statistics, weight, bias, film, partial, where, pixels, c, chunk, silu, keep, threshold, layer))
-KERNEL(norm_grad_apply, (THREADS),
+KERNEL(norm_grad_apply, (THREADS, 3),
        (const E* __restrict__ grad, const E* __restrict__ x, const float* __restrict__ statistics, const float* __restrict__ weight,
         const float* __restrict__ bias, const float* __restrict__ film, const float* __restrict__ partial, const E* __restrict__ onto,
         E* __restrict__ dx, const Position* __restrict__ where, int pixels, int c, int groups, int chunk, int silu, float keep,

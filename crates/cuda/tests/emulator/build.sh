@@ -25,7 +25,8 @@ twins() {
 compile libcudnn.so.9 cudnn -O3 "cudnn.cpp numbers.hpp" & a=$!
 (compile libcublasLt.so.13 cublaslt -O3 "cublaslt.cpp numbers.hpp"; compile libnvrtc.so.13 nvrtc -O1 nvrtc.cpp) & b=$!
 compile libcuda.so.1 driver -O1 "driver.cpp ../twins/twin.hpp"
-wait $a && wait $b
+wait $a
+wait $b
 link libcuda.so.1 driver -ldl
 for library in "libcudnn.so.9 cudnn" "libcublasLt.so.13 cublaslt" "libnvrtc.so.13 nvrtc"; do link $library "$out/libcuda.so.1"; done
 for name in libcublasLt libnvrtc; do ln -sf $name.so.13 "$out/$name.so.12"; done

@@ -6,3 +6,6 @@
 #include "../../src/kernels/elementwise.cu"
 #include "../../src/kernels/attention.cu"
 #include "../../src/kernels/optim.cu"
+#include "../../src/kernels/prepare.cu"
+#include "../../src/kernels/rows.cu"
+#include "../../src/kernels/diffusion.cu"

@@ -76,44 +76,56 @@ struct Block {
 };
 inline thread_local Block* block;
 
+inline void enter(Block& b, int threads, unsigned thread, dim3 at, dim3 grid) {
+    block = &b, threadIdx = {thread, 0, 0}, blockIdx = at, blockDim = {unsigned(threads), 1, 1}, gridDim = grid;
+}
+
+template <class F>
+void each_block(dim3 grid, F f) {
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x; x++) f(dim3{x, y, z});
+}
+
+// When a block ends, its barriers are as they were, so that one serves all.
 template <class Kernel>
-void run_block(Block& b, int threads, dim3 at, dim3 grid, Kernel& kernel) {
-    auto enter = [&](unsigned i) { block = &b, threadIdx = {i, 0, 0}, blockIdx = at, blockDim = {unsigned(threads), 1, 1}, gridDim = grid; };
+void launch(dim3 grid, int threads, size_t shared_bytes, Kernel kernel) {
+    Block b(threads, shared_bytes);
 #ifdef CUDA_CPU_FIBERS
     const size_t stack = 64 << 10;
     fibers.stacks.resize(stack * threads);
     fibers.body = [&] { kernel(); };
-    for (int i = 0; i < threads; i++) {
-        auto top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(fibers.stacks.data()) + stack * (i + 1)) & ~uintptr_t(15));
-        *--top = nullptr;
-        *--top = reinterpret_cast<void*>(begin);
-        fibers.all[i] = top - 6;
-        fibers.finished[i] = false;
-    }
-    for (int left = threads; left;) {
-        fibers.moved = false;
+    each_block(grid, [&](dim3 at) {
         for (int i = 0; i < threads; i++) {
-            if (fibers.finished[i]) continue;
-            enter(fibers.now = i);
-            swap_stacks(&fibers.home, fibers.all[i]);
-            left -= fibers.finished[i];
+            auto top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(fibers.stacks.data()) + stack * (i + 1)) & ~uintptr_t(15));
+            *--top = nullptr;
+            *--top = reinterpret_cast<void*>(begin);
+            fibers.all[i] = top - 6;
+            fibers.finished[i] = false;
         }
-        if (!fibers.moved) { std::fprintf(stderr, "a barrier or shuffle that not all threads reach\n"); std::abort(); }
-    }
+        for (int left = threads; left;) {
+            fibers.moved = false;
+            for (int i = 0; i < threads; i++) {
+                if (fibers.finished[i]) continue;
+                enter(b, threads, fibers.now = i, at, grid);
+                swap_stacks(&fibers.home, fibers.all[i]);
+                left -= fibers.finished[i];
+            }
+            if (!fibers.moved) { std::fprintf(stderr, "a barrier or shuffle that not all threads reach\n"); std::abort(); }
+        }
+    });
 #else
     std::vector<std::thread> all;
-    for (int i = 0; i < threads; i++) all.emplace_back([&, i] { enter(i); kernel(); });
+    for (int i = 0; i < threads; i++)
+        all.emplace_back([&, i] {
+            each_block(grid, [&](dim3 at) {
+                enter(b, threads, i, at, grid);
+                kernel();
+                b.barrier.arrive_and_wait();
+            });
+        });
     for (auto& t : all) t.join();
 #endif
-}
-
-template <class Kernel>
-void launch(dim3 grid, int threads, size_t shared_bytes, Kernel kernel) {
-    // When a block ends, its barriers are as they were.
-    Block b(threads, shared_bytes);
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) run_block(b, threads, {x, y, z}, grid, kernel);
 }
 }  // namespace cuda_cpu
 
@@ -174,3 +186,5 @@ template <class E> unsigned pack(float low, float high) {
     return cuda_cpu::bits(low, (E*)nullptr) | cuda_cpu::bits(high, (E*)nullptr) << 16;
 }
 inline float widen(f16 x) { return cuda_cpu::value(x.bits); }
+
+inline void sincospi(double x, double* sine, double* cosine) { *sine = std::sin(M_PI * x), *cosine = std::cos(M_PI * x); }

@@ -1,5 +1,6 @@
 //! One batch of sampling chains.
 
+use super::on_gpu::OnGpu;
 use super::{Guide, Predictor};
 use crate::diffusion::{Diffusion, Reverse, StepInputs, StepOutputs, variance};
 use ddpm_math::{Bands, Call, Domain, Stage, Stream, Update, haar_correct};
@@ -13,6 +14,11 @@ pub trait Draws: Sync {
 
     /// The noise that the `k`-th step taken (from 0) adds to image `image`, into `values` `[C, H, W]`.
     fn step(&self, image: u64, k: usize, values: &mut [f32]);
+
+    /// The seed of [`Seeded`] noise, which a GPU can draw itself.
+    fn seed(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Noise that depends on this seed, the image and the step alone.
@@ -25,6 +31,10 @@ impl Draws for Seeded {
 
     fn step(&self, image: u64, k: usize, values: &mut [f32]) {
         Stream::new(self.0, Domain::SampleStep, image, k as u32).fill_normal(values);
+    }
+
+    fn seed(&self) -> Option<u64> {
+        Some(self.0)
     }
 }
 
@@ -81,6 +91,17 @@ pub struct Taken {
 }
 
 impl Chain<'_> {
+    /// Draws the images `[N, C, H, W]`, on the network's GPU where that can take the whole chain.
+    ///
+    /// `each` is called after every step with the number of steps taken, and stops the chain by returning false; then there
+    /// is no result.
+    pub fn draw(&self, subjects: Subjects, mut each: impl FnMut(usize) -> bool) -> Option<Vec<f32>> {
+        match OnGpu::new(self, &subjects) {
+            Some(chain) => ddpm_net::done(chain.run(subjects, each)),
+            None => self.run(subjects, |step, _, _| each(step)),
+        }
+    }
+
     /// Draws the images: `[N, C, H, W]`.
     ///
     /// `each` is called after every step with the number of steps taken, x̂_0 and x, and stops the chain by returning

@@ -228,7 +228,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         let labels = job.labels(&images, classes, small.as_ref())?;
         let low_res = small.as_ref().map(|small| small.enlarged(&images, size));
         let (labels, low_res) = (labels.as_deref(), low_res.as_deref());
-        let drawn = chain.run(Subjects { images: &images, labels, low_res, draws }, |step, _, _| {
+        let drawn = chain.draw(Subjects { images: &images, labels, low_res, draws }, |step| {
             emit(Event::SampleStep { done, step, batch });
             !stop.load(Ordering::Relaxed)
         });

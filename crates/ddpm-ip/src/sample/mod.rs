@@ -4,6 +4,7 @@ mod chain;
 mod given;
 mod guide;
 mod job;
+mod on_gpu;
 mod predictor;
 mod small;
 

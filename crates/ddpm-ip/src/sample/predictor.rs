@@ -12,6 +12,11 @@ pub trait Predictor: Sync {
     /// Jᵀu `[N, C, H, W]`, image by image, where J is the derivative of the answer's first C channels by x, and `u`
     /// `[N, C, H, W]`.
     fn pull_back(&self, x: &[f32], times: &[f32], labels: Option<&[u32]>, u: &[f32]) -> Vec<f32>;
+
+    /// The network, if it is one.
+    fn model(&self) -> Option<&Model<'_>> {
+        None
+    }
 }
 
 /// A network with parameters.
@@ -40,6 +45,10 @@ impl Model<'_> {
 impl Predictor for Model<'_> {
     fn predict(&self, x: &[f32], times: &[f32], labels: Option<&[u32]>, low_res: Option<&[f32]>) -> Vec<f32> {
         self.network.forward(self.parameters, self.feed(x, times, labels, low_res))
+    }
+
+    fn model(&self) -> Option<&Model<'_>> {
+        Some(self)
     }
 
     fn pull_back(&self, x: &[f32], times: &[f32], labels: Option<&[u32]>, u: &[f32]) -> Vec<f32> {

@@ -53,16 +53,25 @@ impl Trainer {
         match &self.task {
             Task::Diffusion(engine) => {
                 let config = engine.network().config();
-                let noised = self.noised(batch, draws, &images);
+                let on_gpu = self.gpu().filter(|_| draws.eps.is_empty());
+                let noised = on_gpu.is_none().then(|| self.noised(batch, draws, &images));
                 let inputs = Inputs {
-                    images: noised.x_t.clone(),
-                    times: self.diffusion.model_times(&noised.t),
+                    images: noised.as_ref().map(|noised| noised.x_t.clone()).unwrap_or_default(),
+                    times: self.diffusion.model_times(&draws.t[images.clone()]),
                     labels: config.num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]),
                     low_res: config.low_res.then(|| self.low_res(&batch.images, &images)),
                     position: self.position(batch, &images),
                 };
-                let weights: Vec<f64> = draws.weights[images].iter().map(|w| f64::from((w * share) as f32)).collect();
+                let weights: Vec<f64> =
+                    draws.weights[images.clone()].iter().map(|w| f64::from((w * share) as f32)).collect();
                 let (parameters, feed, per_image) = (&self.state.parameters, inputs.feed(size), self.per_image());
+                let Some(noised) = noised else {
+                    let gpu = on_gpu.expect("noised here or there");
+                    let made = self.gradient_on_gpu(engine, gpu, (batch, draws, images), &weights, feed);
+                    let (gradient, found) = ddpm_net::done(made);
+                    gradients.add(gradient);
+                    return loss_terms(&found);
+                };
                 let lambda = self.config.train.gradient_penalty;
                 let penalty = (lambda > 0.0).then(|| {
                     Penalty::new(lambda, feed.images, per_image, inputs.position, |images| {
@@ -96,11 +105,7 @@ impl Trainer {
                     found.iter_mut().zip(&values).for_each(|(terms, value)| terms.loss += value);
                     ("penalty", values)
                 });
-                let of = |name, term: &dyn Fn(&ddpm_math::Terms) -> Option<f64>| {
-                    Some((name, found.iter().map(term).collect::<Option<Vec<f64>>>()?))
-                };
-                let terms = [of("loss", &|t| Some(t.loss)), of("mse", &|t| t.mse), of("vb", &|t| t.vb)];
-                terms.into_iter().flatten().chain(penalties).collect()
+                loss_terms(&found).into_iter().chain(penalties).collect()
             }
             Task::Classifier(engine) => {
                 let inputs = self.classifier_inputs(batch, draws, &images);
@@ -174,6 +179,15 @@ impl Trainer {
         report.extend(named(&found, VALIDATION));
         Some(report)
     }
+}
+
+/// The terms of diffusion's losses that there are, by name.
+fn loss_terms(found: &[ddpm_math::Terms]) -> Terms {
+    let of = |name, term: &dyn Fn(&ddpm_math::Terms) -> Option<f64>| {
+        Some((name, found.iter().map(term).collect::<Option<Vec<f64>>>()?))
+    };
+    let terms = [of("loss", &|t| Some(t.loss)), of("mse", &|t| t.mse), of("vb", &|t| t.vb)];
+    terms.into_iter().flatten().collect()
 }
 
 /// Of each image the cross entropy of its class, and whether this was among the first one and five. `grad` becomes the

@@ -171,13 +171,13 @@ impl Drawing<'_> {
         for (batch, images) in images.chunks(settings.batch_size).enumerate() {
             let labels = network.network().config().num_classes.map(|classes| (self.labels)(images, classes));
             let low_res = small.map(|small| small.enlarged(images, size));
-            let go_on = |step, _: &_, _: &_| {
+            let go_on = |step| {
                 emit(Event::Drawing { what: self.what, done: batch * steps + step, total });
                 !self.stop.load(Ordering::Relaxed)
             };
             let draws = &Seeded(settings.seed);
             let subjects = Subjects { images, labels: labels.as_deref(), low_res: low_res.as_deref(), draws };
-            match chain.run(subjects, go_on) {
+            match chain.draw(subjects, go_on) {
                 Some(x) => take(&to_u8(&x, config.model.in_channels, size * size))?,
                 None => return Ok(false),
             }

@@ -4,11 +4,13 @@ mod gradient;
 mod hook;
 mod log;
 mod loss_scale;
+mod on_gpu;
 mod penalty;
 mod run;
 mod task;
 mod trainer;
 
+pub(crate) use on_gpu::pairs;
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;

@@ -1,6 +1,7 @@
 //! One optimizer step after another.
 
 use super::loss_scale;
+use super::on_gpu::Mail;
 use super::task::Task;
 use crate::Error;
 use crate::checkpoint::State;
@@ -75,6 +76,7 @@ pub struct Trainer {
     pub(crate) diffusion: Diffusion,
     pub(crate) state: State,
     pub(crate) time_sampler: TimeSampler,
+    pub(super) mail: Mail,
 }
 
 /// The random draws of one step, for a batch of N images.
@@ -86,7 +88,7 @@ pub struct Draws {
     pub weights: Vec<f64>,
     /// How each image mixes its noises `[N]`.
     pub mixes: Vec<Mix>,
-    /// Standard normal `[N, C, H, W]`.
+    /// Standard normal `[N, C, H, W]`; empty where a GPU draws it.
     pub eps: Vec<f32>,
     /// A second draw `[N, C, H, W]`, if any image's mixture uses it.
     pub xi: Option<Vec<f32>>,
@@ -108,7 +110,7 @@ impl Trainer {
         if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
             time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
         }
-        Ok(Self { config, task, diffusion, state, time_sampler })
+        Ok(Self { config, task, diffusion, state, time_sampler, mail: Mail::default() })
     }
 
     /// Steps done.
@@ -186,6 +188,9 @@ impl Trainer {
             values.par_chunks_mut(per_image).enumerate().for_each(|(i, v)| stream(domain, i).fill_normal(v));
             values
         };
+        if self.gpu().is_some() {
+            return Draws { t, weights, mixes, eps: Vec::new(), xi: None };
+        }
         let xi = mixes.iter().any(|m| m.xi != 0.0).then(|| normal(Domain::Perturbation));
         Draws { t, weights, mixes, eps: normal(Domain::Noise), xi }
     }

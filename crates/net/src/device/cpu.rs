@@ -1,13 +1,13 @@
 //! The processor: each step is a call of a kernel on slices of the plan's memory.
 
 use super::given::{Context, Memory};
-use crate::kind::{Kind, Precision};
+use crate::kind::Precision;
 use crate::op::{Op, extent};
 use crate::plan::{GradientPlace, Plan, Slot, Step};
 use crate::state::Layout;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use ddpm_kernels::conv::Pass;
-use ddpm_kernels::profile::{Work, timed};
+use ddpm_kernels::profile::timed;
 use ddpm_kernels::{
     Dropout, Element, GroupNorm, Resample, bf16, conv, convert, elementwise, f16, norm, pool, resample,
 };
@@ -39,14 +39,7 @@ pub(crate) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Con
             _ => cast_slice_mut(written),
         };
         let call = Call { step, layout: &plan.layout, parameters, context };
-        let what = || {
-            let kinds: Vec<Kind> = step.inputs.iter().map(|slot| slot.kind).collect();
-            let name = format!("{}, {}", step.op.name(&kinds, &plan.layout), step.precision().name());
-            let floats = 4 * step.writes.as_ref().map_or(0, Range::len) + 4 * call.read_parameters();
-            let bytes = step.inputs.iter().chain(&step.outputs).map(|slot| slot.kind.bytes()).sum::<usize>() + floats;
-            (name, Work { flop: step.op.flop(&kinds, &plan.layout), bytes: bytes as f64 })
-        };
-        timed(what, || call.run(operands, written));
+        timed(|| step.work(&plan.layout, true), || call.run(operands, written));
     }
 }
 
@@ -109,16 +102,6 @@ fn write<T: Pod>(slice: &mut [u8]) -> &mut [T] {
 }
 
 impl Call<'_> {
-    /// Values of the parameters that it reads.
-    fn read_parameters(&self) -> usize {
-        match &self.step.op {
-            Op::Conv(conv) | Op::ConvInputGrad(conv, ..) => {
-                conv.places.iter().map(|&place| self.layout.range(place).len()).sum()
-            }
-            _ => 0,
-        }
-    }
-
     fn run(&self, operands: Slices, written: &mut [f32]) {
         match self.step.precision() {
             Precision::F32 if self.step.inputs.iter().all(|slot| slot.kind.precision != Precision::F16) => {

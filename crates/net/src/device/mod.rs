@@ -13,7 +13,7 @@ use crate::graph::Value;
 use crate::plan::{GradientPlace, Plan, Slot};
 use crate::shards::{Gradient, GradientMemory};
 use crate::state::Parameters;
-use ddpm_cuda::Gpu;
+use ddpm_cuda::{Address, Gpu, Turn};
 use ddpm_kernels::{AdamW, optim};
 
 /// A kind of device: which kernels run a plan's operations.
@@ -32,8 +32,8 @@ pub enum Device {
 #[error(transparent)]
 pub struct DeviceError(#[from] pub ddpm_cuda::Error);
 
-/// What a GPU did, or the way out of the job.
-pub(crate) fn done<T>(result: ddpm_cuda::Result<T>) -> T {
+/// What a GPU did, or the way out of the job, to whoever [guards](Device::guard) it.
+pub fn done<T>(result: ddpm_cuda::Result<T>) -> T {
     // Not a panic: no message is printed, and the job's starter has the error.
     result.unwrap_or_else(|e| std::panic::resume_unwind(Box::new(DeviceError(e))))
 }
@@ -150,6 +150,14 @@ impl<'a> Session<'a> {
                 with(bytemuck::cast_slice(output), bytemuck::cast_slice_mut(seed))
             }
             Self::Cuda(session) => session.answer(output, seed, with),
+        }
+    }
+
+    /// Where a value lies on a GPU.
+    pub(crate) fn place(&self, slot: &Slot) -> (&Turn, Address) {
+        match self {
+            Self::Cpu { .. } => panic!("the processor has no addresses to give"),
+            Self::Cuda(session) => session.place(slot),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::kind::{Precision, Shape};
 use crate::op::{Conv, Op, extent};
 use crate::plan::{Plan, Step};
 use crate::state::Layout;
-use ddpm_cuda::{Address, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn, Type};
+use ddpm_cuda::{Address, Buffer, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn, Type};
 use ddpm_kernels::conv::Geometry;
 use ddpm_kernels::HeadOrder;
 use std::collections::HashMap;
@@ -22,16 +22,38 @@ pub(super) enum Call {
     Convolution(ConvolutionPlan, bool),
     /// Matrix products.
     Products(Vec<Multiplication>),
+    /// Products of a few rows in f32, by a kernel of our own.
+    Rows,
 }
 
-/// The weights and biases of a convolution in the form that its step takes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Prepared {
-    pub(super) geometry: Geometry,
-    pub(super) precision: Precision,
-    /// Offsets in the plan's memory.
-    pub(super) weight: usize,
-    pub(super) bias: usize,
+/// Weights or biases to be prepared, as the kernel has them.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Layer {
+    /// The first value among the parameters.
+    from: u64,
+    /// The first byte in the plan's memory.
+    to: u64,
+    /// Outputs, inputs and taps.
+    sizes: [i32; 3],
+    /// The first block that works on it.
+    first: i32,
+}
+
+impl Layer {
+    fn new(from: usize, to: usize, sizes: [usize; 3], last: Option<&Self>) -> Self {
+        let first = last.map_or(0, Self::end) as i32;
+        Self { from: from as u64, to: to as u64, sizes: sizes.map(|n| n as i32), first }
+    }
+
+    /// Where the blocks of what follows begin.
+    fn end(&self) -> usize {
+        /// Values that a block prepares at most.
+        const TILE: usize = 2304;
+        let [o, i, taps] = self.sizes.map(|n| n as usize);
+        let blocks = if taps == 1 { (o * i).div_ceil(TILE) } else { o * i.div_ceil(TILE / taps / 8 * 8) };
+        self.first as usize + blocks
+    }
 }
 
 /// A half of a plan recorded, for the addresses that it was recorded with.
@@ -46,10 +68,10 @@ pub(super) struct Recorded {
 pub(crate) struct Program {
     pub(super) gpu: &'static Gpu,
     pub(super) calls: Vec<Call>,
-    /// By the places of their weights.
-    pub(super) prepared: HashMap<Vec<usize>, Prepared>,
-    /// In the order of their first use.
-    pub(super) order: Vec<Vec<usize>>,
+    /// Where weights and biases lie in the type and layout of their step, by the places of the weights.
+    pub(super) prepared: HashMap<Vec<usize>, [usize; 2]>,
+    /// What prepares the weights of a type: a table of layers, their number, and blocks.
+    pub(super) tables: Vec<(Type, Buffer, [usize; 2])>,
     /// Where labels and the place in the run lie, and what the kernels need for themselves.
     pub(super) context: usize,
     pub(super) scratch: usize,
@@ -66,14 +88,14 @@ impl std::fmt::Debug for Program {
 impl Program {
     /// Chooses engines and places for all of a plan's steps.
     pub(crate) fn new(gpu: &'static Gpu, plan: &Plan) -> Result<Self> {
-        let turn = gpu.turn()?;
         let mut end = plan.bytes().next_multiple_of(ALIGNMENT);
         let mut take = |bytes: usize| {
             let at = end;
             end = (end + bytes).next_multiple_of(ALIGNMENT);
             at
         };
-        let (mut prepared, mut order) = (HashMap::new(), Vec::new());
+        let mut prepared = HashMap::new();
+        let mut layers: [Vec<Layer>; 3] = Default::default();
         for step in &plan.steps {
             let (conv, x) = match &step.op {
                 Op::Conv(conv) => (conv, step.inputs[0].kind.shape),
@@ -84,22 +106,37 @@ impl Program {
                 continue;
             }
             let (geometry, precision) = (conv.geometry(x, &plan.layout), step.precision());
+            if is_rows(&geometry, precision) && conv.places.len() == 1 {
+                continue;
+            }
             let weight = take(geometry.weight_len() * precision.bytes());
             let bias = take(geometry.o * precision.bytes());
-            prepared.insert(conv.places.clone(), Prepared { geometry, precision, weight, bias });
-            order.push(conv.places.clone());
+            prepared.insert(conv.places.clone(), [weight, bias]);
+            let table = &mut layers[precision as usize];
+            let (mut to, taps) = ([weight, bias], geometry.kernel[0] * geometry.kernel[1]);
+            for &place in &conv.places {
+                let o = plan.layout.specs()[place].shape[0];
+                for (part, sizes) in [[o, geometry.c, taps], [1, o, 1]].into_iter().enumerate() {
+                    table.push(Layer::new(plan.layout.range(place + part).start, to[part], sizes, table.last()));
+                    to[part] += sizes.iter().product::<usize>() * precision.bytes();
+                }
+            }
         }
         let images = plan.steps.iter().flat_map(|step| &step.inputs).map(|slot| slot.kind.shape.n).max().unwrap_or(0);
         let context = take(16 + 4 * images);
-        // The same convolution on the same sizes has the same engine.
-        let mut calls = Vec::with_capacity(plan.steps.len());
-        for step in &plan.steps {
-            calls.push(call(&turn, step, &plan.layout)?);
+        let mut tables = Vec::new();
+        for (precision, layers) in [Precision::F32, Precision::Bf16, Precision::F16].into_iter().zip(layers) {
+            if let Some(last) = layers.last() {
+                tables.push((precision.into(), gpu.upload(&layers)?, [layers.len(), last.end()]));
+            }
         }
+        let turn = gpu.turn()?;
+        let calls: Vec<Call> =
+            plan.steps.iter().map(|step| call(&turn, step, &plan.layout)).collect::<Result<_>>()?;
         let scratch = take(0);
         let needed = plan.steps.iter().zip(&calls).map(|(step, call)| Scratch::of(step, call, &plan.layout).bytes());
         let bytes = scratch + needed.max().unwrap_or(0);
-        Ok(Self { gpu, calls, prepared, order, context, scratch, bytes, recorded: Mutex::default() })
+        Ok(Self { gpu, calls, prepared, tables, context, scratch, bytes, recorded: Mutex::default() })
     }
 
     /// Bytes of memory that it runs in.
@@ -113,12 +150,20 @@ pub(super) fn is_product(g: &Geometry) -> bool {
     g.kernel == [1, 1] && g.stride == 1 && g.padding == [[0; 2]; 2]
 }
 
+/// Whether a convolution is a product of a few rows in f32.
+fn is_rows(g: &Geometry, precision: Precision) -> bool {
+    precision == Precision::F32 && is_product(g) && [g.h, g.w] == [1, 1]
+}
+
 fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
     let precision: Type = step.precision().into();
     Ok(match &step.op {
         Op::Conv(conv) => {
             let g = conv.geometry(step.inputs[0].kind.shape, layout);
             let residual = step.inputs.len() > 1;
+            if is_rows(&g, step.precision()) && conv.places.len() == 1 && !conv.relu {
+                return Ok(Call::Rows);
+            }
             if is_product(&g) && !conv.relu {
                 let (w, x, y) = factors(&g, precision);
                 let product = Product { a: w.of(true), b: x.of(false), d: y.of(false), batch: 1, bias: true, onto: residual };
@@ -134,6 +179,9 @@ fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
         }
         Op::ConvInputGrad(conv, x, wanted) => {
             let g = conv.geometry(*x, layout);
+            if is_rows(&g, step.precision()) && conv.places.len() == 1 {
+                return Ok(Call::Rows);
+            }
             if is_product(&g) {
                 let (w, x, y) = factors(&g, precision);
                 let product =
@@ -144,6 +192,9 @@ fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
         }
         Op::ConvWeightGrad(conv) => {
             let g = conv.geometry(step.inputs[0].kind.shape, layout);
+            if is_rows(&g, step.precision()) && conv.places.len() == 1 {
+                return Ok(Call::Rows);
+            }
             if is_product(&g) {
                 return Ok(Call::Products(weight_products(turn, conv, &g, precision, layout)?));
             }

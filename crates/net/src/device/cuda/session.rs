@@ -5,7 +5,8 @@ use super::steps::Steps;
 use crate::device::{Context, done};
 use crate::plan::{Plan, Slot};
 use crate::shards::{Gradient, GradientMemory};
-use ddpm_cuda::{Address, Buffer, Gpu, Pinned, Result, Turn};
+use ddpm_kernels::profile::{self, Work};
+use ddpm_cuda::{Address, Buffer, Event, Gpu, Pinned, Result, Turn};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,6 +19,8 @@ struct Shared {
     up: Option<Pinned>,
     /// From it.
     down: Option<Pinned>,
+    /// When all that lies in `up` has been copied.
+    sent: Option<Event>,
 }
 
 fn shared(gpu: &Gpu) -> MutexGuard<'static, Shared> {
@@ -61,9 +64,10 @@ impl<'a> Session<'a> {
             }
         }
         let memory = shared.memory.as_ref().expect("just made").address();
-        let turn = done(gpu.turn());
         // What the last run sent has arrived before this one writes there.
-        done(turn.wait());
+        let sent = shared.sent.get_or_insert_with(|| done(gpu.event()));
+        done(sent.wait());
+        let turn = done(gpu.turn());
         Self { plan, program, parameters, gradient, memory, shared, used: 0, turn }
     }
 
@@ -78,6 +82,7 @@ impl<'a> Session<'a> {
         let up = self.shared.up.as_mut().expect("made with the run");
         up.values_mut::<u8>(self.used)[at..at + bytes.len()].copy_from_slice(bytes);
         done(self.turn.send(to, up, at..at + bytes.len()));
+        done(self.turn.mark(self.shared.sent.as_ref().expect("made with the run")));
     }
 
     /// Gives a value.
@@ -104,6 +109,17 @@ impl<'a> Session<'a> {
         let (memory, parameters) = (*memory, *parameters);
         let steps = Steps { turn, program, plan, memory, parameters, gradient };
         let range = if forward { 0..self.plan.forward } else { self.plan.forward..self.plan.steps.len() };
+        if profile::is_running() {
+            if forward {
+                let (ms, work) = (turn.milliseconds(|| steps.prepare())?, Work { flop: 0.0, bytes: 6.0 * plan.layout.len() as f64 });
+                profile::note(("weights in the type of the products".into(), work), ms / 1e3);
+            }
+            for i in range {
+                let ms = turn.milliseconds(|| steps.step(i))?;
+                profile::note(plan.steps[i].work(&plan.layout, false), ms / 1e3);
+            }
+            return Ok(());
+        }
         let all = |range: Range<usize>| {
             if forward {
                 steps.prepare()?;
@@ -145,6 +161,11 @@ impl<'a> Session<'a> {
         down.values(len)
     }
 
+    /// Where a value lies, for kernels of the caller's.
+    pub(crate) fn place(&self, slot: &Slot) -> (&Turn, Address) {
+        (&self.turn, self.at(slot))
+    }
+
     /// Looks at a value and gives another.
     pub(crate) fn answer<R>(&mut self, output: &Slot, seed: &Slot, with: impl FnOnce(&[f32], &mut [f32]) -> R) -> R {
         self.read(output);
@@ -153,6 +174,7 @@ impl<'a> Session<'a> {
         let Shared { up: Some(up), down: Some(down), .. } = &mut *self.shared else { unreachable!("made with the run") };
         let result = with(down.values(from), up.values_mut(to));
         done(self.turn.send(at, up, 0..4 * to));
+        done(self.turn.mark(self.shared.sent.as_ref().expect("made with the run")));
         self.used = 4 * to;
         result
     }

@@ -5,7 +5,7 @@ use crate::kind::{Precision, Shape};
 use crate::op::{Norm, Op, Wanted};
 use crate::plan::{Plan, Slot, Step};
 use crate::state::Layout;
-use ddpm_cuda::{Address, Arg, Factors, Operands, Result, Shape as Launch, Turn, Type};
+use ddpm_cuda::{Address, Arg, args, Factors, Operands, Result, Shape as Launch, Turn, Type};
 use ddpm_kernels::{Padding, PoolKind, Resample};
 
 /// Threads of a block of most kernels.
@@ -13,11 +13,6 @@ const THREADS: usize = 256;
 
 /// Blocks that keep a large GPU busy.
 const BLOCKS: usize = 1024;
-
-/// The arguments of a kernel.
-macro_rules! args {
-    ($($arg:expr),* $(,)?) => { &[$(Arg::from($arg)),*] };
-}
 
 /// Memory that a step's kernels need for themselves: sizes of its parts.
 pub(super) struct Scratch(Vec<usize>);
@@ -28,7 +23,7 @@ impl Scratch {
         let kind = step.precision();
         let products = |products: &[ddpm_cuda::Multiplication]| products.iter().map(|p| p.workspace()).max().unwrap_or(0);
         let workspace = match call {
-            Call::Kernels => 0,
+            Call::Kernels | Call::Rows => 0,
             Call::Convolution(plan, _) => plan.workspace(),
             Call::Products(all) => products(all),
         };
@@ -139,25 +134,19 @@ impl Steps<'_> {
 
     /// Weights and biases in the form that the steps take.
     pub(super) fn prepare(&self) -> Result<()> {
-        for places in &self.program.order {
-            let p = self.program.prepared[places];
-            let kind: Type = p.precision.into();
-            let taps = p.geometry.kernel[0] * p.geometry.kernel[1];
-            let (mut weight, mut bias) = (self.memory.at(p.weight), self.memory.at(p.bias));
-            for &place in places {
-                let spec = &self.plan.layout.specs()[place];
-                let outputs = spec.shape[0];
-                let inputs = spec.len() / outputs / taps;
-                let grid = [blocks(spec.len() / 8), 1];
-                let sizes = [outputs, inputs, taps].map(|n| n as i32);
-                let [o, i, t] = sizes;
-                self.kernel("weights_in", kind, grid, args![self.parameter(place), weight, o, i, t])?;
-                self.kernel("from_f32", kind, [blocks(outputs), 1], args![self.parameter(place + 1), bias, outputs as i64])?;
-                weight = weight.at(spec.len() * kind.bytes());
-                bias = bias.at(outputs * kind.bytes());
-            }
+        for (kind, table, [layers, blocks]) in &self.program.tables {
+            let args = args![self.parameters, self.memory, table.address(), *layers as i32];
+            self.kernel("prepare", *kind, [*blocks, 1], args)?;
         }
         Ok(())
+    }
+
+    /// A product of rows in f32: `d[m, n] = Σ a·b`, with strides of rows and depth of `a`, of depth and columns of `b`.
+    fn rows(&self, [m, n, depth]: [usize; 3], strides: [usize; 4], [a, b, bias, onto, d]: [Address; 5]) -> Result<()> {
+        let [m_, n_, depth] = [m, n, depth].map(|n| n as i32);
+        let [a_row, a_depth, b_depth, b_column] = strides.map(|n| n as i32);
+        let args = args![a, b, bias, onto, d, m_, n_, depth, a_row, a_depth, b_depth, b_column];
+        self.plain("product", [n.div_ceil(32), m.div_ceil(32)], args)
     }
 
     /// Starts one step.
@@ -173,8 +162,11 @@ impl Steps<'_> {
         let long = |n: usize| n as i64;
         let int = |n: usize| n as i32;
         let prepared = |places: &Vec<usize>| {
-            let p = self.program.prepared[places];
-            (self.memory.at(p.weight), self.memory.at(p.bias))
+            match self.program.prepared.get(places) {
+                Some(&[weight, bias]) => (self.memory.at(weight), self.memory.at(bias)),
+                // Rows take the parameters as they are.
+                None => (self.parameter(places[0]), self.parameter(places[0] + 1)),
+            }
         };
         let none = Address::NULL;
         // Value by value over tensors as long as the first output.
@@ -223,10 +215,14 @@ impl Steps<'_> {
                         }
                         Ok(())
                     }
+                    Call::Rows => {
+                        let g = conv.geometry(shape(0), &self.plan.layout);
+                        self.rows([g.n, g.o, g.c], [g.c, 1, 1, g.c], [input(0), w, bias, residual, output(0)])
+                    }
                     Call::Kernels => unreachable!("a convolution without a call"),
                 }
             }
-            Op::ConvInputGrad(conv, _, wanted) => {
+            Op::ConvInputGrad(conv, x, wanted) => {
                 let ((w, _), [workspace]) = (prepared(&conv.places), scratch.places(free));
                 let onto = if wanted.onto { input(1) } else { none };
                 match call {
@@ -238,6 +234,10 @@ impl Steps<'_> {
                         let operands = Operands { x: output(0), w, y: input(0), residual: none, bias: none };
                         self.turn.convolve(plan, operands, workspace)?;
                         if wanted.onto { each("add", &[output(0), onto, output(0)]) } else { Ok(()) }
+                    }
+                    Call::Rows => {
+                        let g = conv.geometry(*x, &self.plan.layout);
+                        self.rows([g.n, g.c, g.o], [g.o, 1, g.c, 1], [input(0), w, none, onto, output(0)])
                     }
                     Call::Kernels => unreachable!("a convolution without a call"),
                 }
@@ -263,6 +263,10 @@ impl Steps<'_> {
                             let d = self.gradient(place);
                             let factors = Factors { a: input(0), b: grad, onto: none, bias: none, d };
                             self.turn.multiply(&all[i], factors, workspace)?;
+                        }
+                        Call::Rows => {
+                            let d = self.gradient(place);
+                            self.rows([g.o, g.c, g.n], [1, g.o, g.c, 1], [input(1), input(0), none, none, d])?;
                         }
                         _ => {
                             let from = staged.at(first * taps * g.c * kind.bytes());
