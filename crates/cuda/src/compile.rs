@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::ffi::Nvrtc;
+use crate::kind::Type;
 use sha2::{Digest, Sha256};
 use std::ffi::{CString, c_char};
 use std::fmt::Write as _;
@@ -11,33 +12,55 @@ use std::io::Write as _;
 use std::path::Path;
 
 /// In the order in which they follow each other.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/norm.cu"),
     include_str!("kernels/layout.cu"),
     include_str!("kernels/elementwise.cu"),
     include_str!("kernels/attention.cu"),
+    include_str!("kernels/flash.cu"),
     include_str!("kernels/optim.cu"),
     include_str!("kernels/prepare.cu"),
     include_str!("kernels/rows.cu"),
     include_str!("kernels/diffusion.cu"),
 ];
 
-/// Kernels that exist for each type of activations, and those that do not.
-macro_rules! names {
-    ($($typed:literal)*; $($plain:literal)*) => {
-        /// All kernels.
-        pub(crate) const NAMES: &[&str] =
-            &[$(concat!($typed, "_f32"), concat!($typed, "_bf16"), concat!($typed, "_f16"),)* $($plain),*];
-    };
+/// Kernels that are compiled together, when one of them is first needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// Those of no type.
+    Plain,
+    /// Those of a type.
+    Typed(Type),
+    /// Attention with so many channels a head.
+    Attention(usize, Type),
 }
 
-names! {
-    "norm_sums" "norm_apply" "norm_grad_sums" "norm_grad_apply" "enter" "leave" "weights_in" "weights_out" "place" "take"
-    "up" "down" "to_f32" "from_f32" "silu" "silu_grad" "relu" "relu_grad" "add" "add_rows" "sum_pixels" "spread_rows"
-    "column_sums" "bias_residual" "pool" "softmax" "softmax_grad" "prepare";
-    "norm_grad_film" "norm_grad_parameters" "column_sums_finish" "embed" "embed_grad" "tokens" "tokens_grad"
-    "positions_grad" "first_token" "first_token_grad" "adamw" "sum_squares" "sum_partials" "accumulate" "product" "initial_noise" "mix_noise" "diffusion_loss" "reverse_step"
+impl Unit {
+    /// The unit of a kernel.
+    pub(crate) fn of(name: &str) -> Self {
+        let kind = [Type::F32, Type::Bf16, Type::F16].into_iter().find(|kind| name.ends_with(kind.name()));
+        match kind.filter(|kind| name.as_bytes()[name.len() - kind.name().len() - 1] == b'_') {
+            None => Self::Plain,
+            Some(kind) if name.starts_with("attention_") => {
+                Self::Attention(if name.contains("_32_") { 32 } else { 64 }, kind)
+            }
+            Some(kind) => Self::Typed(kind),
+        }
+    }
+
+    /// What tells the sources which it is.
+    fn options(self) -> [String; 2] {
+        let (unit, channels) = match self {
+            Self::Plain => (1, 0),
+            Self::Typed(Type::F32) => (2, 0),
+            Self::Typed(Type::Bf16) => (3, 0),
+            Self::Typed(Type::F16) => (4, 0),
+            Self::Attention(channels, Type::F16) => (6, channels),
+            Self::Attention(channels, _) => (5, channels),
+        };
+        [format!("-DUNIT={unit}"), format!("-DHEAD={channels}")]
+    }
 }
 
 /// NVRTC's version.
@@ -53,11 +76,14 @@ fn checked(call: &'static str, code: i32, text: impl FnOnce() -> String) -> Resu
     if code == 0 { Ok(()) } else { Err(Error::Call { call, code, text: text() }) }
 }
 
-/// The kernels as a module for a compute capability.
-pub(crate) fn kernels(nvrtc: &Nvrtc, [major, minor]: [i32; 2], cache: Option<&Path>) -> Result<Vec<u8>> {
+/// The kernels of a unit as a module for a compute capability.
+pub(crate) fn kernels(nvrtc: &Nvrtc, unit: Unit, [major, minor]: [i32; 2], cache: Option<&Path>) -> Result<Vec<u8>> {
     let source = SOURCES.concat();
     // The same roundings as the processor's: no sums fused with products unasked.
-    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--fmad=false".into(), "--std=c++17".into(), "--device-as-default-execution-space".into()];
+    let mut options =
+        vec!["--fmad=false".into(), "--std=c++17".into(), "--device-as-default-execution-space".into()];
+    options.push(format!("--gpu-architecture=sm_{major}{minor}"));
+    options.extend(unit.options());
     let of = version(nvrtc)?;
     let digest = Sha256::digest(format!("{of:?}{options:?}{source}"));
     let name = digest.iter().take(12).fold(String::from("kernels-"), |mut name, byte| {

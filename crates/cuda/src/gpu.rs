@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "functions of C")]
 
-use crate::compile;
+use crate::compile::{self, Unit};
 use crate::cublas::CublasLt;
 use crate::cudnn::Cudnn;
 use crate::error::{Error, Result};
@@ -48,7 +48,9 @@ pub struct Gpu {
     context: Handle,
     stream: Handle,
     description: Description,
-    functions: HashMap<&'static str, Handle>,
+    /// Where compiled kernels are kept.
+    cache: Option<PathBuf>,
+    kernels: Mutex<Kernels>,
     pub(crate) cudnn: Cudnn,
     pub(crate) cublas: CublasLt,
     /// Whoever holds it gives the stream its work.
@@ -75,6 +77,16 @@ impl PartialEq for Gpu {
 }
 
 impl Eq for Gpu {}
+
+/// Modules by unit, and functions by name.
+#[derive(Default)]
+struct Kernels {
+    modules: HashMap<Unit, Handle>,
+    functions: HashMap<String, Handle>,
+}
+
+// SAFETY: the driver's modules and functions may be used from any thread.
+unsafe impl Send for Kernels {}
 
 /// What a call gave, if it failed.
 fn checked(driver: &Driver, call: &'static str, code: c_int) -> Result<()> {
@@ -186,19 +198,52 @@ impl Gpu {
         call!(driver, cuCtxSetCurrent(context))?;
         // Work of this stream does not wait for that of others.
         call!(driver, cuStreamCreate(&raw mut stream, 1))?;
-        let cubin = compile::kernels(&set.nvrtc.functions, description.capability, cache)?;
-        let mut module = std::ptr::null_mut();
-        call!(driver, cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()))?;
-        let mut functions = HashMap::new();
-        for name in compile::NAMES.iter().copied() {
-            let (mut function, text) = (std::ptr::null_mut(), CString::new(name).expect("a name without zeros"));
-            call!(driver, cuModuleGetFunction(&raw mut function, module, text.as_ptr()))?;
-            functions.insert(name, function);
-        }
         let cudnn = Cudnn::new(&set.cudnn.functions, stream)?;
         let cublas = CublasLt::new(&set.cublas.functions, stream)?;
-        let (lock, pool) = Default::default();
-        Ok(Self { driver, set, context, stream, description, functions, cudnn, cublas, lock, pool })
+        let (kernels, lock, pool, cache) = (Mutex::default(), Mutex::default(), Mutex::default(), cache.map(Path::to_path_buf));
+        Ok(Self { driver, set, context, stream, description, cache, kernels, cudnn, cublas, lock, pool })
+    }
+
+    /// Has kernels ready: compiled side by side where they are not kept from an earlier start. Without it each unit is
+    /// compiled at its first kernel's start, which nothing may record.
+    ///
+    /// # Errors
+    /// A compiler that fails.
+    pub fn prepare(&self, units: &[Unit]) -> Result<()> {
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing: Vec<Unit> = units.iter().copied().filter(|unit| !kernels.modules.contains_key(unit)).collect();
+        let compile = |unit| {
+            let (nvrtc, capability) = (&self.set.nvrtc.functions, self.description.capability);
+            compile::kernels(nvrtc, unit, capability, self.cache.as_deref())
+        };
+        let compiled: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
+            let running: Vec<_> = missing.iter().map(|&unit| scope.spawn(move || compile(unit))).collect();
+            running.into_iter().map(|thread| thread.join().expect("a compiler that returns")).collect()
+        });
+        for (unit, cubin) in missing.into_iter().zip(compiled) {
+            let (cubin, mut module) = (cubin?, std::ptr::null_mut());
+            self.enter()?;
+            call!(self.driver, cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()))?;
+            kernels.modules.insert(unit, module);
+        }
+        Ok(())
+    }
+
+    /// A kernel by its name.
+    fn kernel(&self, name: &str) -> Result<Handle> {
+        let known = |kernels: &Kernels| kernels.functions.get(name).copied();
+        let found = known(&self.kernels.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(function) = found {
+            return Ok(function);
+        }
+        let unit = Unit::of(name);
+        self.prepare(&[unit])?;
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let (module, mut function) = (kernels.modules[&unit], std::ptr::null_mut());
+        let text = CString::new(name).expect("a name without zeros");
+        call!(self.driver, cuModuleGetFunction(&raw mut function, module, text.as_ptr()))?;
+        kernels.functions.insert(name.into(), function);
+        Ok(function)
     }
 
     /// What it is.
@@ -546,13 +591,10 @@ impl Turn {
     /// Starts a kernel.
     ///
     /// # Errors
-    /// A broken GPU.
-    ///
-    /// # Panics
-    /// If there is no kernel of that name.
+    /// A broken GPU, or no kernel of that name.
     pub fn launch(&self, name: &str, shape: Shape, args: &[Arg]) -> Result<()> {
         let gpu = self.gpu;
-        let function = *gpu.functions.get(name).unwrap_or_else(|| panic!("no kernel {name}"));
+        let function = gpu.kernel(name)?;
         let mut values: Vec<u64> = args.iter().map(|arg| arg.0).collect();
         // x86 and ARM keep the low bytes first, so that a smaller argument is found at the same place.
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();

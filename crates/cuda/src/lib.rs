@@ -17,6 +17,7 @@ mod gpu;
 mod kind;
 mod library;
 
+pub use compile::Unit;
 pub use cublas::{Factors, Matrix, Multiplication, Product};
 pub use cudnn::{Convolution, ConvolutionPlan, Operands, Pass};
 pub use error::{Error, Result};

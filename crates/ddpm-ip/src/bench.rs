@@ -152,6 +152,7 @@ pub fn run(job: Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Resu
     if config.model.class_cond && config.model.num_classes == 0 {
         config.model.num_classes = CLASSES;
     }
+    config.settle(device, None);
     config.validate()?;
     if config.model.arch == Arch::Classifier {
         return Err(

@@ -1,9 +1,54 @@
 //! Devices by name.
 
 use crate::config::ConfigError;
-use ddpm_net::{Device, Gpu};
+use ddpm_net::{Device, Gpu, gpu};
 use std::path::Path;
 
+
+/// A GPU in words, with the libraries that serve it; nothing of the processor.
+pub(crate) fn describe(device: Device) -> Option<String> {
+    let Device::Cuda(gpu) = device else { return None };
+    let about = gpu.description();
+    let libraries = gpu::libraries().unwrap_or_default();
+    let libraries: Vec<String> = libraries.iter().map(|l| format!("{} {}", l.name, l.version)).collect();
+    let (index, name, gib) = (about.index, &about.name, about.memory as f64 / f64::from(1 << 30));
+    Some(format!("cuda:{index}, {name} ({gib:.0} GiB; {})", libraries.join(", ")))
+}
+
+/// What this machine can compute on, in lines of text: the processor, each GPU with its memory, the driver, and the
+/// libraries with version and path; or what is missing, with what installs it.
+///
+/// # Errors
+/// If `DDPM_IP_ISA` asks for an instruction set that this machine does not have.
+pub fn devices() -> Result<Vec<String>, ConfigError> {
+    let mut lines = vec![format!("cpu: {} threads, {}", rayon::current_num_threads(), instruction_set()?)];
+    let found = match gpu::gpus() {
+        Ok(found) => found,
+        Err(e) => {
+            lines.push(format!("no GPU: {e}"));
+            return Ok(lines);
+        }
+    };
+    for about in &found {
+        let [major, minor] = about.capability;
+        lines.push(format!(
+            "cuda:{}: {}, {:.1} GiB, compute capability {major}.{minor}, {} multiprocessors",
+            about.index,
+            about.name,
+            about.memory as f64 / f64::from(1 << 30),
+            about.multiprocessors
+        ));
+    }
+    if let Ok(([major, minor], path)) = gpu::driver_version() {
+        let least = "at least 525.60 for CUDA 12, 580.65 for CUDA 13";
+        lines.push(format!("driver: serves CUDA up to {major}.{minor} ({least}), {}", path.display()));
+    }
+    match gpu::libraries() {
+        Ok(all) => lines.extend(all.iter().map(|l| format!("{} {}, {}", l.name, l.version, l.path.display()))),
+        Err(e) => lines.push(e.to_string()),
+    }
+    Ok(lines)
+}
 
 /// The instruction set that the CPU kernels use, as in `DDPM_IP_ISA`.
 ///

@@ -67,6 +67,6 @@ pub mod train;
 pub mod weights;
 
 pub use ddpm_net::{self as net, Device};
-pub use device::{device, instruction_set, instruction_sets};
+pub use device::{device, devices, instruction_set, instruction_sets};
 pub use error::Error;
 pub use event::{Emit, Event, Outcome};

@@ -1,5 +1,6 @@
 //! How much memory training and sampling take, before they do, and how much there is.
 
+use crate::Device;
 use crate::config::{Config, ConfigError};
 use crate::train::Task;
 use ddpm_net::{Accumulator, GradientPlace, PlanMemory, Purpose};
@@ -112,9 +113,11 @@ pub(crate) fn of_data(config: &Config, in_memory: usize, ahead: usize) -> Memory
     memory
 }
 
-/// Memory of the machine.
+/// Memory of the machine, or of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
+    /// What it is the memory of, in words.
+    pub name: &'static str,
     /// Bytes that this process may have at most: the machine's, or what its group of processes is allowed.
     pub total: usize,
     /// Bytes that are free at the moment.
@@ -131,7 +134,18 @@ pub fn of_machine() -> Option<Machine> {
     let (total, free) = (line("MemTotal:")?, line("MemAvailable:")?);
     let limit = group_limit(Path::new("/sys/fs/cgroup"), &std::fs::read_to_string("/proc/self/cgroup").ok()?);
     let total = limit.map_or(total, |limit| limit.min(total));
-    Some(Machine { total, free: free.min(total) })
+    Some(Machine { name: "this machine", total, free: free.min(total) })
+}
+
+/// What a device has, where the system says it.
+pub fn of_device(device: Device) -> Option<Machine> {
+    match device {
+        Device::Cpu => of_machine(),
+        Device::Cuda(gpu) => {
+            let [free, total] = gpu.memory().ok()?;
+            Some(Machine { name: "the GPU", total, free })
+        }
+    }
 }
 
 /// What the process's group may have: the least of its own limit and those of the groups around it, by either version of
@@ -171,9 +185,10 @@ pub(crate) fn check(
     }
     if all <= machine.total {
         return Ok(Some(format!(
-            "a training step takes about {}, and {} of memory are free: other programs may have to make room",
+            "a training step takes about {}, and {} of the memory of {} are free: other programs may have to make room",
             gib(all),
-            gib(machine.free)
+            gib(machine.free),
+            machine.name
         )));
     }
     // Halves of the batch, as far as they help.
@@ -185,9 +200,10 @@ pub(crate) fn check(
         None => "no --microbatch fits: use a smaller network, --precision bf16 or --use-checkpoint".into(),
     };
     Err(ConfigError(format!(
-        "a training step of {microbatch} images takes about {}, and this machine has {}: {advice}. \
+        "a training step of {microbatch} images takes about {}, and {} has {}: {advice}. \
          --ignore-memory-limit goes on all the same",
         gib(all),
+        machine.name,
         gib(machine.total)
     )))
 }
@@ -227,7 +243,7 @@ mod tests {
         config.train.batch_size = 256;
         let task = Task::new(&config, ddpm_net::Device::default()).expect("a network");
         let check = |config: &Config, total, free| {
-            super::check(config, &task, &Memory::default(), Some(Machine { total, free }))
+            super::check(config, &task, &Memory::default(), Some(Machine { name: "this machine", total, free }))
         };
         let all = training(&config, &task, 256).total();
         assert_eq!(check(&config, all, all).expect("enough"), None);

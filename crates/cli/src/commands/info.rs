@@ -12,8 +12,8 @@ const SETTINGS: Settings = Settings(&["model", "data"]);
 
 pub(crate) fn command() -> Command {
     Command::new("info")
-        .about("Describe a checkpoint, a data set or a run")
-        .arg(Arg::new("what").value_name("WHAT").required(true).help(
+        .about("Describe a checkpoint, a data set, a run or this machine's devices")
+        .arg(Arg::new("what").value_name("WHAT").required_unless_present("devices").help(
             "a .safetensors or PyTorch file, a checkpoint folder, a run directory, or data as --data-dir takes them: digits, a folder, .npz, IDX",
         ))
         .arg(args::path("contact-sheet", "PNG", "write a sheet of the data set's first images"))
@@ -25,12 +25,18 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u16).range(1..))
                 .help("images on the contact sheet"),
         )
+        .arg(args::switch("devices", "what this machine can compute on: processor, GPUs, driver and libraries"))
         .arg(args::switch("json", "report as JSON"))
         .args(SETTINGS.args())
         .args_override_self(true)
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    if matches.get_flag("devices") {
+        let lines = ddpm_ip::devices()?;
+        print(&if matches.get_flag("json") { serde_json::to_string_pretty(&lines)? } else { lines.join("\n") })?;
+        return Ok(Outcome::Finished);
+    }
     let what = matches.get_one::<String>("what").context("WHAT is missing")?;
     let mut base = Layers::default();
     // The images' own.

@@ -129,7 +129,8 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     };
     let formats = args::log_formats()?;
     if matches.get_flag("dry-run") {
-        let config = ddpm_ip::train::resolve(&config)?;
+        let mut config = ddpm_ip::train::resolve(&config)?;
+        config.settle(device, None);
         return dry_run(&config, &out, matches.get_flag("json"));
     }
     let quiet = matches.get_flag("quiet") || !formats.terminal;

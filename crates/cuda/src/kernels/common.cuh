@@ -144,12 +144,38 @@ template <class F> void each(long long count, F f) {
 }
 
 // The three types of a kernel: KERNEL(name, (parameters with E), (arguments)) makes name_f32, name_bf16 and name_f16 of the template `name`.
+// Each type is compiled when a GPU needs it: UNIT 2 has the kernels of f32, 3 of bf16, 4 of f16, 1 those without a type, 5 and 6 the
+// attention of bf16 and f16 for HEAD channels a head; 0 has all. What another unit has is a template here that nobody uses, or nothing.
+#ifndef UNIT
+#define UNIT 0
+#define HEAD 0
+#endif
+#if UNIT <= 1
+#define PLAIN extern "C" __global__
+#else
+#define PLAIN template <int> __global__
+#endif
+#if UNIT == 0 || UNIT == 2
+#define IN_F32(...) __VA_ARGS__
+#else
+#define IN_F32(...)
+#endif
+#if UNIT == 0 || UNIT == 3
+#define IN_BF16(...) __VA_ARGS__
+#else
+#define IN_BF16(...)
+#endif
+#if UNIT == 0 || UNIT == 4
+#define IN_F16(...) __VA_ARGS__
+#else
+#define IN_F16(...)
+#endif
 #define KERNEL_AS(name, type, suffix, bounds, parameters, arguments) \
     namespace suffix##_types { \
     using E = type; \
     extern "C" __global__ void __launch_bounds__ bounds name##_##suffix parameters { name<E> arguments; } \
     }
 #define KERNEL(name, bounds, parameters, arguments) \
-    KERNEL_AS(name, float, f32, bounds, parameters, arguments) \
-    KERNEL_AS(name, bf16, bf16, bounds, parameters, arguments) \
-    KERNEL_AS(name, f16, f16, bounds, parameters, arguments)
+    IN_F32(KERNEL_AS(name, float, f32, bounds, parameters, arguments)) \
+    IN_BF16(KERNEL_AS(name, bf16, bf16, bounds, parameters, arguments)) \
+    IN_F16(KERNEL_AS(name, f16, f16, bounds, parameters, arguments))

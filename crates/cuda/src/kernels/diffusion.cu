@@ -25,7 +25,7 @@ struct Mixing { float signal, noise, of_eps, of_xi, of_target, unused[3]; };
 
 // x_t and what a network that predicts epsilon should answer, for images at consecutive positions of a run.
 // launch: grid (any, n), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 mix_noise(const float* __restrict__ x_start, float* __restrict__ x_t, float* __restrict__ eps, const Mixing* __restrict__ mixings,
           unsigned long long seed, unsigned long long position, int values) {
     const int image = blockIdx.y;
@@ -117,7 +117,7 @@ constexpr int LOSS_THREADS = 512;
 
 // The losses of images and their derivatives by the network's output: per image the sums of squares and of the bound's terms in bits.
 // launch: grid (n), block 512
-extern "C" __global__ void __launch_bounds__(LOSS_THREADS)
+PLAIN void __launch_bounds__(LOSS_THREADS)
 diffusion_loss(const float* __restrict__ x_start, const float* __restrict__ x_t, const float* __restrict__ eps, const float* __restrict__ output,
                float* __restrict__ grad, double* __restrict__ terms /*[N, 2]*/, const Loss* __restrict__ losses, int values, int outputs, int has_error) {
     __shared__ double sums[2][LOSS_THREADS];
@@ -161,7 +161,7 @@ diffusion_loss(const float* __restrict__ x_start, const float* __restrict__ x_t,
 
 // x_T of images by their numbers.
 // launch: grid (any, n), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 initial_noise(float* __restrict__ x, const unsigned long long* __restrict__ images, unsigned long long seed, int values) {
     const int image = blockIdx.y;
     each_pair(values, [&](int pair) {
@@ -187,7 +187,7 @@ inline float mixed(const float (&m)[6], float x, float kept, float x_start, floa
 
 // The next x in place of x, the predicted x_0, and what is kept. Earlier predictions and what was kept may be null where no stage needs them.
 // launch: grid (any, n), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 reverse_step(float* __restrict__ x, const float* __restrict__ output, float* __restrict__ x_start, const float* __restrict__ newer,
              const float* __restrict__ older, float* __restrict__ kept, const ReverseStep* __restrict__ step, const unsigned long long* __restrict__ images,
              unsigned long long seed, unsigned number, int values, int outputs) {

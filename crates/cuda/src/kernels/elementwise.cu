@@ -138,7 +138,7 @@ void column_sums(const E* x, float* partial, int rows, int c, int chunk) {
 }
 
 // launch: grid (ceil(c/8)), block 512
-extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+PLAIN void __launch_bounds__(ROW_THREADS)
 column_sums_finish(const float* __restrict__ partial, float* __restrict__ out, int chunks, int c) {
     float* const outs[1] = {out};
     sum_rows(chunks, c, outs, [&](int row, int channel, float (&sum)[1]) { sum[0] += partial[(long long)row * c + channel]; });
@@ -192,13 +192,13 @@ void bias_residual(const E* x, const float* bias, const E* residual, E* y, int r
 }
 
 // launch: grid (any; ceil(n·c/256) at most), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 embed(const float* __restrict__ rows, const float* __restrict__ table, const unsigned* __restrict__ labels, float* __restrict__ out, int n, int c) {
     each((long long)n * c, [&](long long i) { out[i] = rows[i] + table[(long long)labels[i / c] * c + i % c]; });
 }
 
 // launch: grid (any; ceil(classes·c/256) at most), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 embed_grad(const float* __restrict__ grad, const unsigned* __restrict__ labels, float* __restrict__ table_grad, int n, int c, int classes) {
     each((long long)classes * c, [&](long long i) {
         float sum = 0;
@@ -212,7 +212,7 @@ embed_grad(const float* __restrict__ grad, const unsigned* __restrict__ labels, 
 constexpr int TOKEN_CHANNELS = 32;
 
 // launch: grid (ceil(c/32), n), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 tokens(const float* __restrict__ x, const float* __restrict__ positions, float* __restrict__ out, int, int p, int c) {
     __shared__ float sums[THREADS];
     const int channel = blockIdx.x * TOKEN_CHANNELS + threadIdx.x % TOKEN_CHANNELS, lane = threadIdx.x / TOKEN_CHANNELS;
@@ -234,14 +234,14 @@ tokens(const float* __restrict__ x, const float* __restrict__ positions, float* 
 }
 
 // launch: grid (any; ceil(p·c/256) at most, n), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 tokens_grad(const float* __restrict__ grad, float* __restrict__ dx, int, int p, int c) {
     grad += (long long)blockIdx.y * (p + 1) * c, dx += (long long)blockIdx.y * p * c;
     walk(p, c, [&](long long pixel, int channel) { dx[pixel * c + channel] = grad[(pixel + 1) * c + channel] + grad[channel] / p; });
 }
 
 // launch: grid (any; ceil((p + 1)·c/256) at most), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 positions_grad(const float* __restrict__ grad, float* __restrict__ positions, int n, int p, int c) {
     walk(p + 1, c, [&](long long token, int channel) {
         float sum = 0;
@@ -252,13 +252,13 @@ positions_grad(const float* __restrict__ grad, float* __restrict__ positions, in
 }
 
 // launch: grid (any; ceil(n·c/256) at most), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 first_token(const float* __restrict__ x, float* __restrict__ out, int n, int t, int c) {
     walk(n, c, [&](long long image, int channel) { out[image * c + channel] = x[image * t * c + channel]; });
 }
 
 // launch: grid (any; ceil(n·t·c/256) at most), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 first_token_grad(const float* __restrict__ grad, float* __restrict__ out, int n, int t, int c) {
     walk((long long)n * t, c, [&](long long token, int channel) {
         const unsigned image = (unsigned)token / t;

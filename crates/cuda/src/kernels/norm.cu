@@ -364,7 +364,7 @@ void norm_grad_apply(const E* __restrict__ grad, const E* __restrict__ x, const 
 }
 
 // launch: grid (ceil(c/256), n), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 norm_grad_film(const float* __restrict__ partial, const float* __restrict__ weight, const float* __restrict__ bias, float* __restrict__ film_grad,
                int c, int chunks) {
     const int channel = blockIdx.x * THREADS + threadIdx.x, image = blockIdx.y;
@@ -400,7 +400,7 @@ template <int K, class F> void sum_rows(int rows, int c, float* const (&out)[K],
 }
 
 // launch: grid (ceil(c/8)), block 512
-extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+PLAIN void __launch_bounds__(ROW_THREADS)
 norm_grad_parameters(const float* __restrict__ partial, const float* __restrict__ film, float* __restrict__ dweight, float* __restrict__ dbias,
                      int n, int c, int chunks) {
     float* const out[2] = {dbias, dweight};

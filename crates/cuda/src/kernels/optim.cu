@@ -28,7 +28,7 @@ void update(const Update& u, float* param, const float* grad, float* m, float* v
 }
 
 // launch: grid (any; ceil(len/1024) at most), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 adamw(float* __restrict__ param, const float* __restrict__ grad, float* __restrict__ m, float* __restrict__ v, const Update* __restrict__ update_,
       long long len) {
     const Update& u = *update_;
@@ -40,7 +40,7 @@ adamw(float* __restrict__ param, const float* __restrict__ grad, float* __restri
 constexpr int CHUNK = 1 << 16;
 
 // launch: grid (ceil(len/65536)), block 32
-extern "C" __global__ void __launch_bounds__(32)
+PLAIN void __launch_bounds__(32)
 sum_squares(const float* __restrict__ x, double* __restrict__ partial, long long len) {
     __shared__ double lanes[32];
     constexpr int BATCH = 32;
@@ -70,7 +70,7 @@ sum_squares(const float* __restrict__ x, double* __restrict__ partial, long long
 }
 
 // launch: grid (1), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 sum_partials(const double* __restrict__ partial, double* __restrict__ out, int count) {
     // All threads fetch, one adds: the order is that of the values.
     __shared__ double values[4 * THREADS];
@@ -89,7 +89,7 @@ sum_partials(const double* __restrict__ partial, double* __restrict__ out, int c
 }
 
 // launch: grid (any; ceil(len/1024) at most), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 accumulate(float* __restrict__ sum, const float* __restrict__ x, long long len) {
     each(len / 4, [&](long long i) {
         float a[4], b[4];

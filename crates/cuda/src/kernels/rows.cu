@@ -10,7 +10,7 @@ constexpr int OWN = DEPTH / WARPS;  // of a warp
 
 // d[m, n] = sum over k of a[m, k]·b[k, n], plus bias[n] and onto[m, n] where there are any. Strides are in values; d and onto have rows of n.
 // launch: grid (ceil(n/32), ceil(m/32)), block 256
-extern "C" __global__ void __launch_bounds__(THREADS)
+PLAIN void __launch_bounds__(THREADS)
 product(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias, const float* __restrict__ onto,
         float* __restrict__ d, int m, int n, int depth, int a_row, int a_depth, int b_depth, int b_column) {
     // The factors' tiles; in the end each warp's sums.

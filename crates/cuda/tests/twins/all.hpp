@@ -5,6 +5,8 @@
 #include "../../src/kernels/layout.cu"
 #include "../../src/kernels/elementwise.cu"
 #include "../../src/kernels/attention.cu"
+#include "tensor_cpu.hpp"
+#include "../../src/kernels/flash.cu"
 #include "../../src/kernels/optim.cu"
 #include "../../src/kernels/prepare.cu"
 #include "../../src/kernels/rows.cu"

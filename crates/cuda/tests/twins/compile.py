@@ -3,7 +3,7 @@
 compile.py NVRTC.so [ARCHITECTURE...]"""
 import ctypes, pathlib, re, sys, time
 
-SOURCES = ("common.cuh", "norm.cu", "layout.cu", "elementwise.cu", "attention.cu", "optim.cu", "prepare.cu", "rows.cu", "diffusion.cu")
+SOURCES = ("common.cuh", "norm.cu", "layout.cu", "elementwise.cu", "attention.cu", "flash.cu", "optim.cu", "prepare.cu", "rows.cu", "diffusion.cu")
 kernels = pathlib.Path(__file__).parent / "../../src/kernels"
 source = "".join((kernels / name).read_text() for name in SOURCES).encode()
 nvrtc = ctypes.CDLL(sys.argv[1])

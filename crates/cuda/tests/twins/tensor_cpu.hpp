@@ -49,6 +49,8 @@ inline void wait_for_copies() {
     cuda_cpu::copies[threadIdx.x].clear();
 }
 
+inline int thread_again() { return threadIdx.x; }
+
 inline void load_matrices(unsigned (&r)[4], SharedAt at) { cuda_cpu::matrices(r, at, false); }
 inline void load_transposed(unsigned (&r)[4], SharedAt at) { cuda_cpu::matrices(r, at, true); }
 

@@ -17,6 +17,10 @@ Twin twin_of(const char* name, void (*kernel)(A...)) {
 #define THREE(name) \
     twin_of(#name "_f32", f32_types::name##_f32), twin_of(#name "_bf16", bf16_types::name##_bf16), twin_of(#name "_f16", f16_types::name##_f16)
 
+#define HEADS(name) \
+    twin_of(#name "_32_bf16", bf16_types::name##_32_bf16), twin_of(#name "_64_bf16", bf16_types::name##_64_bf16), \
+        twin_of(#name "_32_f16", f16_types::name##_32_f16), twin_of(#name "_64_f16", f16_types::name##_64_f16)
+
 static Twin all[] = {
     THREE(norm_sums), THREE(norm_apply), THREE(norm_grad_sums), THREE(norm_grad_apply), ONE(norm_grad_film), ONE(norm_grad_parameters),
     THREE(enter), THREE(leave), THREE(weights_in), THREE(weights_out), THREE(place), THREE(take), THREE(up), THREE(down), THREE(to_f32),
@@ -24,6 +28,7 @@ static Twin all[] = {
     THREE(spread_rows), THREE(column_sums), ONE(column_sums_finish), THREE(bias_residual), ONE(embed), ONE(embed_grad), ONE(tokens),
     ONE(tokens_grad), ONE(positions_grad), ONE(first_token), ONE(first_token_grad), THREE(pool), THREE(softmax), THREE(softmax_grad), ONE(adamw),
     ONE(sum_squares), ONE(sum_partials), ONE(accumulate), THREE(prepare), ONE(product), ONE(initial_noise), ONE(mix_noise), ONE(diffusion_loss), ONE(reverse_step),
+    HEADS(attention), HEADS(attention_rows), HEADS(attention_keys), HEADS(attention_queries),
 };
 
 extern "C" Twin* twin(const char* name) {

@@ -29,6 +29,9 @@ pub struct ClassifierConfig {
     pub num_classes: usize,
     /// The type of activations and matrix products.
     pub precision: Precision,
+    /// Whether nobody chose the precision: a new run then takes the device's, and one that goes on keeps its own.
+    #[serde(skip)]
+    pub auto_precision: bool,
     /// Whether it is trained on noised images.
     pub noised: bool,
 }
@@ -46,6 +49,7 @@ impl Default for ClassifierConfig {
             pool: Pool::Attention,
             num_classes: 0,
             precision: Precision::F32,
+            auto_precision: false,
             noised: true,
         }
     }

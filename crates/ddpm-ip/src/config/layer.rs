@@ -25,6 +25,8 @@ impl Layers {
         if !chosen.iter().any(|(section, key)| self.says(section, key)) {
             config.train.grid_steps = FAST_GRID_STEPS;
         }
+        config.model.auto_precision = !self.says("model", "precision");
+        config.classifier.auto_precision = !self.says("classifier", "precision");
         Ok(config)
     }
 
@@ -80,6 +82,13 @@ impl Layers {
         let mut layer = Table::new();
         for (name, text) in assignments {
             let key = find(name)?;
+            if key.name == "precision" && text == "auto" {
+                // As if nobody had chosen.
+                for table in [&mut layer, &mut self.table] {
+                    table.get_mut(key.section).and_then(Value::as_table_mut).map(|keys| keys.remove(key.name));
+                }
+                continue;
+            }
             let value = parse(key, text)?;
             let section = layer.entry(key.section).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(section) = section {

@@ -9,7 +9,8 @@ mod layer;
 mod network;
 mod preset;
 
-pub use classifier::ClassifierConfig;
+pub use crate::Device;
+use classifier::ClassifierConfig;
 pub use keys::{KEYS, Key};
 pub use layer::{Layers, boolean};
 pub(crate) use network::MOST_CLASSES;
@@ -111,6 +112,9 @@ pub struct ModelConfig {
     pub use_new_attention_order: bool,
     /// The type of activations and matrix products.
     pub precision: Precision,
+    /// Whether nobody chose the precision: a new run then takes the device's, and one that goes on keeps its own.
+    #[serde(skip)]
+    pub auto_precision: bool,
     /// Whether blocks are computed again in the backward pass instead of kept.
     pub use_checkpoint: bool,
 }
@@ -137,6 +141,7 @@ impl Default for ModelConfig {
             conv_resample: true,
             use_new_attention_order: false,
             precision: Precision::F32,
+            auto_precision: false,
             use_checkpoint: false,
         }
     }
@@ -413,6 +418,19 @@ fn require(ok: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError
 }
 
 impl Config {
+    /// Decides the precisions that nobody chose: those of the run that goes on, or else what fits the device, bf16 on a GPU
+    /// and f32 on the processor.
+    pub fn settle(&mut self, device: Device, before: Option<&Self>) {
+        // What the gradient penalty differentiates is lost in fewer bits.
+        let fitting = if device == Device::Cpu || self.train.gradient_penalty > 0.0 { Precision::F32 } else { Precision::Bf16 };
+        if std::mem::take(&mut self.model.auto_precision) {
+            self.model.precision = before.map_or(fitting, |before| before.model.precision);
+        }
+        if std::mem::take(&mut self.classifier.auto_precision) {
+            self.classifier.precision = before.map_or(fitting, |before| before.classifier.precision);
+        }
+    }
+
     /// A resolved configuration from one TOML table.
     ///
     /// # Errors

@@ -54,14 +54,21 @@ pub fn train(
     config.validate()?;
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
-    let config = with_classes(config, &dataset)?;
+    let mut config = with_classes(config, &dataset)?;
+    let before = Store::new(dir).newest()?.map(|(_, path)| checkpoint::config_of(&path.join("model.safetensors")));
+    config.settle(device, before.transpose()?.flatten().as_ref());
     let task = Task::new(&config, device)?;
     check_size(&task)?;
     if let Some(classes) = classes_by_prefix(&config, &dataset) {
         emit(Event::Notice(classes));
     }
-    let limit = if ignore_memory_limit { None } else { memory::of_machine() };
-    if let Some(remark) = memory::check(&config, &task, &data_memory(&config, &dataset), limit)? {
+    if let Some(text) = crate::device::describe(device) {
+        emit(Event::Notice(format!("computing in {} on {text}", task.precision(&config).name())));
+    }
+    let limit = if ignore_memory_limit { None } else { memory::of_device(device) };
+    // Images wait in main memory.
+    let data = if device == Device::Cpu { data_memory(&config, &dataset) } else { Memory::default() };
+    if let Some(remark) = memory::check(&config, &task, &data, limit)? {
         emit(Event::Warning(remark));
     }
     // A new directory is not made before all is known to be well.

@@ -5,7 +5,7 @@ use crate::kind::{Precision, Shape};
 use crate::op::{Conv, Op, extent};
 use crate::plan::{Plan, Step};
 use crate::state::Layout;
-use ddpm_cuda::{Address, Buffer, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn, Type};
+use ddpm_cuda::{Address, Buffer, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn, Type, Unit};
 use ddpm_kernels::conv::Geometry;
 use ddpm_kernels::HeadOrder;
 use std::collections::HashMap;
@@ -24,6 +24,8 @@ pub(super) enum Call {
     Products(Vec<Multiplication>),
     /// Products of a few rows in f32, by a kernel of our own.
     Rows,
+    /// Attention whose scores never leave the multiprocessors.
+    Attention,
 }
 
 /// Weights or biases to be prepared, as the kernel has them.
@@ -124,6 +126,7 @@ impl Program {
         }
         let images = plan.steps.iter().flat_map(|step| &step.inputs).map(|slot| slot.kind.shape.n).max().unwrap_or(0);
         let context = take(16 + 4 * images);
+        gpu.prepare(&units(plan))?;
         let mut tables = Vec::new();
         for (precision, layers) in [Precision::F32, Precision::Bf16, Precision::F16].into_iter().zip(layers) {
             if let Some(last) = layers.last() {
@@ -143,6 +146,27 @@ impl Program {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// The kernels that a plan needs, with those of training if it has a backward part.
+fn units(plan: &Plan) -> Vec<Unit> {
+    let mut units = vec![Unit::Plain];
+    for step in &plan.steps {
+        let kind = step.precision().into();
+        let attention = match step.op {
+            Op::Attention(heads, order) | Op::AttentionGrad(heads, order) if Attention::is_fused(step, heads, order) => {
+                let qkv = step.inputs.last().expect("queries, keys and values come last").kind;
+                Some(Unit::Attention(extent(qkv.shape, heads, order).ch, kind))
+            }
+            _ => None,
+        };
+        for unit in [Unit::Typed(kind)].into_iter().chain(attention) {
+            if !units.contains(&unit) {
+                units.push(unit);
+            }
+        }
+    }
+    units
 }
 
 /// Whether a convolution is a product of its pixels with the weights as they are.
@@ -199,6 +223,9 @@ fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
                 return Ok(Call::Products(weight_products(turn, conv, &g, precision, layout)?));
             }
             Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::WeightGrad)?, false)
+        }
+        Op::Attention(heads, order) | Op::AttentionGrad(heads, order) if Attention::is_fused(step, *heads, *order) => {
+            Call::Attention
         }
         Op::Attention(heads, order) => {
             let parts = Attention::new(step.inputs[0].kind.shape, *heads, *order, precision);
@@ -282,16 +309,28 @@ impl Attention {
         Self { n: e.n, t: e.t, ch: e.ch, heads, order, kind }
     }
 
+    /// Whether there are kernels of our own for it.
+    fn is_fused(step: &Step, heads: usize, order: HeadOrder) -> bool {
+        let qkv = step.inputs.last().expect("queries, keys and values come last").kind;
+        qkv.precision != Precision::F32 && matches!(extent(qkv.shape, heads, order).ch, 32 | 64)
+    }
+
+    /// Channels from one head to the next, and from queries to keys.
+    pub(super) fn channel_steps(&self) -> [usize; 2] {
+        match self.order {
+            HeadOrder::HeadsFirst => [3 * self.ch, self.ch],
+            HeadOrder::QkvFirst => [self.ch, self.c()],
+        }
+    }
+
     fn c(&self) -> usize {
         self.heads * self.ch
     }
 
     /// The first channel of queries, keys and values of a head.
     pub(super) fn offsets(&self, head: usize) -> [usize; 3] {
-        match self.order {
-            HeadOrder::HeadsFirst => [0, 1, 2].map(|i| (head * 3 + i) * self.ch),
-            HeadOrder::QkvFirst => [0, 1, 2].map(|i| i * self.c() + head * self.ch),
-        }
+        let [from_head, from_part] = self.channel_steps();
+        [0, 1, 2].map(|i| head * from_head + i * from_part)
     }
 
     /// Queries, keys or values.

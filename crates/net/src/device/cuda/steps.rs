@@ -23,7 +23,7 @@ impl Scratch {
         let kind = step.precision();
         let products = |products: &[ddpm_cuda::Multiplication]| products.iter().map(|p| p.workspace()).max().unwrap_or(0);
         let workspace = match call {
-            Call::Kernels | Call::Rows => 0,
+            Call::Kernels | Call::Rows | Call::Attention => 0,
             Call::Convolution(plan, _) => plan.workspace(),
             Call::Products(all) => products(all),
         };
@@ -35,8 +35,14 @@ impl Scratch {
             }
             Op::Norm(_) => vec![Chunks::of(step.inputs[0].kind.shape).bytes()],
             Op::NormGrad(..) => vec![Chunks::of(step.inputs[1].kind.shape).bytes()],
+            // Two numbers of each query.
+            Op::AttentionGrad(heads, _) if matches!(call, Call::Attention) => {
+                let shape = step.inputs[1].kind.shape;
+                vec![8 * shape.n * heads * shape.pixels()]
+            }
+            Op::Attention(..) if matches!(call, Call::Attention) => vec![],
             Op::Attention(..) | Op::AttentionGrad(..) => {
-                let shape = if matches!(step.op, Op::Attention(..)) { step.inputs[0] .kind.shape } else { step.inputs[1].kind.shape };
+                let shape = step.inputs.last().expect("queries, keys and values").kind.shape;
                 let scores = shape.n * shape.pixels().pow(2);
                 vec![workspace, 4 * scores, kind.bytes() * scores, kind.bytes() * scores]
             }
@@ -219,7 +225,7 @@ impl Steps<'_> {
                         let g = conv.geometry(shape(0), &self.plan.layout);
                         self.rows([g.n, g.o, g.c], [g.c, 1, 1, g.c], [input(0), w, bias, residual, output(0)])
                     }
-                    Call::Kernels => unreachable!("a convolution without a call"),
+                    Call::Kernels | Call::Attention => unreachable!("a convolution without a call"),
                 }
             }
             Op::ConvInputGrad(conv, x, wanted) => {
@@ -239,7 +245,7 @@ impl Steps<'_> {
                         let g = conv.geometry(*x, &self.plan.layout);
                         self.rows([g.n, g.c, g.o], [g.o, 1, g.c, 1], [input(0), w, none, onto, output(0)])
                     }
-                    Call::Kernels => unreachable!("a convolution without a call"),
+                    Call::Kernels | Call::Attention => unreachable!("a convolution without a call"),
                 }
             }
             Op::ConvWeightGrad(conv) => {
@@ -288,6 +294,9 @@ impl Steps<'_> {
             Op::NormGrad(norm, wanted) => self.norm_grad(step, norm, *wanted, scratch.places::<1>(free)[0]),
             Op::Attention(heads, order) => {
                 let parts = Attention::new(shape(0), *heads, *order, kind);
+                if matches!(call, Call::Attention) {
+                    return self.attention("", 128, &parts, kind, &[input(0), output(0)]);
+                }
                 let Call::Products(products) = call else { unreachable!("attention without products") };
                 let [workspace, scores, weights, _] = scratch.places(free);
                 for head in 0..parts.heads {
@@ -301,6 +310,13 @@ impl Steps<'_> {
             }
             Op::AttentionGrad(heads, order) => {
                 let parts = Attention::new(shape(1), *heads, *order, kind);
+                if matches!(call, Call::Attention) {
+                    let [rows] = scratch.places(free);
+                    self.attention("rows_", 128, &parts, kind, &[input(0), input(1), rows])?;
+                    let tile = if parts.ch == 32 { 128 } else { 64 };
+                    self.attention("keys_", tile, &parts, kind, &[input(0), input(1), rows, output(0)])?;
+                    return self.attention("queries_", 128, &parts, kind, &[input(0), input(1), rows, output(0)]);
+                }
                 let Call::Products(products) = call else { unreachable!("attention without products") };
                 let [workspace, scores, weights, scores_grad] = scratch.places(free);
                 let multiply = |product: usize, a, b, d| {
@@ -424,6 +440,15 @@ impl Steps<'_> {
     fn finish_columns(&self, partial: Address, out: Address, chunks: usize, c: usize) -> Result<()> {
         let shape = Launch { grid: [c.div_ceil(8), 1], block: 512, shared: 0 };
         self.turn.launch("column_sums_finish", shape, args![partial, out, chunks as i32, c as i32])
+    }
+
+    /// One of attention's own kernels, whose blocks have tiles of so many positions.
+    fn attention(&self, name: &str, tile: usize, parts: &Attention, kind: Type, operands: &[Address]) -> Result<()> {
+        let [from_head, from_part] = parts.channel_steps().map(|n| n as i32);
+        let sizes = args![parts.t as i32, parts.heads as i32, from_head, from_part, scale(parts)];
+        let args: Vec<Arg> = operands.iter().map(|&a| a.into()).chain(sizes.iter().copied()).collect();
+        let shape = Launch { grid: [parts.heads * parts.t.div_ceil(tile), parts.n], block: 128, shared: 0 };
+        self.turn.launch(&format!("attention_{name}{}_{}", parts.ch, kind.name()), shape, &args)
     }
 
     /// The softmax of one head's scaled scores.
