@@ -379,7 +379,8 @@ FLASH_FORWARD(64, CROWD)
 
 // What the backward pass needs of each query: the logarithm of the sum of its exponentials, and the sum of P*dP.
 template <class E, int D>
-void flash_rows(const E* __restrict__ grad, const E* __restrict__ qkv, float* __restrict__ rows, int t, int heads, int head_step, int part_step, float scale) {
+void flash_rows(const E* __restrict__ grad, const E* __restrict__ qkv, float* __restrict__ rows, int t, int heads, int head_step, int part_step,
+                float scale) {
     constexpr int M = 2, QUERIES = M * 64, SLOT = 2 * WALKED * ROW<D>, SLICE = 32;
     alignas(128) __shared__ char memory[3 * SLOT];
     const Place<D, QUERIES> place(t, heads);
@@ -451,8 +452,8 @@ void flash_rows(const E* __restrict__ grad, const E* __restrict__ qkv, float* __
 
 // The gradients of keys and values. Scores are made transposed, keys by queries, as the weights are then the left side of both results.
 template <class E, int D>
-void flash_keys(const E* __restrict__ grad, const E* __restrict__ qkv, const float* __restrict__ rows, E* __restrict__ dqkv, int t, int heads, int head_step,
-                int part_step, float scale) {
+void flash_keys(const E* __restrict__ grad, const E* __restrict__ qkv, const float* __restrict__ rows, E* __restrict__ dqkv, int t, int heads,
+                int head_step, int part_step, float scale) {
     constexpr int M = D == 64 ? 1 : 2, KEYS = M * 64, SLOT = 2 * WALKED * ROW<D>, SLICE = D == 64 ? 32 : 16;
     alignas(128) __shared__ char memory[(1 + M) * SLOT];
     // Of each query of a tile, what its scores and its dP are reduced by, in the units of the exponent and of dS.

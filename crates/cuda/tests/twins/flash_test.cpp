@@ -51,7 +51,8 @@ template <class E, int D> void attention(int n, int t, int heads, bool heads_fir
     const float scale = 1 / std::sqrt(float(D));
     const bool half = std::is_same_v<E, f16>;
     char where[100];
-    std::snprintf(where, sizeof where, "%s, D %d, n %d, t %d, heads %d, %s, size %g", half ? "f16" : "bf16", D, n, t, heads, heads_first ? "heads first" : "qkv first", size);
+    std::snprintf(where, sizeof where, "%s, D %d, n %d, t %d, heads %d, %s, size %g", half ? "f16" : "bf16", D, n, t, heads,
+                  heads_first ? "heads first" : "qkv first", size);
     const size_t wide = size_t(n) * t * 3 * c, narrow_size = size_t(n) * t * c, row_count = size_t(n) * heads * t * 2;
     Array<E> qkv(wide), grad(narrow_size), out(narrow_size), dqkv(wide);
     Array<float> rows(row_count);
@@ -77,7 +78,10 @@ template <class E, int D> void attention(int n, int t, int heads, bool heads_fir
                 double max = -INFINITY, total = 0, dot = 0;
                 for (int j = 0; j < t; j++) {
                     double a = 0, b = 0;
-                    for (int d = 0; d < D; d++) a += double(widen(qkv[at(0, i, d)])) * widen(qkv[at(1, j, d)]), b += double(widen(grad[o(i, d)])) * widen(qkv[at(2, j, d)]);
+                    for (int d = 0; d < D; d++) {
+                        a += double(widen(qkv[at(0, i, d)])) * widen(qkv[at(1, j, d)]);
+                        b += double(widen(grad[o(i, d)])) * widen(qkv[at(2, j, d)]);
+                    }
                     s[size_t(i) * t + j] = a * scale, dp[size_t(i) * t + j] = b;
                     max = std::max(max, a * scale);
                 }
@@ -103,7 +107,8 @@ template <class E, int D> void attention(int n, int t, int heads, bool heads_fir
     check("the output", where, narrow_size, tolerance, [&](size_t i) { return widen(out[i]); }, [&](size_t i) { return want[i]; });
     for (size_t i = 0; i < narrow_size; i++) failures += !(widen(out[i]) - want[i] < 1 && want[i] - widen(out[i]) < 1);
     for (size_t part = 0; part < 2; part++)
-        check(part ? "the sum of P*dP" : "the logarithm", where, row_count / 2, 2e-5, [&](size_t i) { return rows[2 * i + part]; }, [&](size_t i) { return rows_want[2 * i + part]; });
+        check(part ? "the sum of P*dP" : "the logarithm", where, row_count / 2, 2e-5, [&](size_t i) { return rows[2 * i + part]; },
+              [&](size_t i) { return rows_want[2 * i + part]; });
     for (int part = 0; part < 3; part++) {
         // The values of a part, wherever the order of channels puts them.
         std::vector<size_t> places;
@@ -111,7 +116,8 @@ template <class E, int D> void attention(int n, int t, int heads, bool heads_fir
             for (int head = 0; head < heads; head++)
                 for (int d = 0; d < D; d++) places.push_back(row * 3 * c + head * head_step + part * part_step + d);
         const char* names[] = {"the queries' gradient", "the keys' gradient", "the values' gradient"};
-        check(names[part], where, places.size(), tolerance, [&](size_t i) { return widen(dqkv[places[i]]); }, [&](size_t i) { return dwant[places[i]]; });
+        check(names[part], where, places.size(), tolerance, [&](size_t i) { return widen(dqkv[places[i]]); },
+              [&](size_t i) { return dwant[places[i]]; });
     }
     const std::vector<E> first(out.data, out + narrow_size), dfirst(dqkv.data, dqkv + wide);
     all();

@@ -259,6 +259,9 @@ impl Steps<'_> {
                 let (chunks, chunk) = column_chunks(g.rows());
                 let [rows, c, chunk] = [g.rows(), g.o, chunk].map(int);
                 self.kernel("column_sums", kind, [chunks, 1], args![input(1), partial, rows, c, chunk])?;
+                // Of one layer the sums go straight to the bias' gradient.
+                let alone = conv.places.len() == 1;
+                let sums = if alone { self.gradient(conv.places[0] + 1) } else { sums };
                 self.finish_columns(partial, sums, chunks, g.o)?;
                 let mut first = 0;
                 for (i, &place) in conv.places.iter().enumerate() {
@@ -281,7 +284,9 @@ impl Steps<'_> {
                             self.kernel("weights_out", kind, grid, args![from, self.gradient(place), o, i, t])?;
                         }
                     }
-                    self.turn.copy(self.gradient(place + 1), sums.at(4 * first), 4 * outputs)?;
+                    if !alone {
+                        self.turn.copy(self.gradient(place + 1), sums.at(4 * first), 4 * outputs)?;
+                    }
                     first += outputs;
                 }
                 Ok(())
