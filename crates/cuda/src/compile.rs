@@ -80,8 +80,7 @@ fn checked(call: &'static str, code: i32, text: impl FnOnce() -> String) -> Resu
 pub(crate) fn kernels(nvrtc: &Nvrtc, unit: Unit, [major, minor]: [i32; 2], cache: Option<&Path>) -> Result<Vec<u8>> {
     let source = SOURCES.concat();
     // The same roundings as the processor's: no sums fused with products unasked.
-    let mut options =
-        vec!["--fmad=false".into(), "--std=c++17".into(), "--device-as-default-execution-space".into()];
+    let mut options = vec!["--fmad=false".into(), "--std=c++17".into(), "--device-as-default-execution-space".into()];
     options.push(format!("--gpu-architecture=sm_{major}{minor}"));
     options.extend(unit.options());
     let of = version(nvrtc)?;

@@ -31,6 +31,19 @@ pub struct Matrix {
     pub transposed: bool,
 }
 
+impl Matrix {
+    /// One whose columns lie `stride` values apart, and `apart` values from that of the batch before.
+    pub fn new(kind: Type, [rows, columns]: [usize; 2], stride: usize, apart: usize) -> Self {
+        Self { kind, rows, columns, stride, apart, transposed: false }
+    }
+
+    /// Its transpose.
+    #[must_use]
+    pub fn transpose(self) -> Self {
+        Self { transposed: !self.transposed, ..self }
+    }
+}
+
 /// `d = a·b`, for each of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Product {

@@ -248,7 +248,8 @@ impl Cudnn {
         let y = self.tensor(Y, result, c.kind, false)?;
         // Attributes of the three passes: α, β, then convolution, weights, input and output.
         let operation = |kind: c_int, first: c_int, y: &Descriptor| {
-            let operation = self.descriptor(kind)?.set(first, of::FLOAT, &[1f32])?.set(first + 1, of::FLOAT, &[0f32])?;
+            let operation =
+                self.descriptor(kind)?.set(first, of::FLOAT, &[1f32])?.set(first + 1, of::FLOAT, &[0f32])?;
             let operation = operation.refer(first + 2, &[&convolution])?.refer(first + 3, &[&weights])?;
             operation.refer(first + 4, &[&x])?.refer(first + 5, &[y])?.finalize()
         };
@@ -285,7 +286,8 @@ impl Cudnn {
         // Ready-made engines of mode A (3), of the fallback (2); then compiled ones.
         for compiled in [false, true] {
             for mode in [3, 2] {
-                let heuristics = self.descriptor(HEURISTICS)?.refer(201, &[&graph])?.set(200, of::HEURISTIC_MODE, &[mode])?;
+                let heuristics =
+                    self.descriptor(HEURISTICS)?.refer(201, &[&graph])?.set(200, of::HEURISTIC_MODE, &[mode])?;
                 let found = heuristics.finalize().and_then(|h| h.children(202, ENGINE_CONFIG, 32));
                 let configurations = match found {
                     Ok(found) => found,
@@ -307,9 +309,16 @@ impl Cudnn {
     }
 
     /// The plan of an engine's configuration, if it is one that may be taken.
-    fn plan(&self, configuration: &Descriptor, c: &Convolution, pass: Pass, compiled: bool) -> Result<Option<ConvolutionPlan>> {
+    fn plan(
+        &self,
+        configuration: &Descriptor,
+        c: &Convolution,
+        pass: Pass,
+        compiled: bool,
+    ) -> Result<Option<ConvolutionPlan>> {
         let engine = configuration.children(300, ENGINE, 1)?.pop();
-        let engine = engine.ok_or(Error::Call { call: "cudnnBackendGetAttribute", code: 0, text: "no engine".into() })?;
+        let engine =
+            engine.ok_or(Error::Call { call: "cudnnBackendGetAttribute", code: 0, text: "no engine".into() })?;
         let notes: Vec<c_int> = engine.get(1303, of::NUMERICAL_NOTE, 32)?;
         let behavior: Vec<c_int> = engine.get(1305, of::BEHAVIOR_NOTE, 32)?;
         let rounds = c.kind == Type::F32 && (notes.contains(&TENSOR_CORE) || notes.contains(&DOWN_CONVERTS));
@@ -317,7 +326,8 @@ impl Cudnn {
             return Ok(None);
         }
         let index = engine.get::<i64>(1301, of::INT64, 1)?.first().copied().unwrap_or(-1);
-        let plan = self.descriptor(PLAN)?.set(400, of::HANDLE, &[self.handle])?.refer(401, &[configuration])?.finalize()?;
+        let plan =
+            self.descriptor(PLAN)?.set(400, of::HANDLE, &[self.handle])?.refer(401, &[configuration])?.finalize()?;
         let workspace = plan.get::<i64>(402, of::INT64, 1)?.first().copied().unwrap_or(0);
         Ok(Some(ConvolutionPlan { plan, pass, workspace: workspace.max(0) as usize, engine: index }))
     }

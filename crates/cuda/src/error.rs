@@ -22,7 +22,9 @@ pub enum Error {
         count: usize,
     },
     /// Too little memory.
-    #[error("the GPU has no memory for {wanted} MiB more ({free} of {total} MiB are free)\n  a smaller --microbatch or --batch-size needs less, or --use-checkpoint true; `nvidia-smi` shows what else uses the GPU")]
+    #[error(
+        "the GPU has no memory for {wanted} MiB more ({free} of {total} MiB are free)\n  a smaller --microbatch or --batch-size needs less, or --use-checkpoint true; `nvidia-smi` shows what else uses the GPU"
+    )]
     Memory {
         /// What was asked for, in MiB.
         wanted: usize,
@@ -66,7 +68,6 @@ pub enum Error {
 /// What a user can do about a broken GPU.
 fn advice(code: i32) -> &'static str {
     match code {
-        46 | 2 => "",
         214 => "\n  an uncorrectable memory error (ECC): the GPU may need a reset or a replacement",
         719 | 700 | 716 | 717 => "\n  `ddpm-ip check --device cuda:0` tells whether this GPU computes what it should",
         803 | 804 => "\n  the driver does not fit the libraries: `ddpm-ip info --devices` shows the versions",

@@ -200,7 +200,8 @@ impl Gpu {
         call!(driver, cuStreamCreate(&raw mut stream, 1))?;
         let cudnn = Cudnn::new(&set.cudnn.functions, stream)?;
         let cublas = CublasLt::new(&set.cublas.functions, stream)?;
-        let (kernels, lock, pool, cache) = (Mutex::default(), Mutex::default(), Mutex::default(), cache.map(Path::to_path_buf));
+        let (kernels, lock, pool, cache) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), cache.map(Path::to_path_buf));
         Ok(Self { driver, set, context, stream, description, cache, kernels, cudnn, cublas, lock, pool })
     }
 
@@ -329,7 +330,10 @@ impl Gpu {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = self.alloc(bytes.len())?;
         let turn = self.turn()?;
-        call!(self.driver, cuMemcpyHtoDAsync_v2(buffer.block.address, bytes.as_ptr().cast(), bytes.len(), self.stream))?;
+        call!(
+            self.driver,
+            cuMemcpyHtoDAsync_v2(buffer.block.address, bytes.as_ptr().cast(), bytes.len(), self.stream)
+        )?;
         turn.wait()?;
         Ok(buffer)
     }

@@ -22,6 +22,7 @@ pub use cublas::{Factors, Matrix, Multiplication, Product};
 pub use cudnn::{Convolution, ConvolutionPlan, Operands, Pass};
 pub use error::{Error, Result};
 pub use gpu::{
-    Address, Arg, Buffer, Description, Event, Gpu, Graph, LibraryVersion, Mailbox, Pinned, Shape, Turn, driver_version, gpus, libraries,
+    Address, Arg, Buffer, Description, Event, Gpu, Graph, LibraryVersion, Mailbox, Pinned, Shape, Turn, driver_version,
+    gpus, libraries,
 };
 pub use kind::Type;

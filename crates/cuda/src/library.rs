@@ -79,7 +79,9 @@ fn load_set(major: i32) -> Result<Set> {
         let (version, cuda) = unsafe { ((cudnn.cudnnGetVersion)(), (cudnn.cudnnGetCudartVersion)()) };
         match (version, cuda / 1000) {
             (..90_200, _) => Err(format!("is version {version}: 9.2 is the oldest that serves")),
-            (_, of) if of as i32 != major => Err(format!("was built for CUDA {of}, and the others found are CUDA {major}")),
+            (_, of) if of as i32 != major => {
+                Err(format!("was built for CUDA {of}, and the others found are CUDA {major}"))
+            }
             _ => Ok(cudnn),
         }
     })?;
@@ -107,7 +109,9 @@ fn find<F>(
     let failed = |what: String| Error::Library {
         library,
         what,
-        help: format!("`pip install {package}` in an active Python environment installs it, or set LD_LIBRARY_PATH to its folder"),
+        help: format!(
+            "`pip install {package}` in an active Python environment installs it, or set LD_LIBRARY_PATH to its folder"
+        ),
     };
     let (opened, path) = open(&candidates).map_err(failed)?;
     Ok(Found { functions: functions(opened).map_err(failed)?, path })
@@ -129,7 +133,9 @@ fn open(candidates: &[PathBuf]) -> std::result::Result<(libloading::Library, Pat
         }
     }
     let file = candidates[0].display();
-    Err(why.unwrap_or_else(|| format!("is missing: {file} is in no folder of the loader, a Python environment or CUDA_HOME")))
+    Err(why.unwrap_or_else(|| {
+        format!("is missing: {file} is in no folder of the loader, a Python environment or CUDA_HOME")
+    }))
 }
 
 /// The file behind a library that is loaded.

@@ -102,11 +102,16 @@ fn operations(device: Device, tell: &mut dyn FnMut(Finding)) {
                 operands.push(if floats { value } else { graph.add(Op::Cast(precision), &[value]) });
             }
             let made = graph.add(case.op.clone(), &operands);
-            let out = if graph.precision(made) == Precision::F32 { made } else { graph.add(Op::Cast(Precision::F32), &[made]) };
+            let out = if graph.precision(made) == Precision::F32 {
+                made
+            } else {
+                graph.add(Op::Cast(Precision::F32), &[made])
+            };
             let plan = Plan::new(&graph, &[out], GradientPlace::Outside);
             let values = normal(77, layout.len()).iter().map(|v| 0.2 * v).collect();
             let parameters = Parameters::new(layout, values);
-            let inputs: Vec<(Value, &[f32])> = given.iter().map(|(value, values)| (*value, values.as_slice())).collect();
+            let inputs: Vec<(Value, &[f32])> =
+                given.iter().map(|(value, values)| (*value, values.as_slice())).collect();
             let on = |device: Device| device.compute(&plan, &parameters, &inputs, &[out]).remove(0);
             let error = error(&on(device), &on(Device::Cpu));
             tell(Finding { what: case.what, precision, error, tolerance: tolerance(precision) });
@@ -119,9 +124,8 @@ fn cases() -> Vec<(Layout, Case)> {
     let spec = |name: &str, shape: &[usize]| Spec { name: name.into(), shape: shape.to_vec(), init: Init::Zero };
     let shape = |n, h, w, c| Shape { n, h, w, c };
     let none = || Layout::new(vec![]);
-    let conv = |o: usize, i: usize, k: [usize; 2]| {
-        Layout::new(vec![spec("weight", &[o, i, k[0], k[1]]), spec("bias", &[o])])
-    };
+    let conv =
+        |o: usize, i: usize, k: [usize; 2]| Layout::new(vec![spec("weight", &[o, i, k[0], k[1]]), spec("bias", &[o])]);
     let mut add = |layout: Layout, what: &str, inputs: &[Shape], floats: usize, op: Op| {
         all.push((layout, Case { what: what.into(), inputs: inputs.to_vec(), floats, op }));
     };
@@ -141,8 +145,20 @@ fn cases() -> Vec<(Layout, Case)> {
         let [oh, ow] = settings.output_size([h, w]);
         let y = shape(3, oh, ow, o);
         add(conv(o, i, settings.kernel), &format!("convolution {name}"), &[x], 9, Op::Conv(layer(settings, false)));
-        add(conv(o, i, settings.kernel), &format!("convolution {name} + residual"), &[x, y], 9, Op::Conv(layer(settings, false)));
-        add(conv(o, i, settings.kernel), &format!("convolution {name} + ReLU"), &[x], 9, Op::Conv(layer(settings, true)));
+        add(
+            conv(o, i, settings.kernel),
+            &format!("convolution {name} + residual"),
+            &[x, y],
+            9,
+            Op::Conv(layer(settings, false)),
+        );
+        add(
+            conv(o, i, settings.kernel),
+            &format!("convolution {name} + ReLU"),
+            &[x],
+            9,
+            Op::Conv(layer(settings, true)),
+        );
         let plain = Wanted { parameters: false, onto: false };
         let onto = Wanted { onto: true, ..plain };
         let grad = |wanted| Op::ConvInputGrad(layer(settings, false), x, wanted);
@@ -156,14 +172,28 @@ fn cases() -> Vec<(Layout, Case)> {
             let norm = Norm { place: 0, groups: 32, eps: 1e-5, silu, dropout: None, film };
             let mut inputs = vec![x];
             inputs.extend(film.then_some(Shape::rows(3, 2 * c)));
-            add(affine(), &format!("group norm of {c} channels, {h}x{w}, film and SiLU {silu}"), &inputs, 1, Op::Norm(norm));
+            add(
+                affine(),
+                &format!("group norm of {c} channels, {h}x{w}, film and SiLU {silu}"),
+                &inputs,
+                1,
+                Op::Norm(norm),
+            );
         }
     }
-    for (t, ch, heads, order) in [(5, 32, 2, HeadOrder::QkvFirst), (8, 64, 1, HeadOrder::HeadsFirst), (4, 32, 3, HeadOrder::HeadsFirst)] {
+    for (t, ch, heads, order) in
+        [(5, 32, 2, HeadOrder::QkvFirst), (8, 64, 1, HeadOrder::HeadsFirst), (4, 32, 3, HeadOrder::HeadsFirst)]
+    {
         let qkv = shape(2, t, t, 3 * ch * heads);
         let out = shape(2, t, t, ch * heads);
         add(none(), &format!("attention, {heads} heads of {ch}"), &[qkv], 9, Op::Attention(heads, order));
-        add(none(), &format!("attention, {heads} heads of {ch}, gradient"), &[out, qkv], 9, Op::AttentionGrad(heads, order));
+        add(
+            none(),
+            &format!("attention, {heads} heads of {ch}, gradient"),
+            &[out, qkv],
+            9,
+            Op::AttentionGrad(heads, order),
+        );
     }
     let x = shape(2, 6, 4, 24);
     add(none(), "doubling", &[x], 9, Op::Resample(Resample::Up, 1.0));
@@ -190,9 +220,18 @@ fn cases() -> Vec<(Layout, Case)> {
 
 /// The networks that are tried: families, heads and conditions.
 const NETWORKS: [(&str, &str); 6] = [
-    ("ADM, scale and shift, residual resampling, new order", "use_new_attention_order = true\nresblock_updown = true\nnum_head_channels = 16"),
-    ("ADM, shift alone, plain resampling, old order, dropout", "use_scale_shift_norm = false\nnum_heads = 2\ndropout = 0.2"),
-    ("ADM with classes and learned variance", "class_cond = true\nnum_classes = 3\n[diffusion]\nvariance = \"learned-range\""),
+    (
+        "ADM, scale and shift, residual resampling, new order",
+        "use_new_attention_order = true\nresblock_updown = true\nnum_head_channels = 16",
+    ),
+    (
+        "ADM, shift alone, plain resampling, old order, dropout",
+        "use_scale_shift_norm = false\nnum_heads = 2\ndropout = 0.2",
+    ),
+    (
+        "ADM with classes and learned variance",
+        "class_cond = true\nnum_classes = 3\n[diffusion]\nvariance = \"learned-range\"",
+    ),
     ("ADM, blocks computed again", "use_checkpoint = true\ndropout = 0.1"),
     ("DDIM's", "arch = \"ddim\"\ndropout = 0.1"),
     ("super-resolution", "arch = \"superres\"\nsmall_size = 8"),
@@ -280,7 +319,11 @@ fn training(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> 
                 trainer.state.progress.lg_loss_scale = Some(8.0);
             }
             let step = |i| {
-                let report = trainer.train_step(&Batch { images: images.clone(), labels: Some(vec![0, 1, 2, 0]), position: 4 * i })?;
+                let report = trainer.train_step(&Batch {
+                    images: images.clone(),
+                    labels: Some(vec![0, 1, 2, 0]),
+                    position: 4 * i,
+                })?;
                 Ok([report.mean_loss(), report.grad_norm].map(|v| v as f32))
             };
             Ok((0..6u64).map(step).collect::<Result<Vec<_>, Error>>()?.concat())
@@ -314,13 +357,19 @@ fn chains(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> {
             let parameters = parameters(network.network().layout());
             let model = Model { network: &network, parameters: &parameters, size: [16; 2] };
             let reverse = Reverse::new(&settings);
-            let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape: [3, 16, 16] };
+            let chain =
+                Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape: [3, 16, 16] };
             let draws = &Seeded(4);
             let subjects = Subjects { images: &[0, 1, 2], labels: None, low_res: None, draws };
             Ok(chain.draw(subjects, |_| true).unwrap_or_default())
         };
         let error = error(&drawn(device)?, &drawn(Device::Cpu)?);
-        tell(Finding { what: format!("a chain of {steps} steps, {name}"), precision: Precision::F32, error, tolerance: 1e-4 });
+        tell(Finding {
+            what: format!("a chain of {steps} steps, {name}"),
+            precision: Precision::F32,
+            error,
+            tolerance: 1e-4,
+        });
     }
     Ok(())
 }

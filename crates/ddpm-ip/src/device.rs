@@ -4,7 +4,6 @@ use crate::config::ConfigError;
 use ddpm_net::{Device, Gpu, gpu};
 use std::path::Path;
 
-
 /// A GPU in words, with the libraries that serve it; nothing of the processor.
 pub(crate) fn describe(device: Device) -> Option<String> {
     let Device::Cuda(gpu) = device else { return None };
@@ -69,7 +68,8 @@ pub fn instruction_sets() -> Vec<&'static str> {
 /// # Errors
 /// An unknown name, or what is missing for a GPU.
 pub fn device(name: &str, cache: Option<&Path>) -> Result<Device, ConfigError> {
-    let gpu = |index| Gpu::get(index, cache).map(Device::Cuda).map_err(|e| ConfigError(format!("--device {name}: {e}")));
+    let gpu =
+        |index| Gpu::get(index, cache).map(Device::Cuda).map_err(|e| ConfigError(format!("--device {name}: {e}")));
     match name.split_once(':') {
         None if name == "cpu" => Ok(Device::Cpu),
         None if name == "cuda" => gpu(0),

@@ -41,8 +41,8 @@
 
 pub mod bench;
 pub mod bias;
-pub mod checkpoint;
 pub mod check;
+pub mod checkpoint;
 pub mod config;
 pub mod convert;
 pub mod data;

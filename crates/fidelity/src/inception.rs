@@ -2,7 +2,9 @@
 
 use ddpm_kernels::{Conv2d, Padding, Pool2d, PoolKind};
 use ddpm_net::op::{self, Op};
-use ddpm_net::{Device, GradientPlace, Graph, Init, Layout, Parameters, Plan, Plans, Precision, Shape, Spec, Value, linear};
+use ddpm_net::{
+    Device, GradientPlace, Graph, Init, Layout, Parameters, Plan, Plans, Precision, Shape, Spec, Value, linear,
+};
 use std::sync::Arc;
 
 use crate::resize::resize_tf1;

@@ -57,12 +57,12 @@ mod state;
 mod tests;
 mod values;
 
+pub use ddpm_cuda::{self as gpu, Gpu};
 pub use device::{Device, DeviceError, RunPosition, adamw, done};
 pub use engine::{Engine, Feed, PlanMemory, Purpose};
 pub use graph::{Graph, Value};
 pub use kind::{Precision, Shape};
 pub use linear::linear;
 pub use plan::{GradientPlace, Plan, Plans};
-pub use ddpm_cuda::{self as gpu, Gpu};
 pub use shards::{Accumulator, Gradient, Shards};
 pub use state::{Init, Layout, Parameters, Spec};

@@ -422,7 +422,8 @@ impl Config {
     /// and f32 on the processor.
     pub fn settle(&mut self, device: Device, before: Option<&Self>) {
         // What the gradient penalty differentiates is lost in fewer bits.
-        let fitting = if device == Device::Cpu || self.train.gradient_penalty > 0.0 { Precision::F32 } else { Precision::Bf16 };
+        let fitting =
+            if device == Device::Cpu || self.train.gradient_penalty > 0.0 { Precision::F32 } else { Precision::Bf16 };
         if std::mem::take(&mut self.model.auto_precision) {
             self.model.precision = before.map_or(fitting, |before| before.model.precision);
         }

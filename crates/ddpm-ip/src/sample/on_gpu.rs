@@ -66,8 +66,18 @@ impl<'a> OnGpu<'a> {
                     let [newer, older] = earlier;
                     let (seed, number) = (self.seed as i64, stage.step as i32);
                     let args = args![
-                        x.address(), output, x_start[0].address(), newer, older, kept.address(), step, images.address(), seed,
-                        number, values as i32, outputs as i32,
+                        x.address(),
+                        output,
+                        x_start[0].address(),
+                        newer,
+                        older,
+                        kept.address(),
+                        step,
+                        images.address(),
+                        seed,
+                        number,
+                        values as i32,
+                        outputs as i32,
                     ];
                     turn.launch("reverse_step", pairs(values, n), args)
                 },

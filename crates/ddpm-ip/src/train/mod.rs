@@ -10,10 +10,10 @@ mod run;
 mod task;
 mod trainer;
 
-pub(crate) use on_gpu::pairs;
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;
+pub(crate) use on_gpu::pairs;
 pub(crate) use run::open_data;
 pub use run::{RunOptions, memory, parameter_count, resolve, train};
 pub use task::Task;

@@ -69,7 +69,8 @@ impl Trainer {
             |turn, images| {
                 of_images.send(turn, x_start)?;
                 let (mixings, count) = (of_mixings.send(turn, &mixings)?, values as i32);
-                let args = args![clean, x_t.address(), eps.address(), mixings, at.seed as i64, at.position as i64, count];
+                let args =
+                    args![clean, x_t.address(), eps.address(), mixings, at.seed as i64, at.position as i64, count];
                 turn.launch("mix_noise", pairs(values, n), args)?;
                 turn.copy(images, x_t.address(), 4 * n * values)
             },
@@ -78,7 +79,16 @@ impl Trainer {
                 let (values, outputs) = (values as i32, outputs as i32);
                 let has_error = i32::from(!d.loss.is_vb());
                 let args = args![
-                    clean, x_t.address(), eps.address(), output, grad, terms.address(), readings, values, outputs, has_error,
+                    clean,
+                    x_t.address(),
+                    eps.address(),
+                    output,
+                    grad,
+                    terms.address(),
+                    readings,
+                    values,
+                    outputs,
+                    has_error,
                 ];
                 turn.launch("diffusion_loss", Shape { grid: [n, 1], block: 512, shared: 0 }, args)
             },

@@ -4,8 +4,8 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 mod given;
 
-pub use given::RunPosition;
 pub(crate) use cuda::Program;
+pub use given::RunPosition;
 pub(crate) use given::{Context, Memory};
 
 use crate::arena::Lease;
@@ -104,9 +104,7 @@ impl<'a> Session<'a> {
                 arena: Lease::new(plan.bytes()),
                 gradient: outside.then(|| Lease::new(4 * len)),
             },
-            Device::Cuda(gpu) => {
-                Self::Cuda(cuda::Session::new(plan, gpu, parameters.gpu(gpu), outside.then_some(len)))
-            }
+            Device::Cuda(gpu) => Self::Cuda(cuda::Session::new(plan, gpu, parameters.gpu(gpu), outside.then_some(len))),
         }
     }
 

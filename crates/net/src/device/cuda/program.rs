@@ -5,9 +5,12 @@ use crate::kind::{Precision, Shape};
 use crate::op::{Conv, Op, extent};
 use crate::plan::{Plan, Step};
 use crate::state::Layout;
-use ddpm_cuda::{Address, Buffer, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn, Type, Unit};
-use ddpm_kernels::conv::Geometry;
+use ddpm_cuda::{
+    Address, Buffer, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn,
+    Type, Unit,
+};
 use ddpm_kernels::HeadOrder;
+use ddpm_kernels::conv::Geometry;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -134,8 +137,7 @@ impl Program {
             }
         }
         let turn = gpu.turn()?;
-        let calls: Vec<Call> =
-            plan.steps.iter().map(|step| call(&turn, step, &plan.layout)).collect::<Result<_>>()?;
+        let calls: Vec<Call> = plan.steps.iter().map(|step| call(&turn, step, &plan.layout)).collect::<Result<_>>()?;
         let scratch = take(0);
         let needed = plan.steps.iter().zip(&calls).map(|(step, call)| Scratch::of(step, call, &plan.layout).bytes());
         let bytes = scratch + needed.max().unwrap_or(0);
@@ -154,7 +156,9 @@ fn units(plan: &Plan) -> Vec<Unit> {
     for step in &plan.steps {
         let kind = step.precision().into();
         let attention = match step.op {
-            Op::Attention(heads, order) | Op::AttentionGrad(heads, order) if Attention::is_fused(step, heads, order) => {
+            Op::Attention(heads, order) | Op::AttentionGrad(heads, order)
+                if Attention::is_fused(step, heads, order) =>
+            {
                 let qkv = step.inputs.last().expect("queries, keys and values come last").kind;
                 Some(Unit::Attention(extent(qkv.shape, heads, order).ch, kind))
             }
@@ -190,7 +194,7 @@ fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
             }
             if is_product(&g) && !conv.relu {
                 let (w, x, y) = factors(&g, precision);
-                let product = Product { a: w.of(true), b: x.of(false), d: y.of(false), batch: 1, bias: true, onto: residual };
+                let product = Product { a: w.transpose(), b: x, d: y, batch: 1, bias: true, onto: residual };
                 return Ok(Call::Products(vec![turn.choose(product)?]));
             }
             let fused = if residual { Pass::ResidualBias } else { Pass::Bias };
@@ -208,8 +212,7 @@ fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
             }
             if is_product(&g) {
                 let (w, x, y) = factors(&g, precision);
-                let product =
-                    Product { a: w.of(false), b: y.of(false), d: x.of(false), batch: 1, bias: false, onto: wanted.onto };
+                let product = Product { a: w, b: y, d: x, batch: 1, bias: false, onto: wanted.onto };
                 return Ok(Call::Products(vec![turn.choose(product)?]));
             }
             Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::InputGrad)?, wanted.onto)
@@ -253,30 +256,9 @@ fn convolution(g: &Geometry, kind: Type) -> Convolution {
     }
 }
 
-/// Rows next to each other, one after another: what C calls `[columns, rows]`.
-#[derive(Clone, Copy)]
-struct Rows {
-    kind: Type,
-    rows: usize,
-    columns: usize,
-    stride: usize,
-    apart: usize,
-}
-
-impl Rows {
-    fn new(kind: Type, [rows, columns]: [usize; 2], stride: usize, apart: usize) -> Self {
-        Self { kind, rows, columns, stride, apart }
-    }
-
-    fn of(self, transposed: bool) -> Matrix {
-        let Self { kind, rows, columns, stride, apart } = self;
-        Matrix { kind, rows, columns, stride, apart, transposed }
-    }
-}
-
 /// Weights, input and output of a convolution over single pixels.
-fn factors(g: &Geometry, kind: Type) -> (Rows, Rows, Rows) {
-    let rows = |rows, columns| Rows::new(kind, [rows, columns], rows, 0);
+fn factors(g: &Geometry, kind: Type) -> (Matrix, Matrix, Matrix) {
+    let rows = |rows, columns| Matrix::new(kind, [rows, columns], rows, 0);
     (rows(g.c, g.o), rows(g.c, g.rows()), rows(g.o, g.rows()))
 }
 
@@ -284,10 +266,10 @@ fn factors(g: &Geometry, kind: Type) -> (Rows, Rows, Rows) {
 fn weight_products(turn: &Turn, conv: &Conv, g: &Geometry, kind: Type, layout: &Layout) -> Result<Vec<Multiplication>> {
     let product = |&place: &usize| {
         let outputs = layout.specs()[place].shape[0];
-        let x = Rows::new(kind, [g.c, g.rows()], g.c, 0);
-        let grad = Rows::new(kind, [outputs, g.rows()], g.o, 0);
-        let d = Rows::new(Type::F32, [g.c, outputs], g.c, 0);
-        turn.choose(Product { a: x.of(false), b: grad.of(true), d: d.of(false), batch: 1, bias: false, onto: false })
+        let x = Matrix::new(kind, [g.c, g.rows()], g.c, 0);
+        let grad = Matrix::new(kind, [outputs, g.rows()], g.o, 0);
+        let d = Matrix::new(Type::F32, [g.c, outputs], g.c, 0);
+        turn.choose(Product { a: x, b: grad.transpose(), d, batch: 1, bias: false, onto: false })
     };
     conv.places.iter().map(product).collect()
 }
@@ -334,51 +316,51 @@ impl Attention {
     }
 
     /// Queries, keys or values.
-    fn part(&self) -> Rows {
-        Rows::new(self.kind, [self.ch, self.t], 3 * self.c(), 3 * self.c() * self.t)
+    fn part(&self) -> Matrix {
+        Matrix::new(self.kind, [self.ch, self.t], 3 * self.c(), 3 * self.c() * self.t)
     }
 
     /// A head of the output.
-    fn head(&self) -> Rows {
-        Rows::new(self.kind, [self.ch, self.t], self.c(), self.c() * self.t)
+    fn head(&self) -> Matrix {
+        Matrix::new(self.kind, [self.ch, self.t], self.c(), self.c() * self.t)
     }
 
     /// For each query a row of keys.
-    fn square(&self, kind: Type) -> Rows {
-        Rows::new(kind, [self.t; 2], self.t, self.t * self.t)
+    fn square(&self, kind: Type) -> Matrix {
+        Matrix::new(kind, [self.t; 2], self.t, self.t * self.t)
     }
 
-    fn product(&self, a: Matrix, b: Matrix, d: Rows) -> Product {
-        Product { a, b, d: d.of(false), batch: self.n, bias: false, onto: false }
+    fn product(&self, a: Matrix, b: Matrix, d: Matrix) -> Product {
+        Product { a, b, d, batch: self.n, bias: false, onto: false }
     }
 
     /// Of keys and queries.
     fn scores(&self) -> Product {
-        self.product(self.part().of(true), self.part().of(false), self.square(Type::F32))
+        self.product(self.part().transpose(), self.part(), self.square(Type::F32))
     }
 
     /// Of values and weights.
     fn output(&self) -> Product {
-        self.product(self.part().of(false), self.square(self.kind).of(false), self.head())
+        self.product(self.part(), self.square(self.kind), self.head())
     }
 
     /// Of values and the output's gradient.
     fn weights_grad(&self) -> Product {
-        self.product(self.part().of(true), self.head().of(false), self.square(Type::F32))
+        self.product(self.part().transpose(), self.head(), self.square(Type::F32))
     }
 
     /// Of keys and the scores' gradient.
     fn q_grad(&self) -> Product {
-        self.product(self.part().of(false), self.square(self.kind).of(false), self.part())
+        self.product(self.part(), self.square(self.kind), self.part())
     }
 
     /// Of queries and the scores' gradient.
     fn k_grad(&self) -> Product {
-        self.product(self.part().of(false), self.square(self.kind).of(true), self.part())
+        self.product(self.part(), self.square(self.kind).transpose(), self.part())
     }
 
     /// Of the output's gradient and the weights.
     fn v_grad(&self) -> Product {
-        self.product(self.head().of(false), self.square(self.kind).of(true), self.part())
+        self.product(self.head(), self.square(self.kind).transpose(), self.part())
     }
 }

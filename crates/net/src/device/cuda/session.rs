@@ -5,8 +5,8 @@ use super::steps::Steps;
 use crate::device::{Context, done};
 use crate::plan::{Plan, Slot};
 use crate::shards::{Gradient, GradientMemory};
-use ddpm_kernels::profile::{self, Work};
 use ddpm_cuda::{Address, Buffer, Event, Gpu, Pinned, Result, Turn};
+use ddpm_kernels::profile::{self, Work};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -111,7 +111,8 @@ impl<'a> Session<'a> {
         let range = if forward { 0..self.plan.forward } else { self.plan.forward..self.plan.steps.len() };
         if profile::is_running() {
             if forward {
-                let (ms, work) = (turn.milliseconds(|| steps.prepare())?, Work { flop: 0.0, bytes: 6.0 * plan.layout.len() as f64 });
+                let (ms, work) =
+                    (turn.milliseconds(|| steps.prepare())?, Work { flop: 0.0, bytes: 6.0 * plan.layout.len() as f64 });
                 profile::note(("weights in the type of the products".into(), work), ms / 1e3);
             }
             for i in range {
@@ -171,7 +172,9 @@ impl<'a> Session<'a> {
         self.read(output);
         let (from, to) = (output.kind.shape.len(), seed.kind.shape.len());
         let at = self.at(seed);
-        let Shared { up: Some(up), down: Some(down), .. } = &mut *self.shared else { unreachable!("made with the run") };
+        let Shared { up: Some(up), down: Some(down), .. } = &mut *self.shared else {
+            unreachable!("made with the run")
+        };
         let result = with(down.values(from), up.values_mut(to));
         done(self.turn.send(at, up, 0..4 * to));
         done(self.turn.mark(self.shared.sent.as_ref().expect("made with the run")));

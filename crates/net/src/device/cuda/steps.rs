@@ -5,7 +5,7 @@ use crate::kind::{Precision, Shape};
 use crate::op::{Norm, Op, Wanted};
 use crate::plan::{Plan, Slot, Step};
 use crate::state::Layout;
-use ddpm_cuda::{Address, Arg, args, Factors, Operands, Result, Shape as Launch, Turn, Type};
+use ddpm_cuda::{Address, Arg, Factors, Multiplication, Operands, Result, Shape as Launch, Turn, Type, args};
 use ddpm_kernels::{Padding, PoolKind, Resample};
 
 /// Threads of a block of most kernels.
@@ -21,7 +21,7 @@ impl Scratch {
     /// What a step needs.
     pub(super) fn of(step: &Step, call: &Call, layout: &Layout) -> Self {
         let kind = step.precision();
-        let products = |products: &[ddpm_cuda::Multiplication]| products.iter().map(|p| p.workspace()).max().unwrap_or(0);
+        let products = |products: &[Multiplication]| products.iter().map(Multiplication::workspace).max().unwrap_or(0);
         let workspace = match call {
             Call::Kernels | Call::Rows | Call::Attention => 0,
             Call::Convolution(plan, _) => plan.workspace(),
@@ -400,14 +400,22 @@ impl Steps<'_> {
             Op::Tokens(place) => {
                 let of = shape(0);
                 let [n, p, c] = [of.n, of.pixels(), of.c].map(int);
-                self.plain("tokens", [of.c.div_ceil(32), of.n], args![input(0), self.parameter(*place), output(0), n, p, c])
+                self.plain(
+                    "tokens",
+                    [of.c.div_ceil(32), of.n],
+                    args![input(0), self.parameter(*place), output(0), n, p, c],
+                )
             }
             Op::TokensGrad(place, x, wanted) => {
                 let [n, p, c] = [x.n, x.pixels(), x.c].map(int);
                 self.plain("tokens_grad", [blocks(x.pixels() * x.c), x.n], args![input(0), output(0), n, p, c])?;
                 if wanted.parameters {
                     let threads = x.c * (x.pixels() + 1);
-                    self.plain("positions_grad", [blocks(threads), 1], args![input(0), self.gradient(*place), n, p, c])?;
+                    self.plain(
+                        "positions_grad",
+                        [blocks(threads), 1],
+                        args![input(0), self.gradient(*place), n, p, c],
+                    )?;
                 }
                 Ok(())
             }
@@ -430,7 +438,7 @@ impl Steps<'_> {
             }
             Op::Pool(settings) => {
                 let (x, to) = (shape(0), step.outputs[0].kind.shape);
-                let before = if settings.padding == Padding::Same { 1 } else { 0 };
+                let before = usize::from(settings.padding == Padding::Same);
                 let sizes = [x.n, x.h, x.w, x.c, to.h, to.w, settings.stride, before];
                 let [n, h, w, c, oh, ow, stride, padding] = sizes.map(int);
                 let largest = i32::from(settings.kind == PoolKind::Max);
@@ -461,7 +469,7 @@ impl Steps<'_> {
         &self,
         parts: &Attention,
         kind: Type,
-        products: &[ddpm_cuda::Multiplication],
+        products: &[Multiplication],
         [q, k, scores, weights, workspace]: [Address; 5],
     ) -> Result<()> {
         let none = Address::NULL;
@@ -512,8 +520,24 @@ impl Steps<'_> {
         ];
         self.kernel("norm_grad_sums", kind, [chunks.count(), of.n], args)?;
         let args = args![
-            grad, x, statistics, weight, bias, film, partial, onto, at(&step.outputs[0]), position, pixels, c, groups,
-            chunk, silu, keep, threshold, layer,
+            grad,
+            x,
+            statistics,
+            weight,
+            bias,
+            film,
+            partial,
+            onto,
+            at(&step.outputs[0]),
+            position,
+            pixels,
+            c,
+            groups,
+            chunk,
+            silu,
+            keep,
+            threshold,
+            layer,
         ];
         let shape = Launch { grid: [chunks.streams(kind), of.n], block: THREADS, shared: 8 * norm.groups };
         self.turn.launch(&format!("norm_grad_apply_{}", kind.name()), shape, args)?;
@@ -525,7 +549,11 @@ impl Steps<'_> {
         if wanted.parameters {
             let (weight, bias) = (self.gradient(norm.place), self.gradient(norm.place + 1));
             let shape = Launch { grid: [of.c.div_ceil(8), 1], block: 512, shared: 0 };
-            self.turn.launch("norm_grad_parameters", shape, args![partial, film, weight, bias, of.n as i32, c, count])?;
+            self.turn.launch(
+                "norm_grad_parameters",
+                shape,
+                args![partial, film, weight, bias, of.n as i32, c, count],
+            )?;
         }
         Ok(())
     }
