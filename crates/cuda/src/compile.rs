@@ -95,16 +95,19 @@ pub(crate) fn kernels(nvrtc: &Nvrtc, unit: Unit, [major, minor]: [i32; 2], cache
     }
     let made = compile(nvrtc, &source, &options)?;
     // A cache that cannot be written costs the next start some seconds, no more.
-    if let Some((file, folder)) = file.as_ref().and_then(|file| Some((file, file.parent()?))) {
-        let write = || {
-            std::fs::create_dir_all(folder)?;
-            let mut new = tempfile::NamedTempFile::new_in(folder)?;
-            new.write_all(&made)?;
-            new.persist(file).map_err(|e| e.error)
-        };
-        let _: std::io::Result<_> = write();
+    if let Some(file) = file {
+        let _: std::io::Result<()> = write_whole(&file, &made);
     }
     Ok(made)
+}
+
+/// Writes a file so that it is never seen in part.
+pub(crate) fn write_whole(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    new.write_all(bytes)?;
+    new.persist(file).map(drop).map_err(|e| e.error)
 }
 
 fn compile(nvrtc: &Nvrtc, source: &str, options: &[String]) -> Result<Vec<u8>> {

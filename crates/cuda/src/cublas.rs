@@ -80,7 +80,6 @@ unsafe impl Sync for Multiplication {}
 pub(crate) struct CublasLt {
     library: &'static ffi::CublasLt,
     handle: Handle,
-    stream: Handle,
 }
 
 /// An answer of the heuristics, as the header has it.
@@ -117,10 +116,10 @@ macro_rules! call {
 }
 
 impl CublasLt {
-    pub(crate) fn new(library: &'static ffi::CublasLt, stream: Handle) -> Result<Self> {
+    pub(crate) fn new(library: &'static ffi::CublasLt) -> Result<Self> {
         let mut handle = std::ptr::null_mut();
         call!(library, cublasLtCreate(&raw mut handle))?;
-        Ok(Self { library, handle, stream })
+        Ok(Self { library, handle })
     }
 
     fn layout(&self, matrix: &Matrix, batch: usize) -> Result<Handle> {
@@ -238,7 +237,7 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn multiply(&self, m: &Multiplication, factors: Factors, workspace: Address) -> Result<()> {
-        let CublasLt { library, handle, stream } = self.gpu().cublas;
+        let CublasLt { library, handle } = self.gpu().cublas;
         let Factors { a, b, onto, bias, d } = factors;
         if m.product.bias {
             let at = &raw const bias.0;
@@ -266,7 +265,7 @@ impl Turn {
                 m.algorithm.as_ptr().cast(),
                 pointer(workspace),
                 m.workspace,
-                stream,
+                self.stream.get(),
             )
         )
     }

@@ -204,10 +204,9 @@ impl ConvolutionPlan {
 }
 
 impl Cudnn {
-    pub(crate) fn new(library: &'static ffi::Cudnn, stream: Handle) -> Result<Self> {
+    pub(crate) fn new(library: &'static ffi::Cudnn) -> Result<Self> {
         let mut handle = std::ptr::null_mut();
         call!(library, cudnnCreate(&raw mut handle))?;
-        call!(library, cudnnSetStream(handle, stream))?;
         Ok(Self { library, handle })
     }
 
@@ -279,33 +278,39 @@ impl Cudnn {
         graph.refer(801, &operations.iter().collect::<Vec<_>>())?.finalize()
     }
 
-    fn choose(&self, c: &Convolution, pass: Pass) -> Result<ConvolutionPlan> {
-        let mut why = String::new();
+    /// Plans with engines that may be taken, at most so many: ready-made ones of mode A (3), of the fallback (2); compiled ones
+    /// only where there is no other.
+    fn candidates(&self, c: &Convolution, pass: Pass, most: usize) -> Result<Vec<ConvolutionPlan>> {
+        let (mut found, mut why) = (Vec::new(), String::new());
         let mut refused = |e: &Error| why = e.to_string();
         let graph = self.graph(c, pass)?;
-        // Ready-made engines of mode A (3), of the fallback (2); then compiled ones.
-        for compiled in [false, true] {
-            for mode in [3, 2] {
-                let heuristics =
-                    self.descriptor(HEURISTICS)?.refer(201, &[&graph])?.set(200, of::HEURISTIC_MODE, &[mode])?;
-                let found = heuristics.finalize().and_then(|h| h.children(202, ENGINE_CONFIG, 32));
-                let configurations = match found {
-                    Ok(found) => found,
-                    Err(e) => {
-                        refused(&e);
-                        continue;
-                    }
-                };
-                for configuration in configurations {
-                    match self.plan(&configuration, c, pass, compiled) {
-                        Ok(Some(plan)) => return Ok(plan),
-                        Ok(None) => {}
-                        Err(e) => refused(&e),
-                    }
+        for (compiled, mode) in [(false, 3), (false, 2), (true, 3), (true, 2)] {
+            if !found.is_empty() {
+                break;
+            }
+            let heuristics =
+                self.descriptor(HEURISTICS)?.refer(201, &[&graph])?.set(200, of::HEURISTIC_MODE, &[mode])?;
+            let configurations = match heuristics.finalize().and_then(|h| h.children(202, ENGINE_CONFIG, 64)) {
+                Ok(configurations) => configurations,
+                Err(e) => {
+                    refused(&e);
+                    continue;
+                }
+            };
+            for configuration in configurations {
+                match self.plan(&configuration, c, pass, compiled) {
+                    Ok(plan) => found.extend(plan),
+                    Err(e) => refused(&e),
+                }
+                if found.len() == most {
+                    break;
                 }
             }
         }
-        Err(Error::NoEngine { what: format!("{pass:?} of {c:?}"), why })
+        if found.is_empty() {
+            return Err(Error::NoEngine { what: format!("{pass:?} of {c:?}"), why });
+        }
+        Ok(found)
     }
 
     /// The plan of an engine's configuration, if it is one that may be taken.
@@ -349,12 +354,57 @@ pub struct Operands {
 }
 
 impl Turn {
-    /// Chooses an engine for a convolution. Nothing may be recorded meanwhile.
+    /// Chooses an engine for a convolution: the first that the heuristics name, or the fastest of the first where the GPU is to
+    /// be [tuned](crate::Gpu::tune). Nothing may be recorded meanwhile.
     ///
     /// # Errors
     /// [`Error::NoEngine`].
     pub fn plan_convolution(&self, c: &Convolution, pass: Pass) -> Result<ConvolutionPlan> {
-        self.gpu().cudnn.choose(c, pass)
+        /// Engines that are timed.
+        const TIMED: usize = 24;
+        let (gpu, name) = (self.gpu(), format!("{pass:?} {c:?}"));
+        let Some(kept) = gpu.tuned(&name) else {
+            return Ok(gpu.cudnn.candidates(c, pass, 1)?.remove(0));
+        };
+        if let Some(place) = kept {
+            let mut plans = gpu.cudnn.candidates(c, pass, place + 1)?;
+            return Ok(plans.remove(place.min(plans.len() - 1)));
+        }
+        let mut plans = gpu.cudnn.candidates(c, pass, TIMED)?;
+        let mut fastest = (0, f64::INFINITY);
+        for (place, plan) in plans.iter().enumerate() {
+            // What cannot be run is not taken.
+            if let Ok(ms) = self.milliseconds_of(c, plan)
+                && ms < fastest.1
+            {
+                fastest = (place, ms);
+            }
+        }
+        gpu.keep_tuned(name, fastest.0);
+        Ok(plans.remove(fastest.0))
+    }
+
+    /// What a plan takes, the least of three turns.
+    fn milliseconds_of(&self, c: &Convolution, plan: &ConvolutionPlan) -> Result<f64> {
+        let len = |[h, w, channels]: [usize; 3]| c.n * h * w * channels;
+        let sizes = [
+            len(c.input),
+            c.input[2] * c.output[2] * c.kernel[0] * c.kernel[1],
+            len(c.output),
+            len(c.output),
+            c.output[2],
+        ];
+        let buffer = |bytes| self.gpu().alloc(bytes);
+        let [x, w, y, residual, bias] = sizes.map(|len| buffer(len * c.kind.bytes()));
+        let (x, w, y, residual, bias, workspace) = (x?, w?, y?, residual?, bias?, buffer(plan.workspace)?);
+        let [x, w, y, residual, bias] = [&x, &w, &y, &residual, &bias].map(crate::Buffer::address);
+        let run = || self.convolve(plan, Operands { x, w, y, residual, bias }, workspace.address());
+        run()?;
+        let mut least = f64::INFINITY;
+        for _ in 0..3 {
+            least = least.min(self.milliseconds(|| (0..3).try_for_each(|_| run()))?);
+        }
+        Ok(least)
     }
 
     /// Runs a convolution. As many bytes as it asks for are at `workspace`.
@@ -380,6 +430,7 @@ impl Turn {
             .set(1001, of::POINTER, &places)?
             .set(1003, of::POINTER, &[pointer(workspace)])?
             .finalize()?;
+        call!(library, cudnnSetStream(handle, self.stream.get()))?;
         call!(library, cudnnBackendExecute(handle, plan.plan.handle, pack.handle))
     }
 }

@@ -63,6 +63,7 @@ functions! {
         fn cuMemsetD8Async(u64, u8, usize, Handle) -> c_int;
         fn cuStreamCreate(*mut Handle, c_uint) -> c_int;
         fn cuStreamSynchronize(Handle) -> c_int;
+        fn cuStreamWaitEvent(Handle, Handle, c_uint) -> c_int;
         fn cuStreamBeginCapture_v2(Handle, c_int) -> c_int;
         fn cuStreamEndCapture(Handle, *mut Handle) -> c_int;
         fn cuGraphInstantiateWithFlags(*mut Handle, Handle, u64) -> c_int;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::ffi::{Driver, Handle};
 use crate::library::{self, Set};
 use bytemuck::Pod;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Range;
@@ -47,12 +48,16 @@ pub struct Gpu {
     set: &'static Set,
     context: Handle,
     stream: Handle,
+    /// For work that the other does not wait for at once.
+    side: Handle,
     description: Description,
     /// Where compiled kernels are kept.
     cache: Option<PathBuf>,
     kernels: Mutex<Kernels>,
     pub(crate) cudnn: Cudnn,
     pub(crate) cublas: CublasLt,
+    /// Which engine of each convolution was the fastest, by its place among the candidates; none where nothing is timed.
+    tuned: Mutex<Option<HashMap<String, usize>>>,
     /// Whoever holds it gives the stream its work.
     lock: Mutex<()>,
     /// Blocks that are kept for the next who needs as much.
@@ -192,17 +197,55 @@ impl Gpu {
         let description = known.into_iter().nth(index).ok_or(Error::Index { index, count })?;
         let driver = &library::driver()?.functions;
         let set = library::set(driver_version()?.0[0])?;
-        let (mut device, mut context, mut stream) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+        let (mut device, mut context) = (0, std::ptr::null_mut());
+        let [mut stream, mut side] = [std::ptr::null_mut(); 2];
         call!(driver, cuDeviceGet(&raw mut device, index as c_int))?;
         call!(driver, cuDevicePrimaryCtxRetain(&raw mut context, device))?;
         call!(driver, cuCtxSetCurrent(context))?;
         // Work of this stream does not wait for that of others.
         call!(driver, cuStreamCreate(&raw mut stream, 1))?;
-        let cudnn = Cudnn::new(&set.cudnn.functions, stream)?;
-        let cublas = CublasLt::new(&set.cublas.functions, stream)?;
-        let (kernels, lock, pool, cache) =
-            (Mutex::default(), Mutex::default(), Mutex::default(), cache.map(Path::to_path_buf));
-        Ok(Self { driver, set, context, stream, description, cache, kernels, cudnn, cublas, lock, pool })
+        call!(driver, cuStreamCreate(&raw mut side, 1))?;
+        let cudnn = Cudnn::new(&set.cudnn.functions)?;
+        let cublas = CublasLt::new(&set.cublas.functions)?;
+        let (kernels, tuned, lock, pool) = Default::default();
+        let cache = cache.map(Path::to_path_buf);
+        Ok(Self { tuned, driver, set, context, stream, side, description, cache, kernels, cudnn, cublas, lock, pool })
+    }
+
+    /// From here on the fastest of a convolution's first engines is taken, not the first. What was timed is kept for this kind
+    /// of GPU and version of cuDNN, and taken again.
+    pub fn tune(&self) {
+        let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.tuned_file().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let lines = kept.lines().filter_map(|line| line.split_once('\t'));
+        let known = lines.filter_map(|(place, name)| Some((name.to_string(), place.parse().ok()?))).collect();
+        tuned.get_or_insert(known);
+    }
+
+    fn tuned_file(&self) -> Option<PathBuf> {
+        let [cudnn, _] = self.versions();
+        let name = self.description.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        Some(self.cache.as_ref()?.join("cuda").join(format!("tuned-{name}-cudnn-{cudnn}")))
+    }
+
+    /// Nothing unless engines are timed; then which engine of that convolution was the fastest, once that is known.
+    #[expect(clippy::option_option, reason = "not timed, not yet timed, timed")]
+    pub(crate) fn tuned(&self, name: &str) -> Option<Option<usize>> {
+        let tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+        tuned.as_ref().map(|known| known.get(name).copied())
+    }
+
+    pub(crate) fn keep_tuned(&self, name: String, place: usize) {
+        let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = tuned.as_mut() {
+            known.insert(name, place);
+            let mut lines: Vec<String> = known.iter().map(|(name, place)| format!("{place}\t{name}\n")).collect();
+            lines.sort();
+            // A cache that cannot be written costs the next start some seconds, no more.
+            if let Some(file) = self.tuned_file() {
+                let _: std::io::Result<()> = compile::write_whole(&file, lines.concat().as_bytes());
+            }
+        }
     }
 
     /// Has kernels ready: compiled side by side where they are not kept from an earlier start. Without it each unit is
@@ -276,7 +319,7 @@ impl Gpu {
     pub fn turn(&'static self) -> Result<Turn> {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.enter()?;
-        Ok(Turn { gpu: self, _guard: guard })
+        Ok(Turn { gpu: self, stream: Cell::new(self.stream), _guard: guard })
     }
 
     /// Calls of this thread go to this GPU.
@@ -583,6 +626,8 @@ pub struct Shape {
 #[derive(Debug)]
 pub struct Turn {
     gpu: &'static Gpu,
+    /// Where work goes at the moment.
+    pub(crate) stream: Cell<Handle>,
     _guard: MutexGuard<'static, ()>,
 }
 
@@ -607,7 +652,7 @@ impl Turn {
             // More than a kernel may have unasked.
             call!(gpu.driver, cuFuncSetAttribute(function, 8, shape.shared as c_int))?;
         }
-        let (stream, none) = (gpu.stream, std::ptr::null_mut());
+        let (stream, none) = (self.stream.get(), std::ptr::null_mut());
         call!(gpu.driver, cuLaunchKernel(function, x, y, 1, block, 1, 1, shared, stream, pointers.as_mut_ptr(), none))
     }
 
@@ -616,7 +661,7 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn clear(&self, at: Address, bytes: usize) -> Result<()> {
-        call!(self.gpu.driver, cuMemsetD8Async(at.0, 0, bytes, self.gpu.stream))
+        call!(self.gpu.driver, cuMemsetD8Async(at.0, 0, bytes, self.stream.get()))
     }
 
     /// Copies on the GPU.
@@ -624,7 +669,7 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
-        call!(self.gpu.driver, cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.gpu.stream))
+        call!(self.gpu.driver, cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream.get()))
     }
 
     /// Copies some bytes to the GPU, some time before [`wait`](Self::wait) ends.
@@ -633,7 +678,7 @@ impl Turn {
     /// A broken GPU.
     pub fn send(&self, to: Address, from: &Pinned, bytes: Range<usize>) -> Result<()> {
         let bytes = &from.values::<u8>(bytes.end)[bytes];
-        call!(self.gpu.driver, cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.gpu.stream))
+        call!(self.gpu.driver, cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.stream.get()))
     }
 
     /// Copies from the GPU, some time before [`wait`](Self::wait) ends.
@@ -642,7 +687,23 @@ impl Turn {
     /// A broken GPU.
     pub fn receive(&self, to: &mut Pinned, from: Address, bytes: usize) -> Result<()> {
         assert!(bytes <= to.bytes, "bytes beyond a buffer");
-        call!(self.gpu.driver, cuMemcpyDtoHAsync_v2(to.memory, from.0, bytes, self.gpu.stream))
+        call!(self.gpu.driver, cuMemcpyDtoHAsync_v2(to.memory, from.0, bytes, self.stream.get()))
+    }
+
+    /// What `work` gives the GPU goes to a second stream, beside what comes next in the first; events keep the order.
+    pub fn aside<R>(&self, work: impl FnOnce() -> R) -> R {
+        let before = self.stream.replace(self.gpu.side);
+        let result = work();
+        self.stream.set(before);
+        result
+    }
+
+    /// What comes next waits, on the GPU, for what `event` was marked after.
+    ///
+    /// # Errors
+    /// A broken GPU.
+    pub fn follow(&self, event: &Event) -> Result<()> {
+        call!(self.gpu.driver, cuStreamWaitEvent(self.stream.get(), event.made, 0))
     }
 
     /// The work so far is what `event` waits for.
@@ -650,7 +711,7 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn mark(&self, event: &Event) -> Result<()> {
-        call!(self.gpu.driver, cuEventRecord(event.made, self.gpu.stream))
+        call!(self.gpu.driver, cuEventRecord(event.made, self.stream.get()))
     }
 
     /// Waits until all work is done.
@@ -658,7 +719,7 @@ impl Turn {
     /// # Errors
     /// A GPU that broke meanwhile.
     pub fn wait(&self) -> Result<()> {
-        call!(self.gpu.driver, cuStreamSynchronize(self.gpu.stream))
+        call!(self.gpu.driver, cuStreamSynchronize(self.stream.get()))
     }
 
     /// Records what `work` enqueues, without doing it.
@@ -668,9 +729,9 @@ impl Turn {
     pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let (gpu, mut graph, mut made) = (self.gpu, std::ptr::null_mut(), std::ptr::null_mut());
         // Calls of other threads do not disturb.
-        call!(gpu.driver, cuStreamBeginCapture_v2(gpu.stream, 1))?;
+        call!(gpu.driver, cuStreamBeginCapture_v2(self.stream.get(), 1))?;
         let worked = work();
-        let ended = call!(gpu.driver, cuStreamEndCapture(gpu.stream, &raw mut graph));
+        let ended = call!(gpu.driver, cuStreamEndCapture(self.stream.get(), &raw mut graph));
         worked.and(ended)?;
         let instantiated = call!(gpu.driver, cuGraphInstantiateWithFlags(&raw mut made, graph, 0));
         call!(gpu.driver, cuGraphDestroy(graph))?;
@@ -683,7 +744,7 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn replay(&self, graph: &Graph) -> Result<()> {
-        call!(self.gpu.driver, cuGraphLaunch(graph.made, self.gpu.stream))
+        call!(self.gpu.driver, cuGraphLaunch(graph.made, self.stream.get()))
     }
 
     /// Milliseconds that the GPU takes for what `work` enqueues.
@@ -695,9 +756,9 @@ impl Turn {
         for event in &mut events {
             call!(gpu.driver, cuEventCreate(std::ptr::from_mut(event), 0))?;
         }
-        call!(gpu.driver, cuEventRecord(events[0], gpu.stream))?;
+        call!(gpu.driver, cuEventRecord(events[0], self.stream.get()))?;
         work()?;
-        call!(gpu.driver, cuEventRecord(events[1], gpu.stream))?;
+        call!(gpu.driver, cuEventRecord(events[1], self.stream.get()))?;
         call!(gpu.driver, cuEventSynchronize(events[1]))?;
         call!(gpu.driver, cuEventElapsedTime(&raw mut took, events[0], events[1]))?;
         for event in events {

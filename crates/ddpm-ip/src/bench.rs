@@ -38,11 +38,14 @@ pub struct Report {
     pub use_checkpoint: bool,
     /// Images per step.
     pub batch_size: usize,
+    /// The GPU, if it was one.
+    #[serde(default)]
+    pub device: Option<String>,
     /// Threads that compute.
     pub threads: usize,
     /// The instruction set.
     pub isa: String,
-    /// Operations per second that all threads reach from registers, for the precision.
+    /// Operations per second that all threads reach from registers, for the precision; of a GPU, in large products.
     pub peak_flop_per_sec: f64,
     /// Bytes per second that all threads read and write together in copying large memory.
     #[serde(default)]
@@ -55,7 +58,7 @@ pub struct Report {
     pub train_images_per_sec: Option<f64>,
     /// Median of the sampling steps.
     pub sample_images_per_sec: Option<f64>,
-    /// The most memory this process held: of training if that was measured, else of sampling.
+    /// The most memory this process held: of training if that was measured, else of sampling. Of a GPU, what was taken.
     pub peak_memory_bytes: Option<u64>,
 }
 
@@ -180,7 +183,7 @@ pub fn run(job: Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Resu
         batch_size: config.train.batch_size,
         threads: rayon::current_num_threads(),
         isa: crate::instruction_set()?.into(),
-        peak_flop_per_sec: profile::peak_flop_per_sec(precision == Precision::Bf16),
+        device: crate::device::describe(device),
         ..Report::default()
     };
     // Sampling first: it needs less memory, and the most that a process held is never less later.
@@ -198,9 +201,10 @@ pub fn run(job: Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Resu
         report.train_images_per_sec = Some(speed.median());
         report.train = Some(speed);
     }
-    report.peak_memory_bytes = peak_memory_bytes();
+    // What a GPU's memory holds stays there: it is the most that it held.
+    report.peak_memory_bytes = device.taken().map(|bytes| bytes as u64).or_else(peak_memory_bytes);
     // It takes memory of its own.
-    report.peak_bytes_per_sec = profile::peak_bytes_per_sec();
+    [report.peak_flop_per_sec, report.peak_bytes_per_sec] = device.limits(precision);
     Ok((Outcome::Finished, report))
 }
 

@@ -152,7 +152,9 @@ impl<N: Network> Engine<N> {
             }
         };
         let wanted: Vec<Value> = [recorded.output].into_iter().chain(of_images).collect();
-        Planned { plan: Plan::new(&graph, &wanted, place), recorded, seed, of_images }
+        // A GPU computes weight gradients beside what comes next, into a buffer of their own.
+        let (place, slack) = if self.device.is_whole() { (GradientPlace::Outside, 8) } else { (place, 0) };
+        Planned { plan: Plan::with_slack(&graph, &wanted, place, slack), recorded, seed, of_images }
     }
 
     /// The network's output for a batch: planes `[N, out, H, W]`, or logits `[N, classes]`.

@@ -86,6 +86,11 @@ impl Plan {
     /// Plans what `wanted` needs, and every gradient that the graph writes. Of `wanted` the first is looked at between the
     /// forward and the backward part, the others at the end.
     pub fn new(graph: &Graph, wanted: &[Value], gradient: GradientPlace) -> Self {
+        Self::with_slack(graph, wanted, gradient, 0)
+    }
+
+    /// The same, with weight gradients that may lag by so many steps: what they read lives on so long.
+    pub(crate) fn with_slack(graph: &Graph, wanted: &[Value], gradient: GradientPlace, slack: usize) -> Self {
         let live = live_nodes(graph, wanted);
         let backward = graph.backward.unwrap_or(graph.nodes.len());
         // Operations as steps; a concatenation is one for each of its inputs.
@@ -122,8 +127,11 @@ impl Plan {
         for &(value, late) in &inputs {
             seen(value, if late { 2 * forward } else { 0 });
         }
-        for (i, (_, inputs, outputs)) in steps.iter().enumerate() {
+        for (i, (op, inputs, outputs)) in steps.iter().enumerate() {
             inputs.iter().chain(outputs).for_each(|&value| seen(value, 2 * i + 1));
+            if matches!(op, Op::ConvWeightGrad(_)) {
+                inputs.iter().for_each(|&value| seen(value, (2 * (i + slack) + 1).min(end)));
+            }
         }
         for (i, &value) in wanted.iter().enumerate() {
             seen(value, if i == 0 { 2 * forward } else { end });

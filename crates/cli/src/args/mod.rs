@@ -81,17 +81,22 @@ pub(crate) fn log_formats() -> Result<LogFormats, ConfigError> {
     std::env::var("OPENAI_LOG_FORMAT").map_or_else(|_| Ok(LogFormats::default()), |text| LogFormats::parse(&text))
 }
 
-/// `--device`.
-pub(crate) fn device_arg() -> Arg {
-    Arg::new("device")
+/// `--device` and `--tune`.
+pub(crate) fn device_args() -> [Arg; 2] {
+    let device = Arg::new("device")
         .long("device")
         .value_name("DEVICE")
         .default_value("auto")
-        .help("where to compute: cpu, cuda (or cuda:1, …), or auto, a GPU where one can be used")
+        .help("where to compute: cpu, cuda (or cuda:1, …), or auto, a GPU where one can be used");
+    [device, switch("tune", "on a GPU: time cuDNN's engines and take the fastest, once for each size of convolution")]
 }
 
 /// The device asked for.
 pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigError> {
     let name = matches.get_one::<String>("device").map_or("cpu", String::as_str);
-    ddpm_ip::device(name, cache_dir().as_deref())
+    let device = ddpm_ip::device(name, cache_dir().as_deref())?;
+    if let (ddpm_ip::Device::Cuda(gpu), true) = (device, matches.get_flag("tune")) {
+        gpu.tune();
+    }
+    Ok(device)
 }

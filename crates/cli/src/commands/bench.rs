@@ -50,7 +50,7 @@ pub(crate) fn command() -> Command {
         .arg(args::path("compare", "FILE", "a report of an earlier --json to compare with"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
-        .arg(args::device_arg())
+        .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
 }
@@ -153,7 +153,7 @@ fn read(path: &Path) -> anyhow::Result<Report> {
 /// The report for people, beside an earlier one if there is one.
 fn table(report: &Report, earlier: Option<&Report>) -> String {
     let mut text = format!(
-        "{} · {} parameters, {}x{} · batch {} · {}{}\n{} threads, {} · {:.0} GFLOP/s from registers, {:.1} GB/s of memory\n",
+        "{} · {} parameters, {}x{} · batch {} · {}{}\n{} · {:.0} GFLOP/s {}, {:.1} GB/s of memory\n",
         report.preset.as_deref().unwrap_or("network"),
         report.parameters,
         report.image_size,
@@ -161,9 +161,9 @@ fn table(report: &Report, earlier: Option<&Report>) -> String {
         report.batch_size,
         precision(report),
         if report.use_checkpoint { ", blocks computed again" } else { "" },
-        report.threads,
-        report.isa,
+        report.device.clone().unwrap_or_else(|| format!("{} threads, {}", report.threads, report.isa)),
         report.peak_flop_per_sec / 1e9,
+        if report.device.is_some() { "in large products" } else { "from registers" },
         report.peak_bytes_per_sec / 1e9,
     );
     if let Some(earlier) = earlier {
@@ -209,7 +209,7 @@ fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>,
     let change = |now: f64, before: f64| format!("  {:5.2} times", now / before);
     let _ = writeln!(
         text,
-        "\n{what}: {:.4} images/s (median of {}; {least:.4} to {most:.4}), {:.0} GFLOP/s, {:.0} % of the registers' rate{}",
+        "\n{what}: {:.4} images/s (median of {}; {least:.4} to {most:.4}), {:.0} GFLOP/s, {:.0} % of that rate{}",
         speed.median(),
         speed.images_per_sec.len(),
         speed.step_flop / speed.step_secs / 1e9,

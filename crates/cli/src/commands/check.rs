@@ -15,7 +15,7 @@ pub(crate) fn command() -> Command {
              gradients, a few training steps and chains, in f32, bf16 and f16. Prints the error of each, and ends with 1 if \
              any is larger than rounding explains.",
         )
-        .arg(args::device_arg())
+        .args(args::device_args())
         .arg(args::switch("json", "report as JSON"))
         .args_override_self(true)
 }

@@ -33,7 +33,7 @@ const MOST: u64 = 4096;
 
 /// What both commands can be told.
 fn settings_args() -> Vec<Arg> {
-    vec![
+    let own = vec![
         Arg::new("features").long("features").value_name("NETWORK").help(
             "inception, inception:WEIGHTS.pth, grey (embedded) or a file.onnx [default: grey for grey images, else inception]",
         ),
@@ -53,8 +53,8 @@ fn settings_args() -> Vec<Arg> {
         args::switch("no-cache", "compute features anew and keep none"),
         args::switch("quiet", "no progress"),
         args::switch("json", "report as JSON"),
-        args::device_arg(),
-    ]
+    ];
+    own.into_iter().chain(args::device_args()).collect()
 }
 
 /// A flag with a number for each of three channels.

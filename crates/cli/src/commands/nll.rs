@@ -40,7 +40,7 @@ pub(super) fn command() -> Command {
         .arg(args::path("out", "DIR", "folder for the terms [default: where you are]"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
-        .arg(args::device_arg())
+        .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
 }

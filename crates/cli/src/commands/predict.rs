@@ -21,7 +21,7 @@ pub(crate) fn command() -> Command {
         .arg(args::path("input", "IN.npz", "the arrays to run on").required(true))
         .arg(args::path("output", "OUT.npz", "the file to write").required(true))
         .arg(args::switch("json", "report as JSON"))
-        .arg(args::device_arg())
+        .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
 }

@@ -82,7 +82,7 @@ pub(super) fn command(kind: &Kind) -> Command {
         ))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
-        .arg(args::device_arg())
+        .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
 }

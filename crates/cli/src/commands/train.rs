@@ -83,7 +83,7 @@ pub(super) fn command(kind: &Kind) -> Command {
         .arg(args::switch("ignore-memory-limit", "train although the machine seems to have too little memory"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
-        .arg(args::device_arg())
+        .args(args::device_args())
         .args(kind.settings.args())
         .args_override_self(true)
 }

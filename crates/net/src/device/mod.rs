@@ -10,11 +10,12 @@ pub(crate) use given::{Context, Memory};
 
 use crate::arena::Lease;
 use crate::graph::Value;
+use crate::kind::Precision;
 use crate::plan::{GradientPlace, Plan, Slot};
 use crate::shards::{Gradient, GradientMemory};
 use crate::state::Parameters;
 use ddpm_cuda::{Address, Gpu, Turn};
-use ddpm_kernels::{AdamW, optim};
+use ddpm_kernels::{AdamW, optim, profile};
 
 /// A kind of device: which kernels run a plan's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +76,23 @@ impl Device {
         session.run(false, Context::default());
         let values = |value: &Value| session.read(plan.slot(*value).expect("a value that was asked for")).to_vec();
         read.iter().map(values).collect()
+    }
+
+    /// What it reaches at best in a precision: operations per second, and bytes per second of memory that are read and written
+    /// together.
+    pub fn limits(self, precision: Precision) -> [f64; 2] {
+        match self {
+            Self::Cpu => [profile::peak_flop_per_sec(precision == Precision::Bf16), profile::peak_bytes_per_sec()],
+            Self::Cuda(gpu) => done(cuda::limits(gpu, precision)),
+        }
+    }
+
+    /// Bytes of its memory that are taken, by whomever; nothing of the processor's.
+    pub fn taken(self) -> Option<usize> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(gpu) => gpu.memory().ok().map(|[free, total]| total - free),
+        }
     }
 
     /// Bytes of memory that a plan runs in, and what its kernels keep or take beside it on so many threads.

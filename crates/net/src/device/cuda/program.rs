@@ -6,8 +6,8 @@ use crate::op::{Conv, Op, extent};
 use crate::plan::{Plan, Step};
 use crate::state::Layout;
 use ddpm_cuda::{
-    Address, Buffer, Convolution, ConvolutionPlan, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result, Turn,
-    Type, Unit,
+    Address, Buffer, Convolution, ConvolutionPlan, Event, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result,
+    Turn, Type, Unit,
 };
 use ddpm_kernels::HeadOrder;
 use ddpm_kernels::conv::Geometry;
@@ -80,6 +80,10 @@ pub(crate) struct Program {
     /// Where labels and the place in the run lie, and what the kernels need for themselves.
     pub(super) context: usize,
     pub(super) scratch: usize,
+    /// The same for the steps that run aside.
+    pub(super) side_scratch: usize,
+    /// Before and after each step that runs aside.
+    pub(super) events: HashMap<usize, [Event; 2]>,
     bytes: usize,
     pub(super) recorded: Mutex<Vec<Recorded>>,
 }
@@ -138,10 +142,19 @@ impl Program {
         }
         let turn = gpu.turn()?;
         let calls: Vec<Call> = plan.steps.iter().map(|step| call(&turn, step, &plan.layout)).collect::<Result<_>>()?;
-        let scratch = take(0);
-        let needed = plan.steps.iter().zip(&calls).map(|(step, call)| Scratch::of(step, call, &plan.layout).bytes());
-        let bytes = scratch + needed.max().unwrap_or(0);
-        Ok(Self { gpu, calls, prepared, tables, context, scratch, bytes, recorded: Mutex::default() })
+        let mut most = [0, 0];
+        let mut events = HashMap::new();
+        for (i, (step, call)) in plan.steps.iter().zip(&calls).enumerate() {
+            let needed = Scratch::of(step, call, &plan.layout).bytes();
+            let aside = runs_aside(step);
+            most[usize::from(aside)] = needed.max(most[usize::from(aside)]);
+            if aside {
+                events.insert(i, [gpu.event()?, gpu.event()?]);
+            }
+        }
+        let [scratch, side_scratch] = most.map(&mut take);
+        let (bytes, recorded) = (take(0), Mutex::default());
+        Ok(Self { gpu, calls, prepared, tables, context, scratch, side_scratch, events, bytes, recorded })
     }
 
     /// Bytes of memory that it runs in.
@@ -171,6 +184,11 @@ fn units(plan: &Plan) -> Vec<Unit> {
         }
     }
     units
+}
+
+/// Whether nothing but the optimizer waits for a step.
+pub(super) fn runs_aside(step: &Step) -> bool {
+    matches!(step.op, Op::ConvWeightGrad(_))
 }
 
 /// Whether a convolution is a product of its pixels with the weights as they are.

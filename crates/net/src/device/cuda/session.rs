@@ -125,7 +125,7 @@ impl<'a> Session<'a> {
             if forward {
                 steps.prepare()?;
             }
-            range.into_iter().try_for_each(|i| steps.step(i))
+            steps.run(range)
         };
         let addresses = [memory, parameters, gradient];
         let mut recorded = self.program.recorded.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,12 +1,13 @@
 //! One step of a plan, as calls.
 
-use super::program::{ALIGNMENT, Attention, Call, Program};
+use super::program::{ALIGNMENT, Attention, Call, Program, runs_aside};
 use crate::kind::{Precision, Shape};
 use crate::op::{Norm, Op, Wanted};
 use crate::plan::{Plan, Slot, Step};
 use crate::state::Layout;
 use ddpm_cuda::{Address, Arg, Factors, Multiplication, Operands, Result, Shape as Launch, Turn, Type, args};
 use ddpm_kernels::{Padding, PoolKind, Resample};
+use std::ops::Range;
 
 /// Threads of a block of most kernels.
 const THREADS: usize = 256;
@@ -103,6 +104,11 @@ fn column_chunks(rows: usize) -> (usize, usize) {
     (rows.div_ceil(chunk), chunk)
 }
 
+/// Whether a step writes where a value lies.
+fn meets(step: &Step, slot: &Slot) -> bool {
+    step.outputs.iter().any(|output| output.bytes.start < slot.bytes.end && slot.bytes.start < output.bytes.end)
+}
+
 /// Runs a plan's steps.
 pub(super) struct Steps<'a> {
     pub(super) turn: &'a Turn,
@@ -155,6 +161,37 @@ impl Steps<'_> {
         self.plain("product", [n.div_ceil(32), m.div_ceil(32)], args)
     }
 
+    /// Starts a range of steps: those that nothing waits for in a stream of their own, beside the others. What they read is
+    /// not written again before they are done.
+    pub(super) fn run(&self, steps: Range<usize>) -> Result<()> {
+        let mut behind: Vec<usize> = Vec::new();
+        for i in steps {
+            let step = &self.plan.steps[i];
+            if let Some([before, after]) = self.program.events.get(&i) {
+                self.turn.mark(before)?;
+                self.turn.aside(|| {
+                    self.turn.follow(before)?;
+                    self.step(i)?;
+                    self.turn.mark(after)
+                })?;
+                behind.push(i);
+                continue;
+            }
+            let read = |&other: &usize| self.plan.steps[other].inputs.iter().any(|input| meets(step, input));
+            if let Some(last) = behind.iter().rposition(read) {
+                self.wait_for(behind[last])?;
+                // They run one after another: those before are done as well.
+                behind.drain(..=last);
+            }
+            self.step(i)?;
+        }
+        behind.last().map_or(Ok(()), |&last| self.wait_for(last))
+    }
+
+    fn wait_for(&self, aside: usize) -> Result<()> {
+        self.turn.follow(&self.program.events[&aside][1])
+    }
+
     /// Starts one step.
     pub(super) fn step(&self, i: usize) -> Result<()> {
         let (step, call) = (&self.plan.steps[i], &self.program.calls[i]);
@@ -164,7 +201,8 @@ impl Steps<'_> {
         let output = |i: usize| at(&step.outputs[i]);
         let shape = |i: usize| step.inputs[i].kind.shape;
         let scratch = Scratch::of(step, call, &self.plan.layout);
-        let free = self.memory.at(self.program.scratch);
+        let program = self.program;
+        let free = self.memory.at(if runs_aside(step) { program.side_scratch } else { program.scratch });
         let long = |n: usize| n as i64;
         let int = |n: usize| n as i32;
         let prepared = |places: &Vec<usize>| {
