@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What is known of a GPU before it is used.
@@ -62,6 +63,8 @@ pub struct Gpu {
     lock: Mutex<()>,
     /// Blocks that are kept for the next who needs as much.
     pool: Mutex<Vec<Block>>,
+    /// Bytes that the driver gave, now and at most.
+    given: [AtomicUsize; 2],
 }
 
 // SAFETY: handles of contexts, streams and libraries may be used from any thread; `lock` keeps their calls apart.
@@ -207,9 +210,24 @@ impl Gpu {
         call!(driver, cuStreamCreate(&raw mut side, 1))?;
         let cudnn = Cudnn::new(&set.cudnn.functions)?;
         let cublas = CublasLt::new(&set.cublas.functions)?;
-        let (kernels, tuned, lock, pool) = Default::default();
+        let (kernels, tuned, lock, pool, given) = Default::default();
         let cache = cache.map(Path::to_path_buf);
-        Ok(Self { tuned, driver, set, context, stream, side, description, cache, kernels, cudnn, cublas, lock, pool })
+        Ok(Self {
+            tuned,
+            driver,
+            set,
+            context,
+            stream,
+            side,
+            description,
+            cache,
+            kernels,
+            cudnn,
+            cublas,
+            lock,
+            pool,
+            given,
+        })
     }
 
     /// From here on the fastest of a convolution's first engines is taken, not the first. What was timed is kept for this kind
@@ -306,6 +324,11 @@ impl Gpu {
         Ok([free, total])
     }
 
+    /// The most bytes of memory that this process was given at once, beside what the driver and the libraries take.
+    pub fn most_given(&self) -> usize {
+        self.given[1].load(Ordering::Relaxed)
+    }
+
     /// cuDNN's and cuBLASLt's versions: with the kind of GPU they decide about bits.
     pub fn versions(&self) -> [usize; 2] {
         // SAFETY: these functions only answer.
@@ -352,6 +375,8 @@ impl Gpu {
             return Err(Error::Memory { wanted: bytes >> 20, free: free >> 20, total: total >> 20 });
         }
         made?;
+        let now = self.given[0].fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.given[1].fetch_max(now, Ordering::Relaxed);
         Ok(Buffer { gpu: self, block: Block { address, bytes } })
     }
 
@@ -362,7 +387,10 @@ impl Gpu {
     pub fn release(&'static self) -> Result<()> {
         self.enter()?;
         let unused = std::mem::take(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner));
-        unused.into_iter().try_for_each(|block| call!(self.driver, cuMemFree_v2(block.address)))
+        unused.into_iter().try_for_each(|block| {
+            self.given[0].fetch_sub(block.bytes, Ordering::Relaxed);
+            call!(self.driver, cuMemFree_v2(block.address))
+        })
     }
 
     /// A buffer that holds these values.

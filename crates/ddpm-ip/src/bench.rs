@@ -58,7 +58,7 @@ pub struct Report {
     pub train_images_per_sec: Option<f64>,
     /// Median of the sampling steps.
     pub sample_images_per_sec: Option<f64>,
-    /// The most memory this process held: of training if that was measured, else of sampling. Of a GPU, what was taken.
+    /// The most memory this process held: of training if that was measured, else of sampling. Of a GPU's, without driver and libraries.
     pub peak_memory_bytes: Option<u64>,
 }
 
@@ -201,8 +201,7 @@ pub fn run(job: Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Resu
         report.train_images_per_sec = Some(speed.median());
         report.train = Some(speed);
     }
-    // What a GPU's memory holds stays there: it is the most that it held.
-    report.peak_memory_bytes = device.taken().map(|bytes| bytes as u64).or_else(peak_memory_bytes);
+    report.peak_memory_bytes = device.most_given().map(|bytes| bytes as u64).or_else(peak_memory_bytes);
     // It takes memory of its own.
     [report.peak_flop_per_sec, report.peak_bytes_per_sec] = device.limits(precision);
     Ok((Outcome::Finished, report))
@@ -264,12 +263,12 @@ fn training(
     }
     let mut trainer = Trainer::new(config.clone(), Task::Diffusion(network), None)?;
     let mut secs = Vec::new();
+    let mut batch = Batch { images, labels: labels(config), position: 0 };
     for step in 0..1 + job.repeats + PROFILED {
         if step == 1 + job.repeats {
             profile::start();
         }
-        let position = (step * config.train.batch_size) as u64;
-        let batch = Batch { images: images.clone(), labels: labels(config), position };
+        batch.position = (step * config.train.batch_size) as u64;
         let since = Instant::now();
         let mut trained = trainer.train_step(&batch);
         // Before the first that is timed, f16 finds its loss scale.

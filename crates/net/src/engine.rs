@@ -8,8 +8,9 @@ use crate::plan::{GradientPlace, Plan, Plans};
 use crate::shards::{Gradient, Shards, Tree, each};
 use crate::state::Parameters;
 use ddpm_cuda::{self as gpu, Address, Gpu, Turn};
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a network is given for a batch of N images.
 #[derive(Clone, Copy, Debug)]
@@ -104,12 +105,14 @@ pub struct Engine<N> {
     network: N,
     device: Device,
     plans: Plans<Key, Planned>,
+    /// Sinusoids of the times that it met, by their bits.
+    sinusoids: Mutex<HashMap<u32, Vec<f32>>>,
 }
 
 impl<N: Network> Engine<N> {
     /// A network that has met no batch.
     pub fn new(network: N, device: Device) -> Self {
-        Self { network, device, plans: Plans::default() }
+        Self { network, device, plans: Plans::default(), sinusoids: Mutex::default() }
     }
 
     /// The network.
@@ -130,6 +133,23 @@ impl<N: Network> Engine<N> {
         let arenas = pieces.min(threads);
         let [arena, scratch] = self.device.plan_bytes(&planned.plan, threads);
         PlanMemory { arena, arenas, scratch }
+    }
+
+    /// The sinusoids of times. Training and sampling meet the same few hundred again and again.
+    fn embedding(&self, times: &[f32]) -> Vec<f32> {
+        /// Times that are kept.
+        const KEPT: usize = 4096;
+        let config = self.network.config();
+        let mut known = self.sinusoids.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() > KEPT {
+            known.clear();
+        }
+        let mut all = Vec::with_capacity(times.len() * config.model_channels);
+        for &time in times {
+            let own = || timestep_embedding(&[time], config.model_channels, config.family);
+            all.extend_from_slice(known.entry(time.to_bits()).or_insert_with(own));
+        }
+        all
     }
 
     fn planned(&self, key: Key) -> Arc<Planned> {
@@ -327,7 +347,7 @@ impl<'a, N: Network> Run<'a, N> {
         if let Some((value, low_res)) = recorded.low_res.zip(feed.low_res) {
             self.fill(value, low_res);
         }
-        self.fill(recorded.times, &timestep_embedding(feed.times, config.model_channels, config.family));
+        self.fill(recorded.times, &self.engine.embedding(feed.times));
         let context = self.context();
         self.session.run(true, context);
     }

@@ -87,11 +87,11 @@ impl Device {
         }
     }
 
-    /// Bytes of its memory that are taken, by whomever; nothing of the processor's.
-    pub fn taken(self) -> Option<usize> {
+    /// The most bytes of a GPU's memory that this process was given; nothing of the processor's.
+    pub fn most_given(self) -> Option<usize> {
         match self {
             Self::Cpu => None,
-            Self::Cuda(gpu) => gpu.memory().ok().map(|[free, total]| total - free),
+            Self::Cuda(gpu) => Some(gpu.most_given()),
         }
     }
 
