@@ -82,7 +82,9 @@ pub(crate) struct Program {
     pub(super) scratch: usize,
     /// The same for the steps that run aside.
     pub(super) side_scratch: usize,
-    /// Before and after each step that runs aside.
+    /// Where the sums of a normalisation's backward pass lie, which are read aside.
+    pub(super) partials: HashMap<usize, usize>,
+    /// Before and after what each step does aside.
     pub(super) events: HashMap<usize, [Event; 2]>,
     bytes: usize,
     pub(super) recorded: Mutex<Vec<Recorded>>,
@@ -142,19 +144,23 @@ impl Program {
         }
         let turn = gpu.turn()?;
         let calls: Vec<Call> = plan.steps.iter().map(|step| call(&turn, step, &plan.layout)).collect::<Result<_>>()?;
-        let mut most = [0, 0];
+        let (mut most, mut partials) = ([0, 0], HashMap::new());
         let mut events = HashMap::new();
         for (i, (step, call)) in plan.steps.iter().zip(&calls).enumerate() {
             let needed = Scratch::of(step, call, &plan.layout).bytes();
             let aside = runs_aside(step);
-            most[usize::from(aside)] = needed.max(most[usize::from(aside)]);
-            if aside {
+            if matches!(step.op, Op::NormGrad(..)) {
+                partials.insert(i, take(needed));
+            } else {
+                most[usize::from(aside)] = needed.max(most[usize::from(aside)]);
+            }
+            if aside || sums_aside(step) {
                 events.insert(i, [gpu.event()?, gpu.event()?]);
             }
         }
         let [scratch, side_scratch] = most.map(&mut take);
         let (bytes, recorded) = (take(0), Mutex::default());
-        Ok(Self { gpu, calls, prepared, tables, context, scratch, side_scratch, events, bytes, recorded })
+        Ok(Self { gpu, calls, prepared, tables, context, scratch, side_scratch, partials, events, bytes, recorded })
     }
 
     /// Bytes of memory that it runs in.
@@ -189,6 +195,11 @@ fn units(plan: &Plan) -> Vec<Unit> {
 /// Whether nothing but the optimizer waits for a step.
 pub(super) fn runs_aside(step: &Step) -> bool {
     matches!(step.op, Op::ConvWeightGrad(_))
+}
+
+/// Whether nothing but the optimizer waits for a part of a step: the gradients of a normalisation's parameters.
+pub(super) fn sums_aside(step: &Step) -> bool {
+    matches!(&step.op, Op::NormGrad(_, wanted) if wanted.parameters)
 }
 
 /// Whether a convolution is a product of its pixels with the weights as they are.

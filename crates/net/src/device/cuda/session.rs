@@ -116,7 +116,7 @@ impl<'a> Session<'a> {
                 profile::note(("weights in the type of the products".into(), work), ms / 1e3);
             }
             for i in range {
-                let ms = turn.milliseconds(|| steps.step(i))?;
+                let ms = turn.milliseconds(|| steps.run(i..i + 1))?;
                 profile::note(plan.steps[i].work(&plan.layout, false), ms / 1e3);
             }
             return Ok(());

@@ -104,6 +104,14 @@ fn column_chunks(rows: usize) -> (usize, usize) {
     (rows.div_ceil(chunk), chunk)
 }
 
+/// What a step reads aside, of what others may overwrite.
+fn read_aside(step: &Step) -> &[Slot] {
+    match &step.op {
+        Op::NormGrad(norm, _) => &step.inputs[3..3 + usize::from(norm.film)],
+        _ => &step.inputs,
+    }
+}
+
 /// Whether a step writes where a value lies.
 fn meets(step: &Step, slot: &Slot) -> bool {
     step.outputs.iter().any(|output| output.bytes.start < slot.bytes.end && slot.bytes.start < output.bytes.end)
@@ -167,23 +175,24 @@ impl Steps<'_> {
         let mut behind: Vec<usize> = Vec::new();
         for i in steps {
             let step = &self.plan.steps[i];
+            if !runs_aside(step) {
+                let read = |&other: &usize| read_aside(&self.plan.steps[other]).iter().any(|input| meets(step, input));
+                if let Some(last) = behind.iter().rposition(read) {
+                    self.wait_for(behind[last])?;
+                    // They run one after another: those before are done as well.
+                    behind.drain(..=last);
+                }
+                self.step(i)?;
+            }
             if let Some([before, after]) = self.program.events.get(&i) {
                 self.turn.mark(before)?;
                 self.turn.aside(|| {
                     self.turn.follow(before)?;
-                    self.step(i)?;
+                    if runs_aside(step) { self.step(i)? } else { self.norm_parameters(i)? }
                     self.turn.mark(after)
                 })?;
                 behind.push(i);
-                continue;
             }
-            let read = |&other: &usize| self.plan.steps[other].inputs.iter().any(|input| meets(step, input));
-            if let Some(last) = behind.iter().rposition(read) {
-                self.wait_for(behind[last])?;
-                // They run one after another: those before are done as well.
-                behind.drain(..=last);
-            }
-            self.step(i)?;
         }
         behind.last().map_or(Ok(()), |&last| self.wait_for(last))
     }
@@ -334,7 +343,7 @@ impl Steps<'_> {
                 let film = if norm.film { input(1) } else { none };
                 self.norm(norm, kind, shape(0), [input(0), film, output(0), output(1), partial])
             }
-            Op::NormGrad(norm, wanted) => self.norm_grad(step, norm, *wanted, scratch.places::<1>(free)[0]),
+            Op::NormGrad(norm, wanted) => self.norm_grad(step, norm, *wanted, self.memory.at(program.partials[&i])),
             Op::Attention(heads, order) => {
                 let parts = Attention::new(shape(0), *heads, *order, kind);
                 if matches!(call, Call::Attention) {
@@ -584,16 +593,20 @@ impl Steps<'_> {
             let shape = Launch { grid: [of.c.div_ceil(THREADS), of.n], block: THREADS, shared: 0 };
             self.turn.launch("norm_grad_film", shape, args![partial, weight, bias, at(&step.outputs[1]), c, count])?;
         }
-        if wanted.parameters {
-            let (weight, bias) = (self.gradient(norm.place), self.gradient(norm.place + 1));
-            let shape = Launch { grid: [of.c.div_ceil(8), 1], block: 512, shared: 0 };
-            self.turn.launch(
-                "norm_grad_parameters",
-                shape,
-                args![partial, film, weight, bias, of.n as i32, c, count],
-            )?;
-        }
         Ok(())
+    }
+
+    /// The gradients of a normalisation's parameters, from the sums that its backward pass left.
+    fn norm_parameters(&self, i: usize) -> Result<()> {
+        let step = &self.plan.steps[i];
+        let Op::NormGrad(norm, _) = &step.op else { unreachable!("only normalisations leave sums") };
+        let of = step.inputs[1].kind.shape;
+        let film = if norm.film { self.memory.at(step.inputs[3].bytes.start) } else { Address::NULL };
+        let (partial, count) = (self.memory.at(self.program.partials[&i]), Chunks::of(of).count() as i32);
+        let (weight, bias) = (self.gradient(norm.place), self.gradient(norm.place + 1));
+        let shape = Launch { grid: [of.c.div_ceil(8), 1], block: 512, shared: 0 };
+        let args = args![partial, film, weight, bias, of.n as i32, of.c as i32, count];
+        self.turn.launch("norm_grad_parameters", shape, args)
     }
 }
 
