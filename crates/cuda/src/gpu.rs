@@ -128,7 +128,11 @@ macro_rules! call {
 /// No driver, or one that refuses.
 pub fn gpus() -> Result<Vec<Description>> {
     let driver = &library::driver()?.functions;
-    call!(driver, cuInit(0))?;
+    match call!(driver, cuInit(0)) {
+        // A driver that has none to drive.
+        Err(Error::Driver { code: 100, .. }) => return Ok(Vec::new()),
+        begun => begun?,
+    }
     let mut count = 0;
     call!(driver, cuDeviceGetCount(&raw mut count))?;
     (0..count)

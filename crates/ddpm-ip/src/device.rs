@@ -28,6 +28,9 @@ pub fn devices() -> Result<Vec<String>, ConfigError> {
             return Ok(lines);
         }
     };
+    if found.is_empty() {
+        lines.push("no GPU: the driver finds none".into());
+    }
     for about in &found {
         let [major, minor] = about.capability;
         lines.push(format!(

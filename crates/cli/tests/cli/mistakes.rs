@@ -32,7 +32,7 @@ fn usage_and_configuration_end_with_2_and_leave_nothing() {
     }
     place.run(&["train", "--resume_checkpoint", "model.pt"]).complains(1, &["model.pt", "no such file"]);
     place.run(&["sample"]).complains(2, &["--checkpoint"]);
-    place.run_with("DDPM_IP_ISA", "mmx", &["train"]).complains(2, &["DDPM_IP_ISA=mmx", "portable"]);
+    place.run_with(&[("DDPM_IP_ISA", "mmx")], &["train"]).complains(2, &["DDPM_IP_ISA=mmx", "portable"]);
     std::fs::write(place.path("report.json"), "{}").unwrap();
     place.run(&["bench", "--compare", "report.json"]).complains(2, &["report.json", "ddpm-ip bench --json"]);
     place.run(&["bench", "--repeats", "0"]).complains(2, &["--repeats"]);

@@ -173,7 +173,7 @@ fn the_readmes_training_and_sampling_lines_run() {
     let line = TRAINING[0].1.replace("PATH_TO_DATASET", "images");
     let line = words(&line, &[], &[SMALL, SHORT, "--num_head_channels 32"]);
     let line: Vec<&str> = line.iter().map(String::as_str).collect();
-    place.run_with("OPENAI_LOGDIR", "logs", &line).exits(0);
+    place.run_with(&[("OPENAI_LOGDIR", "logs")], &line).exits(0);
     assert!(place.path("logs/progress.csv").exists());
 }
 
@@ -229,7 +229,7 @@ fn a_preset_goes_on_from_the_references_files() {
 fn openais_log_formats_are_written() {
     let place = Place::new();
     let tiny = [&["train"], super::support::TINY, &["--steps", "2"]].concat();
-    let silent = place.run_with("OPENAI_LOG_FORMAT", "json,tensorboard", &tiny).exits(0);
+    let silent = place.run_with(&[("OPENAI_LOG_FORMAT", "json,tensorboard")], &tiny).exits(0);
     assert_eq!(silent.err(), "");
     let logs = |place: &Place| -> Vec<String> {
         let is_log = |name: &String| [".json", ".jsonl", ".csv", ".txt", "tb"].iter().any(|end| name.ends_with(end));
@@ -247,7 +247,7 @@ fn openais_log_formats_are_written() {
     assert_eq!((found(b"brain.Event:2"), found(b"grad_norm")), (1, 2));
 
     let other = [&["train"], super::support::TINY, &["--steps", "2", "--out", "run2"]].concat();
-    let ran = place.run_with("OPENAI_LOG_FORMAT", "stdout,csv", &other).exits(0);
+    let ran = place.run_with(&[("OPENAI_LOG_FORMAT", "stdout,csv")], &other).exits(0);
     assert!(ran.err().starts_with("step ") && place.path("run2/progress.csv").exists());
-    place.run_with("OPENAI_LOG_FORMAT", "csv,xml", &other).complains(2, &["OPENAI_LOG_FORMAT", "\"xml\""]);
+    place.run_with(&[("OPENAI_LOG_FORMAT", "csv,xml")], &other).complains(2, &["OPENAI_LOG_FORMAT", "\"xml\""]);
 }

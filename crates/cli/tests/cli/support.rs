@@ -48,16 +48,15 @@ impl Place {
     }
 
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
+        self.run_with(&[], args)
+    }
+
+    /// A call with environment variables.
+    pub(crate) fn run_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Ran {
         let mut command = Command::cargo_bin("ddpm-ip").unwrap();
         // What is kept between calls is kept here.
         let command = command.current_dir(self.0.path()).env("DDPM_IP_CACHE", "cache");
-        Ran(command.args(args).output().unwrap())
-    }
-
-    /// A call with an environment variable.
-    pub(crate) fn run_with(&self, variable: &str, value: &str, args: &[&str]) -> Ran {
-        let mut command = Command::cargo_bin("ddpm-ip").unwrap();
-        Ran(command.current_dir(self.0.path()).env(variable, value).args(args).output().unwrap())
+        Ran(command.envs(variables.iter().copied()).args(args).output().unwrap())
     }
 
     /// `train` on the tiny run with more flags.

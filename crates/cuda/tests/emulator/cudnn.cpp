@@ -433,7 +433,10 @@ struct Handle { void* stream = nullptr; };
 
 extern "C" {
 size_t cudnnGetVersion() { return 92800; }
-size_t cudnnGetCudartVersion() { return 13000; }
+size_t cudnnGetCudartVersion() {  // built for the driver's major version
+    const char* driver = std::getenv("CUDA_ON_CPU_DRIVER");
+    return driver ? size_t(atoi(driver)) / 1000 * 1000 : 13000;
+}
 const char* cudnnGetErrorString(int s) { return s ? "CUDNN_STATUS refused by the processor's cuDNN" : "CUDNN_STATUS_SUCCESS"; }
 void cudnnGetLastErrorString(char* to, size_t n) { if (n) snprintf(to, n, "%s", last.c_str()); }
 int cudnnCreate(void** h) {
