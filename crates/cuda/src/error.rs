@@ -21,6 +21,20 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// Older than the kernels need.
+    #[error(
+        "cuda:{index}, {name}, has compute capability {major}.{minor}: 8.0 (Ampere, from 2020) is the least that serves\n  --device cpu computes on the processor"
+    )]
+    Old {
+        /// Which GPU.
+        index: usize,
+        /// Its name.
+        name: String,
+        /// Its compute capability, before the point.
+        major: i32,
+        /// After the point.
+        minor: i32,
+    },
     /// Too little memory.
     #[error(
         "the GPU has no memory for {wanted} MiB more ({free} of {total} MiB are free)\n  a smaller --microbatch or --batch-size needs less, or --use-checkpoint true; `nvidia-smi` shows what else uses the GPU"

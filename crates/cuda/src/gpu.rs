@@ -202,6 +202,10 @@ impl Gpu {
         let known = gpus()?;
         let count = known.len();
         let description = known.into_iter().nth(index).ok_or(Error::Index { index, count })?;
+        let [major, minor] = description.capability;
+        if major < 8 {
+            return Err(Error::Old { index, name: description.name, major, minor });
+        }
         let driver = &library::driver()?.functions;
         let set = library::set(driver_version()?.0[0])?;
         let (mut device, mut context) = (0, std::ptr::null_mut());

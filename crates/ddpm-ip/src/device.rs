@@ -4,6 +4,14 @@ use crate::config::ConfigError;
 use ddpm_net::{Device, Gpu, gpu};
 use std::path::Path;
 
+/// A GPU's name; nothing of the processor.
+pub(crate) fn name(device: Device) -> Option<String> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(gpu) => Some(gpu.description().name.clone()),
+    }
+}
+
 /// A GPU in words, with the libraries that serve it; nothing of the processor.
 pub(crate) fn describe(device: Device) -> Option<String> {
     let Device::Cuda(gpu) = device else { return None };

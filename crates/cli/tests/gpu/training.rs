@@ -99,6 +99,10 @@ fn a_run_goes_from_one_device_to_another_and_back() {
         on_gpu(&place, &train(&moved, "6")).exits(0);
         assert_losses_near(&place, &moved, &stayed, tolerance);
         let log = place.read(&format!("{moved}/log.txt"));
+        assert!(
+            log.contains("this run was on a processor in place of a GPU and goes on on the processor, at about "),
+            "{log}"
+        );
         assert!(log.contains("resuming at step 4") && !log.contains("the checkpoint was made with"), "{log}");
         assert_eq!(precision(&place, &moved), kept);
     }

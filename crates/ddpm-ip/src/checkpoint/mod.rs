@@ -83,6 +83,9 @@ pub struct Progress {
     /// log₂ of the loss scale of the next step, in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lg_loss_scale: Option<f64>,
+    /// The GPU that made the last step, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
 }
 
 /// The folder of a run's checkpoints.

@@ -94,6 +94,13 @@ pub fn train(
     };
     let parameters = task.parameter_count();
     let mut trainer = Trainer::new(config, task, state)?;
+    if let (Device::Cpu, Some(gpu)) = (device, &trainer.state.progress.gpu) {
+        let speed = trainer.expected_speed();
+        emit(Event::Warning(format!(
+            "this run was on {gpu} and goes on on the processor, at about {speed:.1} images/s: --device cuda says what a GPU lacks"
+        )));
+    }
+    trainer.state.progress.gpu = crate::device::name(device);
     let config = trainer.config.clone();
     let time_limit = config.train.time_limit()?;
     let last_step = config.train.last_step();

@@ -11,8 +11,9 @@ use crate::diffusion::Diffusion;
 use ddpm_kernels::AdamW;
 use ddpm_kernels::profile::{Work, timed};
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
-use ddpm_net::{Accumulator, Gradient, Parameters};
+use ddpm_net::{Accumulator, Feed, Gradient, Parameters};
 use rayon::prelude::*;
+use std::time::Instant;
 
 /// What one step saw, image by image where a field is a list.
 #[derive(Clone, Debug, Default)]
@@ -148,6 +149,24 @@ impl Trainer {
             n => 1.0 - since as f64 / n as f64,
         };
         c.lr * warm * annealed.max(0.0)
+    }
+
+    /// Images per second that a training step may be expected to reach, by the time of a network call on four of them: the
+    /// backward pass takes about twice as long as the forward one.
+    pub(super) fn expected_speed(&self) -> f64 {
+        /// Forward and backward pass and the rest, in forward passes.
+        const PASSES: f64 = 3.2;
+        let (n, model) = (self.config.train.microbatch_size().min(4), &self.config.model);
+        let (images, times, labels) = (vec![0.0; n * self.per_image()], vec![0.0; n], vec![0; n]);
+        let config = self.task.network().config();
+        let feed = Feed {
+            labels: config.num_classes.is_some().then_some(&labels),
+            low_res: config.low_res.then_some(&images),
+            ..Feed::new(&images, [model.image_size; 2], &times)
+        };
+        let since = Instant::now();
+        self.task.forward(&self.state.parameters, feed);
+        n as f64 / (PASSES * since.elapsed().as_secs_f64())
     }
 
     /// Trains on one batch. The trainer is unchanged if it fails.

@@ -56,13 +56,13 @@ impl<'a> Session<'a> {
             done(gpu.release());
             shared.memory = Some(done(gpu.alloc(program.bytes())));
         }
-        for staging in [0, 1] {
-            let Shared { up, down, .. } = &mut *shared;
-            let kept = if staging == 0 { up } else { down };
+        let stage = |kept: &mut Option<Pinned>| {
             if kept.as_ref().is_none_or(|pinned| pinned.bytes() < plan.edges) {
                 *kept = Some(done(gpu.pinned(plan.edges)));
             }
-        }
+        };
+        stage(&mut shared.up);
+        stage(&mut shared.down);
         let memory = shared.memory.as_ref().expect("just made").address();
         // What the last run sent has arrived before this one writes there.
         let sent = shared.sent.get_or_insert_with(|| done(gpu.event()));

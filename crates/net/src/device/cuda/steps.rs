@@ -188,7 +188,11 @@ impl Steps<'_> {
                 self.turn.mark(before)?;
                 self.turn.aside(|| {
                     self.turn.follow(before)?;
-                    if runs_aside(step) { self.step(i)? } else { self.norm_parameters(i)? }
+                    if runs_aside(step) {
+                        self.step(i)?
+                    } else {
+                        self.norm_parameters(i)?
+                    }
                     self.turn.mark(after)
                 })?;
                 behind.push(i);
