@@ -16,6 +16,8 @@ fn help_names_the_commands_and_every_setting() {
         "predict",
         "info",
         "bench",
+        "bias",
+        "check",
         "completions",
         "130 interrupted",
     ]) {

@@ -18,7 +18,8 @@ void leave(const E* __restrict__ pixels, float* __restrict__ planes, int n, int 
     });
 }
 
-// Weights of an output channel change their layout in shared memory, TILE values at a time: whole taps of some input channels.
+// Weights of an output channel change their layout in shared memory, TILE values at a time: whole taps of some input channels. A kernel has
+// at most TILE / 8 taps.
 constexpr int TILE = 2304;
 
 // Four bytes of E: pairs of 16-bit values, which fill a warp's 128 bytes.
@@ -49,74 +50,10 @@ template <int W, class A, class B> void convert(const A* from, B* to) {
     store(to, v);
 }
 
-// More taps than this are not worth a tile: they are read with a stride.
-constexpr int MOST_TAPS = TILE / 8;
-
-// launch: grid (any; ceil(o·i·taps/2048) at most), block 256
-template <class E>
-void weights_in(const float* __restrict__ w, E* __restrict__ out, int o, int i, int taps) {
-    alignas(16) __shared__ float tile[TILE];
-    if (taps == 1) {
-        // A parameter may begin anywhere in the vector of all.
-        if ((unsigned long long)w % 16 == 0) each_vector<8>((long long)o * i, [&](long long k, auto neighbours) { convert<neighbours.value>(w + k, out + k); });
-        else each((long long)o * i, [&](long long k) { out[k] = narrow<E>(w[k]); });
-        return;
-    }
-    if (taps > MOST_TAPS) {
-        each((long long)o * i * taps, [&](long long k) {
-            const long long row = k / i;
-            out[k] = narrow<E>(w[(row / taps * i + k % i) * taps + row % taps]);
-        });
-        return;
-    }
-    each_tile(o, i, taps, [&](int channel, int from, int count) {
-        const float* in = w + ((long long)channel * i + from) * taps;
-        const int values = count * taps;
-        if ((unsigned long long)in % 16 == 0) {
-            for (int k = threadIdx.x; k < values / 4; k += THREADS) {
-                float v[4];
-                load<4>(in + 4 * k, v);
-                store(tile + 4 * k, v);
-            }
-            for (int k = values / 4 * 4 + threadIdx.x; k < values; k += THREADS) tile[k] = in[k];
-        } else {
-            for (int k = threadIdx.x; k < values; k += THREADS) tile[k] = in[k];
-        }
-        __syncthreads();
-        E* to = out + (long long)channel * taps * i + from;
-        if (i % CELL<E> == 0) {
-            const unsigned cells = count / CELL<E>;
-            for (unsigned k = threadIdx.x; k < cells * taps; k += THREADS) {
-                const unsigned tap = k / cells, at = k % cells * CELL<E>;
-                float v[CELL<E>];
-#pragma unroll
-                for (int j = 0; j < CELL<E>; j++) v[j] = tile[(at + j) * taps + tap];
-                store(to + (long long)tap * i + at, v);
-            }
-        } else {
-            for (unsigned k = threadIdx.x; k < (unsigned)values; k += THREADS)
-                to[(long long)(k / count) * i + k % count] = narrow<E>(tile[k % count * taps + k / count]);
-        }
-        __syncthreads();
-    });
-}
-
 // launch: grid (any; ceil(o·i·taps/2048) at most), block 256
 template <class E>
 void weights_out(const E* __restrict__ w, float* __restrict__ out, int o, int i, int taps) {
     alignas(16) __shared__ float tile[TILE];
-    if (taps == 1) {
-        if ((unsigned long long)out % 16 == 0) each_vector<8>((long long)o * i, [&](long long k, auto neighbours) { convert<neighbours.value>(w + k, out + k); });
-        else each((long long)o * i, [&](long long k) { out[k] = widen(w[k]); });
-        return;
-    }
-    if (taps > MOST_TAPS) {
-        each((long long)o * i * taps, [&](long long k) {
-            const long long row = k / i;
-            out[(row / taps * i + k % i) * taps + row % taps] = widen(w[k]);
-        });
-        return;
-    }
     each_tile(o, i, taps, [&](int channel, int from, int count) {
         const E* in = w + (long long)channel * taps * i + from;
         const int values = count * taps;
@@ -222,7 +159,6 @@ void from_f32(const float* __restrict__ x, E* __restrict__ y, long long len) {
 KERNEL(enter, (THREADS), (const float* __restrict__ planes, E* __restrict__ pixels, int n, int ci, int p, int c, int at),
        (planes, pixels, n, ci, p, c, at))
 KERNEL(leave, (THREADS), (const E* __restrict__ pixels, float* __restrict__ planes, int n, int ci, int p, int c), (pixels, planes, n, ci, p, c))
-KERNEL(weights_in, (THREADS), (const float* __restrict__ w, E* __restrict__ out, int o, int i, int taps), (w, out, o, i, taps))
 KERNEL(weights_out, (THREADS), (const E* __restrict__ w, float* __restrict__ out, int o, int i, int taps), (w, out, o, i, taps))
 KERNEL(place, (THREADS), (const E* __restrict__ x, E* __restrict__ out, long long rows, int c, int out_c, int at), (x, out, rows, c, out_c, at))
 KERNEL(take, (THREADS), (const E* __restrict__ x, E* __restrict__ out, long long rows, int c, int from, int count), (x, out, rows, c, from, count))

@@ -23,7 +23,7 @@ Twin twin_of(const char* name, void (*kernel)(A...)) {
 
 static Twin all[] = {
     THREE(norm_sums), THREE(norm_apply), THREE(norm_grad_sums), THREE(norm_grad_apply), ONE(norm_grad_film), ONE(norm_grad_parameters),
-    THREE(enter), THREE(leave), THREE(weights_in), THREE(weights_out), THREE(place), THREE(take), THREE(up), THREE(down), THREE(to_f32),
+    THREE(enter), THREE(leave), THREE(weights_out), THREE(place), THREE(take), THREE(up), THREE(down), THREE(to_f32),
     THREE(from_f32), THREE(silu), THREE(silu_grad), THREE(relu), THREE(relu_grad), THREE(add), THREE(add_rows), THREE(sum_pixels),
     THREE(spread_rows), THREE(column_sums), ONE(column_sums_finish), THREE(bias_residual), ONE(embed), ONE(embed_grad), ONE(tokens),
     ONE(tokens_grad), ONE(positions_grad), ONE(first_token), ONE(first_token_grad), THREE(pool), THREE(softmax), THREE(softmax_grad), ONE(adamw),

@@ -58,7 +58,7 @@ pub const KEYS: &[Key] = &[
     key(
         "model",
         "precision",
-        "of activations and products: f32, bf16, f16, or auto, bf16 on a GPU and f32 else; all else is f32",
+        "of activations and products: f32, bf16, f16, auto (bf16 on a GPU); all else is f32",
     ),
     key("model", "use_checkpoint", "compute blocks again in the backward pass: less memory, more time"),
     key("classifier", "width", "channels of the classifier at multiplier 1"),

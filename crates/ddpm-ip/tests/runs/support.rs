@@ -45,7 +45,9 @@ pub(crate) fn with(settings: &[(&str, &str)]) -> Config {
         )
         .unwrap();
     layers.set(settings.iter().copied()).unwrap();
-    layers.resolve().unwrap()
+    let mut config = layers.resolve().unwrap();
+    config.settle(cpu(), None);
+    config
 }
 
 pub(crate) fn cpu() -> Device {
