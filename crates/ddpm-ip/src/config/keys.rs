@@ -55,11 +55,7 @@ pub const KEYS: &[Key] = &[
     key("model", "resblock_updown", "residual blocks resample, not plain layers"),
     key("model", "conv_resample", "plain resampling layers have a convolution"),
     key("model", "use_new_attention_order", "split queries, keys and values before the heads"),
-    key(
-        "model",
-        "precision",
-        "of activations and products: f32, bf16, f16, auto (bf16 on a GPU); all else is f32",
-    ),
+    key("model", "precision", "of activations and products: f32, bf16, f16, auto (bf16 on a GPU); all else is f32"),
     key("model", "use_checkpoint", "compute blocks again in the backward pass: less memory, more time"),
     key("classifier", "width", "channels of the classifier at multiplier 1"),
     key("classifier", "depth", "its residual blocks per level"),
