@@ -221,7 +221,6 @@ impl Gpu {
         let (kernels, tuned, lock, pool, given) = Default::default();
         let cache = cache.map(Path::to_path_buf);
         Ok(Self {
-            tuned,
             driver,
             set,
             context,
@@ -232,6 +231,7 @@ impl Gpu {
             kernels,
             cudnn,
             cublas,
+            tuned,
             lock,
             pool,
             given,

@@ -130,7 +130,9 @@ impl Plan {
         for (i, (op, inputs, outputs)) in steps.iter().enumerate() {
             inputs.iter().chain(outputs).for_each(|&value| seen(value, 2 * i + 1));
             if matches!(op, Op::ConvWeightGrad(_)) {
-                inputs.iter().for_each(|&value| seen(value, (2 * (i + slack) + 1).min(end)));
+                for &value in inputs {
+                    seen(value, (2 * (i + slack) + 1).min(end));
+                }
             }
         }
         for (i, &value) in wanted.iter().enumerate() {

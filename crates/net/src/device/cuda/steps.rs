@@ -189,9 +189,9 @@ impl Steps<'_> {
                 self.turn.aside(|| {
                     self.turn.follow(before)?;
                     if runs_aside(step) {
-                        self.step(i)?
+                        self.step(i)?;
                     } else {
-                        self.norm_parameters(i)?
+                        self.norm_parameters(i)?;
                     }
                     self.turn.mark(after)
                 })?;
