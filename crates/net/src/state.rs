@@ -6,7 +6,6 @@
 
 use crate::values::Values;
 use ddpm_cuda::{Address, Gpu};
-use ddpm_kernels::optim;
 use ddpm_math::{Domain, Stream};
 use std::ops::Range;
 use std::sync::Arc;
@@ -200,6 +199,6 @@ impl Parameters {
 
     /// Euclidean norm over all values.
     pub fn norm(&self) -> f64 {
-        optim::sum_squares(self.values()).sqrt()
+        self.values.sum_squares().sqrt()
     }
 }

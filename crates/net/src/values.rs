@@ -1,7 +1,8 @@
 //! Numbers in main memory, in a GPU's, or in both: copied when the other side asks, and never behind what was written last.
 
-use crate::device::done;
+use crate::device::{cuda, done};
 use ddpm_cuda::{Address, Buffer, Gpu};
+use ddpm_kernels::optim;
 use std::sync::OnceLock;
 
 /// Values of f32. One side at least has them.
@@ -24,6 +25,14 @@ impl Values {
             let buffer = self.gpu.get().expect("values on one side at least");
             done(buffer.download(self.len))
         })
+    }
+
+    /// Σ of the squares, where they are.
+    pub(crate) fn sum_squares(&self) -> f64 {
+        match (self.host.get(), self.gpu.get()) {
+            (None, Some(buffer)) => done(cuda::sum_squares(buffer, self.len)),
+            _ => optim::sum_squares(self.host()),
+        }
     }
 
     /// To be changed in main memory.

@@ -23,7 +23,8 @@ pub enum Device {
     /// The processor.
     #[default]
     Cpu,
-    /// An NVIDIA GPU.
+    /// An NVIDIA GPU. Work on it that fails unwinds with a [`DeviceError`]: whoever starts a job on it does so in
+    /// [`Device::guard`].
     Cuda(&'static Gpu),
 }
 
