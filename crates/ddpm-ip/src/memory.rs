@@ -55,7 +55,9 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     let penalised = config.train.gradient_penalty > 0.0;
     // The gradient penalty takes a second gradient of each microbatch.
     let gradients = batch.div_ceil(microbatch) * if penalised { 2 } else { 1 };
-    let place = if pieces * gradients == 1 { GradientPlace::Inside } else { GradientPlace::Outside };
+    // A GPU gives the gradient a buffer of its own.
+    let inside = pieces * gradients == 1 && task.gpu().is_none();
+    let place = if inside { GradientPlace::Inside } else { GradientPlace::Outside };
     let plan = plan(task, microbatch.min(batch), config, Purpose::Training(place));
     let mut memory = Memory::default();
     memory.add("program", PROGRAM);

@@ -2,7 +2,7 @@
 
 use crate::config::{Arch, Config, ConfigError, Precision};
 use ddpm_net::network::{Classifier, Network, Unet};
-use ddpm_net::{Device, Engine, Feed, Layout, Shards, Spec};
+use ddpm_net::{Device, Engine, Feed, Gpu, Layout, Shards, Spec};
 use std::sync::Arc;
 
 /// A network and what it learns.
@@ -65,6 +65,14 @@ impl Task {
         match self {
             Self::Diffusion(_) => config.model.precision,
             Self::Classifier(_) => config.classifier.precision,
+        }
+    }
+
+    /// The GPU that it runs on, if it is one.
+    pub(crate) fn gpu(&self) -> Option<&'static Gpu> {
+        match self {
+            Self::Diffusion(engine) => engine.gpu(),
+            Self::Classifier(engine) => engine.gpu(),
         }
     }
 
