@@ -63,15 +63,18 @@ fn a_call_of_the_network_gives_the_processors_values() {
     let [gpu, cpu] = ["gpu.npz", "cpu.npz"].map(|name| Npz::open(&place.path(name)).unwrap().floats("out").unwrap());
     assert_eq!((&gpu.shape[..], gpu.values.len()), (&[3, 2, 8, 8][..], cpu.values.len()));
     let most = cpu.values.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
-    let off = gpu.values.iter().zip(&cpu.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(most > 1e-3 && off <= 1e-5 * most, "off by {off} of {most}");
+    assert!(most > 1e-3, "values of {most}");
+    // No order of floats: what is not finite is not near.
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * most;
+    let off: Vec<_> = gpu.values.iter().zip(&cpu.values).filter(|&pair| !near(pair)).collect();
+    assert!(off.is_empty(), "{off:?}");
 }
 
 #[test]
 fn likelihoods_are_the_processors() {
     let place = trained();
     let nll = ["nll", "--checkpoint", "run", "--data-dir", "digits", "--num-samples", "3", "--timestep-respacing", "4"];
-    let [gpu, cpu] = reports(&place, &nll);
+    let [gpu, cpu] = reports(&place, &[&nll[..], &["--batch-size", "3"]].concat());
     assert!(cpu["bits_per_dim"].as_f64().unwrap() > 0.1, "{cpu}");
     assert_near(&gpu, &cpu, 1e-5);
 }
