@@ -74,14 +74,17 @@ pub fn check(device: Device, emit: &mut Emit) -> Result<Vec<Finding>, Error> {
     Ok(all)
 }
 
-/// An operation with the shapes of its inputs, of which those from a place on are rows or statistics in f32.
+/// An operation on inputs of some shapes.
 struct Case {
     what: String,
     inputs: Vec<Shape>,
+    /// The first input that is in f32 whatever the precision, as rows are.
     floats: usize,
-    /// What makes the op from the layout's only layers, and how many inputs it reads.
     op: Op,
 }
+
+/// No input is in f32 whatever the precision.
+const NO_FLOATS: usize = usize::MAX;
 
 fn operations(device: Device, tell: &mut dyn FnMut(Finding)) {
     let tolerance = |precision| match precision {
@@ -144,26 +147,38 @@ fn cases() -> Vec<(Layout, Case)> {
         let x = shape(3, h, w, i);
         let [oh, ow] = settings.output_size([h, w]);
         let y = shape(3, oh, ow, o);
-        add(conv(o, i, settings.kernel), &format!("convolution {name}"), &[x], 9, Op::Conv(layer(settings, false)));
+        add(
+            conv(o, i, settings.kernel),
+            &format!("convolution {name}"),
+            &[x],
+            NO_FLOATS,
+            Op::Conv(layer(settings, false)),
+        );
         add(
             conv(o, i, settings.kernel),
             &format!("convolution {name} + residual"),
             &[x, y],
-            9,
+            NO_FLOATS,
             Op::Conv(layer(settings, false)),
         );
         add(
             conv(o, i, settings.kernel),
             &format!("convolution {name} + ReLU"),
             &[x],
-            9,
+            NO_FLOATS,
             Op::Conv(layer(settings, true)),
         );
         let plain = Wanted { parameters: false, onto: false };
         let onto = Wanted { onto: true, ..plain };
         let grad = |wanted| Op::ConvInputGrad(layer(settings, false), x, wanted);
-        add(conv(o, i, settings.kernel), &format!("convolution {name}, input gradient"), &[y], 9, grad(plain));
-        add(conv(o, i, settings.kernel), &format!("convolution {name}, input gradient onto"), &[y, x], 9, grad(onto));
+        add(conv(o, i, settings.kernel), &format!("convolution {name}, input gradient"), &[y], NO_FLOATS, grad(plain));
+        add(
+            conv(o, i, settings.kernel),
+            &format!("convolution {name}, input gradient onto"),
+            &[y, x],
+            NO_FLOATS,
+            grad(onto),
+        );
     }
     for (c, h, w) in [(32, 5, 7), (96, 8, 8), (256, 4, 4), (64, 1, 1)] {
         let x = shape(3, h, w, c);
@@ -186,33 +201,33 @@ fn cases() -> Vec<(Layout, Case)> {
     {
         let qkv = shape(2, t, t, 3 * ch * heads);
         let out = shape(2, t, t, ch * heads);
-        add(none(), &format!("attention, {heads} heads of {ch}"), &[qkv], 9, Op::Attention(heads, order));
+        add(none(), &format!("attention, {heads} heads of {ch}"), &[qkv], NO_FLOATS, Op::Attention(heads, order));
         add(
             none(),
             &format!("attention, {heads} heads of {ch}, gradient"),
             &[out, qkv],
-            9,
+            NO_FLOATS,
             Op::AttentionGrad(heads, order),
         );
     }
     let x = shape(2, 6, 4, 24);
-    add(none(), "doubling", &[x], 9, Op::Resample(Resample::Up, 1.0));
-    add(none(), "halving", &[x], 9, Op::Resample(Resample::Down, 0.25));
-    add(none(), "concatenation", &[x, shape(2, 6, 4, 40)], 9, Op::Concat);
-    add(none(), "concatenation of odd channels", &[shape(2, 3, 3, 5), shape(2, 3, 3, 8)], 9, Op::Concat);
-    add(none(), "channels", &[x], 9, Op::TakeChannels(8, 16));
-    add(none(), "odd channels", &[x], 9, Op::TakeChannels(3, 7));
-    add(none(), "SiLU", &[shape(1, 1, 1, 1003)], 9, Op::Silu);
-    add(none(), "SiLU gradient", &[x, x], 9, Op::SiluGrad);
-    add(none(), "ReLU", &[x], 9, Op::Relu);
-    add(none(), "ReLU gradient", &[x, x], 9, Op::ReluGrad);
-    add(none(), "sum", &[x, x], 9, Op::Add);
+    add(none(), "doubling", &[x], NO_FLOATS, Op::Resample(Resample::Up, 1.0));
+    add(none(), "halving", &[x], NO_FLOATS, Op::Resample(Resample::Down, 0.25));
+    add(none(), "concatenation", &[x, shape(2, 6, 4, 40)], NO_FLOATS, Op::Concat);
+    add(none(), "concatenation of odd channels", &[shape(2, 3, 3, 5), shape(2, 3, 3, 8)], NO_FLOATS, Op::Concat);
+    add(none(), "channels", &[x], NO_FLOATS, Op::TakeChannels(8, 16));
+    add(none(), "odd channels", &[x], NO_FLOATS, Op::TakeChannels(3, 7));
+    add(none(), "SiLU", &[shape(1, 1, 1, 1003)], NO_FLOATS, Op::Silu);
+    add(none(), "SiLU gradient", &[x, x], NO_FLOATS, Op::SiluGrad);
+    add(none(), "ReLU", &[x], NO_FLOATS, Op::Relu);
+    add(none(), "ReLU gradient", &[x, x], NO_FLOATS, Op::ReluGrad);
+    add(none(), "sum", &[x, x], NO_FLOATS, Op::Add);
     add(none(), "rows added", &[x, Shape::rows(2, 24)], 1, Op::AddRows);
-    add(none(), "sum over pixels", &[x], 9, Op::SumPixels(0.5));
+    add(none(), "sum over pixels", &[x], NO_FLOATS, Op::SumPixels(0.5));
     for kind in [PoolKind::Max, PoolKind::Average] {
         for (stride, padding) in [(1, Padding::Same), (2, Padding::Valid)] {
             let settings = Pool2d { kind, stride, padding };
-            add(none(), &format!("pooling {kind:?} {padding:?}"), &[shape(2, 9, 7, 24)], 9, Op::Pool(settings));
+            add(none(), &format!("pooling {kind:?} {padding:?}"), &[shape(2, 9, 7, 24)], NO_FLOATS, Op::Pool(settings));
         }
     }
     all
