@@ -7,8 +7,9 @@
 
 use crate::error::{Error, Result};
 use crate::ffi::{self, Handle};
-use crate::gpu::{Address, Turn};
 use crate::kind::Type;
+use crate::memory::Address;
+use crate::turn::Turn;
 use std::ffi::c_int;
 
 /// Bytes that an algorithm may take beside its operands.

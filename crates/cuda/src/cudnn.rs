@@ -8,8 +8,9 @@
 
 use crate::error::{Error, Result};
 use crate::ffi::{self, Handle};
-use crate::gpu::{Address, Turn};
 use crate::kind::Type;
+use crate::memory::Address;
+use crate::turn::Turn;
 use std::ffi::{c_int, c_void};
 
 /// Sizes of a convolution, channels last.
@@ -182,8 +183,6 @@ pub struct ConvolutionPlan {
     plan: Descriptor,
     pass: Pass,
     workspace: usize,
-    /// The engine's number.
-    engine: i64,
 }
 
 // SAFETY: a plan is read under its GPU's lock alone.
@@ -195,11 +194,6 @@ impl ConvolutionPlan {
     /// Bytes that it takes beside its operands.
     pub fn workspace(&self) -> usize {
         self.workspace
-    }
-
-    /// The engine's number in its version of cuDNN.
-    pub fn engine(&self) -> i64 {
-        self.engine
     }
 }
 
@@ -330,11 +324,10 @@ impl Cudnn {
         if notes.contains(&NONDETERMINISTIC) || rounds || behavior.contains(&COMPILED) != compiled {
             return Ok(None);
         }
-        let index = engine.get::<i64>(1301, of::INT64, 1)?.first().copied().unwrap_or(-1);
         let plan =
             self.descriptor(PLAN)?.set(400, of::HANDLE, &[self.handle])?.refer(401, &[configuration])?.finalize()?;
         let workspace = plan.get::<i64>(402, of::INT64, 1)?.first().copied().unwrap_or(0);
-        Ok(Some(ConvolutionPlan { plan, pass, workspace: workspace.max(0) as usize, engine: index }))
+        Ok(Some(ConvolutionPlan { plan, pass, workspace: workspace.max(0) as usize }))
     }
 }
 

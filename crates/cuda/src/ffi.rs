@@ -77,7 +77,6 @@ functions! {
         fn cuEventDestroy_v2(Handle) -> c_int;
         fn cuModuleLoadData(*mut Handle, *const c_void) -> c_int;
         fn cuModuleGetFunction(*mut Handle, Handle, *const c_char) -> c_int;
-        fn cuFuncSetAttribute(Handle, c_int, c_int) -> c_int;
         fn cuLaunchKernel(
             Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
         ) -> c_int;

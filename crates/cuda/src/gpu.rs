@@ -1,56 +1,31 @@
-//! A GPU: its memory, its stream of work, and graphs of work that were recorded once.
+//! A GPU: its kernels, its memory, and the right to give it work.
 
 #![allow(unsafe_code, reason = "functions of C")]
 
 use crate::compile::{self, Unit};
 use crate::cublas::CublasLt;
 use crate::cudnn::Cudnn;
+use crate::driver::{Description, call, driver_version, gpus};
 use crate::error::{Error, Result};
 use crate::ffi::{Driver, Handle};
 use crate::library::{self, Set};
+use crate::memory::{Block, Buffer, Pinned};
+use crate::turn::{Event, Turn};
 use bytemuck::Pod;
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_int, c_void};
-use std::ops::Range;
+use std::ffi::{CString, c_int};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-
-/// What is known of a GPU before it is used.
-#[derive(Clone, Debug)]
-pub struct Description {
-    /// Its place among the machine's GPUs.
-    pub index: usize,
-    /// Its name.
-    pub name: String,
-    /// Bytes of memory.
-    pub memory: usize,
-    /// Compute capability.
-    pub capability: [i32; 2],
-    /// Multiprocessors.
-    pub multiprocessors: i32,
-}
-
-/// A library that was found.
-#[derive(Clone, Debug)]
-pub struct LibraryVersion {
-    /// What it is called.
-    pub name: &'static str,
-    /// Its version.
-    pub version: String,
-    /// Where it lies.
-    pub path: PathBuf,
-}
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A GPU in use. There is one of each in a process, and it stays.
 pub struct Gpu {
-    driver: &'static Driver,
+    pub(crate) driver: &'static Driver,
     set: &'static Set,
     context: Handle,
-    stream: Handle,
+    pub(crate) stream: Handle,
     /// For work that the other does not wait for at once.
-    side: Handle,
+    pub(crate) side: Handle,
     description: Description,
     /// Where compiled kernels are kept.
     cache: Option<PathBuf>,
@@ -62,7 +37,7 @@ pub struct Gpu {
     /// Whoever holds it gives the stream its work.
     lock: Mutex<()>,
     /// Blocks that are kept for the next who needs as much.
-    pool: Mutex<Vec<Block>>,
+    pub(crate) pool: Mutex<Vec<Block>>,
     /// Bytes that the driver gave, now and at most.
     given: [AtomicUsize; 2],
 }
@@ -95,92 +70,6 @@ struct Kernels {
 
 // SAFETY: the driver's modules and functions may be used from any thread.
 unsafe impl Send for Kernels {}
-
-/// What a call gave, if it failed.
-fn checked(driver: &Driver, call: &'static str, code: c_int) -> Result<()> {
-    if code == 0 {
-        return Ok(());
-    }
-    let text = |function: unsafe extern "C" fn(c_int, *mut *const std::ffi::c_char) -> c_int| {
-        let mut text = std::ptr::null();
-        // SAFETY: the driver gives a text of its own, or leaves the pointer.
-        unsafe {
-            function(code, &raw mut text);
-            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
-        }
-    };
-    Err(Error::Driver { call, code, name: text(driver.cuGetErrorName), text: text(driver.cuGetErrorString) })
-}
-
-/// Calls a function of the driver.
-macro_rules! call {
-    ($driver:expr, $function:ident($($argument:expr),* $(,)?)) => {{
-        let driver = $driver;
-        // SAFETY: pointers are valid for the call, handles are the driver's own.
-        let code = unsafe { (driver.$function)($($argument),*) };
-        checked(driver, stringify!($function), code)
-    }};
-}
-
-/// The GPUs of this machine.
-///
-/// # Errors
-/// No driver, or one that refuses.
-pub fn gpus() -> Result<Vec<Description>> {
-    let driver = &library::driver()?.functions;
-    match call!(driver, cuInit(0)) {
-        // A driver that has none to drive.
-        Err(Error::Driver { code: 100, .. }) => return Ok(Vec::new()),
-        begun => begun?,
-    }
-    let mut count = 0;
-    call!(driver, cuDeviceGetCount(&raw mut count))?;
-    (0..count)
-        .map(|index| {
-            let (mut device, mut name, mut memory) = (0, [0i8; 128], 0);
-            call!(driver, cuDeviceGet(&raw mut device, index))?;
-            call!(driver, cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device))?;
-            call!(driver, cuDeviceTotalMem_v2(&raw mut memory, device))?;
-            let attribute = |which| {
-                let mut value = 0;
-                call!(driver, cuDeviceGetAttribute(&raw mut value, which, device)).map(|()| value)
-            };
-            // SAFETY: the driver ends the name with a zero.
-            let name = unsafe { CStr::from_ptr(name.as_ptr().cast()) }.to_string_lossy().into_owned();
-            let capability = [attribute(75)?, attribute(76)?];
-            Ok(Description { index: index as usize, name, memory, capability, multiprocessors: attribute(16)? })
-        })
-        .collect()
-}
-
-/// The newest CUDA that the driver serves, and where it lies.
-///
-/// # Errors
-/// No driver.
-pub fn driver_version() -> Result<([i32; 2], PathBuf)> {
-    let found = library::driver()?;
-    let mut version = 0;
-    call!(&found.functions, cuDriverGetVersion(&raw mut version))?;
-    Ok(([version / 1000, version % 1000 / 10], found.path.clone()))
-}
-
-/// The libraries that would serve this machine's driver.
-///
-/// # Errors
-/// One that is missing or does not fit.
-pub fn libraries() -> Result<Vec<LibraryVersion>> {
-    let set = library::set(driver_version()?.0[0])?;
-    // SAFETY: these functions only answer.
-    let (cudnn, cublas) =
-        unsafe { ((set.cudnn.functions.cudnnGetVersion)(), (set.cublas.functions.cublasLtGetVersion)()) };
-    let [major, minor] = compile::version(&set.nvrtc.functions)?;
-    let triple = |v: usize, of: usize| format!("{}.{}.{}", v / of, v % of / 100, v % 100);
-    Ok(vec![
-        LibraryVersion { name: "cuDNN", version: triple(cudnn, 10_000), path: set.cudnn.path.clone() },
-        LibraryVersion { name: "cuBLASLt", version: triple(cublas, 10_000), path: set.cublas.path.clone() },
-        LibraryVersion { name: "NVRTC", version: format!("{major}.{minor}"), path: set.nvrtc.path.clone() },
-    ])
-}
 
 impl Gpu {
     /// The GPU of that index, made ready when it is first asked for. `cache` is a folder for compiled kernels.
@@ -249,7 +138,8 @@ impl Gpu {
     }
 
     fn tuned_file(&self) -> Option<PathBuf> {
-        let [cudnn, _] = self.versions();
+        // SAFETY: it only answers.
+        let cudnn = unsafe { (self.set.cudnn.functions.cudnnGetVersion)() };
         let name = self.description.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         Some(self.cache.as_ref()?.join("cuda").join(format!("tuned-{name}-cudnn-{cudnn}")))
     }
@@ -300,7 +190,7 @@ impl Gpu {
     }
 
     /// A kernel by its name.
-    fn kernel(&self, name: &str) -> Result<Handle> {
+    pub(crate) fn kernel(&self, name: &str) -> Result<Handle> {
         let known = |kernels: &Kernels| kernels.functions.get(name).copied();
         let found = known(&self.kernels.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(function) = found {
@@ -337,12 +227,6 @@ impl Gpu {
         self.given[1].load(Ordering::Relaxed)
     }
 
-    /// cuDNN's and cuBLASLt's versions: with the kind of GPU they decide about bits.
-    pub fn versions(&self) -> [usize; 2] {
-        // SAFETY: these functions only answer.
-        unsafe { [(self.set.cudnn.functions.cudnnGetVersion)(), (self.set.cublas.functions.cublasLtGetVersion)()] }
-    }
-
     /// The right to give it work. What one thread enqueues in its turn stays together.
     ///
     /// # Errors
@@ -350,11 +234,11 @@ impl Gpu {
     pub fn turn(&'static self) -> Result<Turn> {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.enter()?;
-        Ok(Turn { gpu: self, stream: Cell::new(self.stream), _guard: guard })
+        Ok(Turn::new(self, guard))
     }
 
     /// Calls of this thread go to this GPU.
-    fn enter(&self) -> Result<()> {
+    pub(crate) fn enter(&self) -> Result<()> {
         call!(self.driver, cuCtxSetCurrent(self.context))
     }
 
@@ -422,11 +306,8 @@ impl Gpu {
     /// # Errors
     /// A broken GPU.
     pub fn event(&'static self) -> Result<Event> {
-        let mut made = std::ptr::null_mut();
-        self.enter()?;
         // Without times, which cost something.
-        call!(self.driver, cuEventCreate(&raw mut made, 2))?;
-        Ok(Event { gpu: self, made })
+        Event::new(self, 2)
     }
 
     /// Main memory that the GPU reads and writes by itself.
@@ -440,418 +321,5 @@ impl Gpu {
         // SAFETY: as many bytes are there, and numbers of any bits are bytes.
         unsafe { memory.cast::<u8>().write_bytes(0, bytes) };
         Ok(Pinned { gpu: self, memory, bytes })
-    }
-}
-
-#[derive(Debug)]
-struct Block {
-    address: u64,
-    bytes: usize,
-}
-
-/// Memory of a GPU; it goes back to the GPU's pool in the end.
-#[derive(Debug)]
-pub struct Buffer {
-    gpu: &'static Gpu,
-    block: Block,
-}
-
-impl Buffer {
-    /// Its GPU.
-    pub fn gpu(&self) -> &'static Gpu {
-        self.gpu
-    }
-
-    /// Its bytes.
-    pub fn bytes(&self) -> usize {
-        self.block.bytes
-    }
-
-    /// Where it begins.
-    pub fn address(&self) -> Address {
-        Address(self.block.address)
-    }
-
-    /// The first values.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    ///
-    /// # Panics
-    /// If it does not hold so many.
-    pub fn download<T: Pod>(&self, count: usize) -> Result<Vec<T>> {
-        let mut values = vec![T::zeroed(); count];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-        assert!(bytes.len() <= self.block.bytes, "values beyond a buffer");
-        let turn = self.gpu.turn()?;
-        let (to, from, stream) = (bytes.as_mut_ptr().cast(), self.block.address, self.gpu.stream);
-        call!(self.gpu.driver, cuMemcpyDtoHAsync_v2(to, from, bytes.len(), stream))?;
-        turn.wait()?;
-        Ok(values)
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let block = Block { address: self.block.address, bytes: self.block.bytes };
-        self.gpu.pool.lock().unwrap_or_else(PoisonError::into_inner).push(block);
-    }
-}
-
-/// A place in a GPU's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Address(pub(crate) u64);
-
-impl Address {
-    /// None: what a kernel takes for an operand that is not there.
-    pub const NULL: Self = Self(0);
-
-    /// As a kernel finds it in memory.
-    pub fn number(self) -> u64 {
-        self.0
-    }
-
-    /// So many bytes further on.
-    #[must_use]
-    pub fn at(self, bytes: usize) -> Self {
-        Self(self.0 + bytes as u64)
-    }
-}
-
-/// Main memory that a GPU reads and writes by itself.
-#[derive(Debug)]
-pub struct Pinned {
-    gpu: &'static Gpu,
-    memory: *mut c_void,
-    bytes: usize,
-}
-
-// SAFETY: it is memory that one owner has.
-unsafe impl Send for Pinned {}
-// SAFETY: reading it from many threads is reading memory.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    /// Its bytes.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Its first values. Whoever had the GPU write here has waited for it.
-    pub fn values<T: Pod>(&self, count: usize) -> &[T] {
-        assert!(count * size_of::<T>() <= self.bytes, "values beyond a buffer");
-        // SAFETY: they lie inside, aligned to a page, and any bits are values.
-        unsafe { std::slice::from_raw_parts(self.memory.cast(), count) }
-    }
-
-    /// Its first values, to be changed.
-    pub fn values_mut<T: Pod>(&mut self, count: usize) -> &mut [T] {
-        assert!(count * size_of::<T>() <= self.bytes, "values beyond a buffer");
-        // SAFETY: as above, and nobody else has them.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.cast(), count) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // A GPU that is lost keeps its memory; the owner has its error already.
-        if self.gpu.enter().is_ok() {
-            let _ = call!(self.gpu.driver, cuMemFreeHost(self.memory));
-        }
-    }
-}
-
-/// Memory of a GPU that main memory fills again and again without waiting for the GPU's work.
-#[derive(Debug)]
-pub struct Mailbox {
-    gpu: &'static Gpu,
-    pinned: Pinned,
-    sent: Event,
-    buffer: Buffer,
-}
-
-impl Mailbox {
-    /// One for so many bytes at most.
-    ///
-    /// # Errors
-    /// Too little memory.
-    pub fn new(gpu: &'static Gpu, bytes: usize) -> Result<Self> {
-        Ok(Self { gpu, pinned: gpu.pinned(bytes)?, sent: gpu.event()?, buffer: gpu.alloc(bytes)? })
-    }
-
-    /// Copies values to the GPU, after what it was given before; where they are then.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    ///
-    /// # Panics
-    /// If there are too many.
-    pub fn send<T: Pod>(&mut self, turn: &Turn, values: &[T]) -> Result<Address> {
-        self.sent.wait()?;
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        self.pinned.values_mut(bytes.len()).copy_from_slice(bytes);
-        turn.send(self.buffer.address(), &self.pinned, 0..bytes.len())?;
-        turn.mark(&self.sent)?;
-        Ok(self.buffer.address())
-    }
-
-    /// Where values arrive.
-    pub fn address(&self) -> Address {
-        self.buffer.address()
-    }
-
-    /// Whether as many bytes fit.
-    pub fn holds(&self, bytes: usize) -> bool {
-        bytes <= self.pinned.bytes
-    }
-
-    /// Its GPU.
-    pub fn gpu(&self) -> &'static Gpu {
-        self.gpu
-    }
-}
-
-/// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
-pub struct Arg(u64);
-
-/// The arguments of a kernel.
-#[macro_export]
-macro_rules! args {
-    ($($arg:expr),* $(,)?) => { &[$($crate::Arg::from($arg)),*] };
-}
-
-impl From<Address> for Arg {
-    fn from(address: Address) -> Self {
-        Self(address.0)
-    }
-}
-impl From<i32> for Arg {
-    fn from(value: i32) -> Self {
-        Self(u64::from(value as u32))
-    }
-}
-impl From<u32> for Arg {
-    fn from(value: u32) -> Self {
-        Self(u64::from(value))
-    }
-}
-impl From<f32> for Arg {
-    fn from(value: f32) -> Self {
-        Self(u64::from(value.to_bits()))
-    }
-}
-impl From<i64> for Arg {
-    fn from(value: i64) -> Self {
-        Self(value as u64)
-    }
-}
-
-/// How many threads a kernel runs on.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// Blocks.
-    pub grid: [usize; 2],
-    /// Threads of a block.
-    pub block: usize,
-    /// Bytes that a block shares beside what its kernel declares.
-    pub shared: usize,
-}
-
-/// One thread's turn to give a GPU work.
-#[derive(Debug)]
-pub struct Turn {
-    gpu: &'static Gpu,
-    /// Where work goes at the moment.
-    pub(crate) stream: Cell<Handle>,
-    _guard: MutexGuard<'static, ()>,
-}
-
-impl Turn {
-    /// Whose turn it is to work.
-    pub fn gpu(&self) -> &'static Gpu {
-        self.gpu
-    }
-
-    /// Starts a kernel.
-    ///
-    /// # Errors
-    /// A broken GPU, or no kernel of that name.
-    pub fn launch(&self, name: &str, shape: Shape, args: &[Arg]) -> Result<()> {
-        let gpu = self.gpu;
-        let function = gpu.kernel(name)?;
-        let mut values: Vec<u64> = args.iter().map(|arg| arg.0).collect();
-        // x86 and ARM keep the low bytes first, so that a smaller argument is found at the same place.
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-        let ([x, y], block, shared) = (shape.grid.map(|n| n as u32), shape.block as u32, shape.shared as u32);
-        if shape.shared > 48 << 10 {
-            // More than a kernel may have unasked.
-            call!(gpu.driver, cuFuncSetAttribute(function, 8, shape.shared as c_int))?;
-        }
-        let (stream, none) = (self.stream.get(), std::ptr::null_mut());
-        call!(gpu.driver, cuLaunchKernel(function, x, y, 1, block, 1, 1, shared, stream, pointers.as_mut_ptr(), none))
-    }
-
-    /// Sets bytes to zero.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    pub fn clear(&self, at: Address, bytes: usize) -> Result<()> {
-        call!(self.gpu.driver, cuMemsetD8Async(at.0, 0, bytes, self.stream.get()))
-    }
-
-    /// Copies on the GPU.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    pub fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
-        call!(self.gpu.driver, cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream.get()))
-    }
-
-    /// Copies some bytes to the GPU, some time before [`wait`](Self::wait) ends.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    pub fn send(&self, to: Address, from: &Pinned, bytes: Range<usize>) -> Result<()> {
-        let bytes = &from.values::<u8>(bytes.end)[bytes];
-        call!(self.gpu.driver, cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.stream.get()))
-    }
-
-    /// Copies from the GPU, some time before [`wait`](Self::wait) ends.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    pub fn receive(&self, to: &mut Pinned, from: Address, bytes: usize) -> Result<()> {
-        assert!(bytes <= to.bytes, "bytes beyond a buffer");
-        call!(self.gpu.driver, cuMemcpyDtoHAsync_v2(to.memory, from.0, bytes, self.stream.get()))
-    }
-
-    /// What `work` gives the GPU goes to a second stream, beside what comes next in the first; events keep the order.
-    pub fn aside<R>(&self, work: impl FnOnce() -> R) -> R {
-        let before = self.stream.replace(self.gpu.side);
-        let result = work();
-        self.stream.set(before);
-        result
-    }
-
-    /// What comes next waits, on the GPU, for what `event` was marked after.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    pub fn follow(&self, event: &Event) -> Result<()> {
-        call!(self.gpu.driver, cuStreamWaitEvent(self.stream.get(), event.made, 0))
-    }
-
-    /// The work so far is what `event` waits for.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    pub fn mark(&self, event: &Event) -> Result<()> {
-        call!(self.gpu.driver, cuEventRecord(event.made, self.stream.get()))
-    }
-
-    /// Waits until all work is done.
-    ///
-    /// # Errors
-    /// A GPU that broke meanwhile.
-    pub fn wait(&self) -> Result<()> {
-        call!(self.gpu.driver, cuStreamSynchronize(self.stream.get()))
-    }
-
-    /// Records what `work` enqueues, without doing it.
-    ///
-    /// # Errors
-    /// What `work` fails with, or the driver.
-    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let (gpu, mut graph, mut made) = (self.gpu, std::ptr::null_mut(), std::ptr::null_mut());
-        // Calls of other threads do not disturb.
-        call!(gpu.driver, cuStreamBeginCapture_v2(self.stream.get(), 1))?;
-        let worked = work();
-        let ended = call!(gpu.driver, cuStreamEndCapture(self.stream.get(), &raw mut graph));
-        worked.and(ended)?;
-        let instantiated = call!(gpu.driver, cuGraphInstantiateWithFlags(&raw mut made, graph, 0));
-        call!(gpu.driver, cuGraphDestroy(graph))?;
-        instantiated?;
-        Ok(Graph { gpu, made })
-    }
-
-    /// Starts recorded work.
-    ///
-    /// # Errors
-    /// A broken GPU.
-    pub fn replay(&self, graph: &Graph) -> Result<()> {
-        call!(self.gpu.driver, cuGraphLaunch(graph.made, self.stream.get()))
-    }
-
-    /// Milliseconds that the GPU takes for what `work` enqueues.
-    ///
-    /// # Errors
-    /// What `work` fails with, or the driver.
-    pub fn milliseconds(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
-        let (gpu, mut events, mut took) = (self.gpu, [std::ptr::null_mut(); 2], 0.0);
-        for event in &mut events {
-            call!(gpu.driver, cuEventCreate(std::ptr::from_mut(event), 0))?;
-        }
-        call!(gpu.driver, cuEventRecord(events[0], self.stream.get()))?;
-        work()?;
-        call!(gpu.driver, cuEventRecord(events[1], self.stream.get()))?;
-        call!(gpu.driver, cuEventSynchronize(events[1]))?;
-        call!(gpu.driver, cuEventElapsedTime(&raw mut took, events[0], events[1]))?;
-        for event in events {
-            call!(gpu.driver, cuEventDestroy_v2(event))?;
-        }
-        Ok(f64::from(took))
-    }
-}
-
-/// A point in the stream of work that can be waited for.
-#[derive(Debug)]
-pub struct Event {
-    gpu: &'static Gpu,
-    made: Handle,
-}
-
-// SAFETY: the driver's events may be used from any thread.
-unsafe impl Send for Event {}
-// SAFETY: as above.
-unsafe impl Sync for Event {}
-
-impl Event {
-    /// Waits until the work before it is done; not at all if it was never [marked](Turn::mark).
-    ///
-    /// # Errors
-    /// A GPU that broke meanwhile.
-    pub fn wait(&self) -> Result<()> {
-        self.gpu.enter()?;
-        call!(self.gpu.driver, cuEventSynchronize(self.made))
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if self.gpu.enter().is_ok() {
-            let _ = call!(self.gpu.driver, cuEventDestroy_v2(self.made));
-        }
-    }
-}
-
-/// Work that was recorded and can be started again and again.
-#[derive(Debug)]
-pub struct Graph {
-    gpu: &'static Gpu,
-    made: Handle,
-}
-
-// SAFETY: a graph is used under its GPU's lock alone.
-unsafe impl Send for Graph {}
-// SAFETY: as above.
-unsafe impl Sync for Graph {}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // A GPU that is lost has lost its graphs; the owner has its error already.
-        if self.gpu.enter().is_ok() {
-            let _ = call!(self.gpu.driver, cuGraphExecDestroy(self.made));
-        }
     }
 }

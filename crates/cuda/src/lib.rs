@@ -11,18 +11,21 @@
 mod compile;
 mod cublas;
 mod cudnn;
+mod driver;
 mod error;
 mod ffi;
 mod gpu;
 mod kind;
 mod library;
+mod memory;
+mod turn;
 
 pub use compile::Unit;
 pub use cublas::{Factors, Matrix, Multiplication, Product};
 pub use cudnn::{Convolution, ConvolutionPlan, Operands, Pass};
+pub use driver::{Description, LibraryVersion, driver_version, gpus, libraries};
 pub use error::{Error, Result};
-pub use gpu::{
-    Address, Arg, Buffer, Description, Event, Gpu, Graph, LibraryVersion, Mailbox, Pinned, Shape, Turn, driver_version,
-    gpus, libraries,
-};
+pub use gpu::Gpu;
 pub use kind::Type;
+pub use memory::{Address, Buffer, Mailbox, Pinned};
+pub use turn::{Arg, Event, Graph, Shape, Turn};

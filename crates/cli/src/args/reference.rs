@@ -63,12 +63,12 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
     if switch("use-fp16")? == Some(true) && config.model.precision == Precision::F32 {
         config.model.precision = Precision::Bf16;
         config.model.auto_precision = false;
-        notices.push("--use-fp16: on CPUs this is --precision bf16, which needs no loss scale".to_string());
+        notices.push("--use-fp16: here this is --precision bf16, which needs no loss scale".to_string());
     }
     if switch("classifier-use-fp16")? == Some(true) && config.classifier.precision == Precision::F32 {
         config.classifier.precision = Precision::Bf16;
         config.classifier.auto_precision = false;
-        notices.push("--classifier-use-fp16: on CPUs this is --classifier-precision bf16".to_string());
+        notices.push("--classifier-use-fp16: here this is --classifier-precision bf16".to_string());
     }
     if switch("anneal-lr")? == Some(true) {
         if config.train.steps == 0 {

@@ -51,6 +51,33 @@ fn a_library_that_is_missing_is_named_with_the_package_that_has_it() {
 }
 
 #[test]
+fn libraries_are_found_in_a_python_environment() {
+    let place = Place::new();
+    let [driver, packages] = ["driver", "venv/lib/python3.11/site-packages/nvidia"].map(|folder| place.path(folder));
+    for (package, stem) in [
+        ("", "libcuda."),
+        ("", "kernels."),
+        ("cudnn/lib", "libcudnn."),
+        ("cu13/lib", "libcublasLt."),
+        ("cu13/lib", "libnvrtc."),
+    ] {
+        let folder = if package.is_empty() { driver.clone() } else { packages.join(package) };
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in names(Path::new(libraries())).iter().filter(|name| name.starts_with(stem)) {
+            std::fs::copy(Path::new(libraries()).join(name), folder.join(name)).unwrap();
+        }
+    }
+    let venv = place.path("venv");
+    let machine =
+        [("LD_LIBRARY_PATH", driver.to_str().unwrap()), ("PATH", ""), ("VIRTUAL_ENV", venv.to_str().unwrap())];
+    let found = place.run_with(&machine, &["info", "--devices"]).exits(0).out();
+    for file in ["cudnn/lib/libcudnn.so.9", "cu13/lib/libcublasLt.so.13", "cu13/lib/libnvrtc.so.13"] {
+        assert!(found.contains(&packages.join(file).display().to_string()), "{found}");
+    }
+    place.run_with(&machine, &[&["train"], TINY, &["--steps", "1", "--device", "cuda"]].concat()).exits(0);
+}
+
+#[test]
 fn a_driver_that_is_too_old_and_an_index_that_is_too_high_are_refused() {
     let place = Place::new();
     let train = [&["train"], TINY, &["--steps", "1"]].concat();

@@ -82,13 +82,6 @@ impl Layers {
         let mut layer = Table::new();
         for (name, text) in assignments {
             let key = find(name)?;
-            if key.name == "precision" && text == "auto" {
-                // As if nobody had chosen.
-                for table in [&mut layer, &mut self.table] {
-                    table.get_mut(key.section).and_then(Value::as_table_mut).map(|keys| keys.remove(key.name));
-                }
-                continue;
-            }
             let value = parse(key, text)?;
             let section = layer.entry(key.section).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(section) = section {
@@ -99,6 +92,13 @@ impl Layers {
     }
 
     fn insert(&mut self, key: &Key, value: Value) -> Result<(), ConfigError> {
+        if key.name == "precision" && value.as_str() == Some("auto") {
+            // As if no layer had chosen.
+            if let Some(Value::Table(section)) = self.table.get_mut(key.section) {
+                section.remove(key.name);
+            }
+            return Ok(());
+        }
         let shown = value.to_string();
         let single = |value| {
             let section: Table = [(key.name.to_string(), value)].into_iter().collect();
@@ -187,6 +187,19 @@ mod tests {
 
     fn message(assignment: (&str, &str)) -> String {
         Layers::default().set([assignment]).unwrap_err().0
+    }
+
+    #[test]
+    fn a_precision_is_automatic_until_a_layer_chooses_one_and_again_after_auto() {
+        let resolved = |layers: &Layers| layers.resolve().unwrap().model;
+        let mut layers = Layers::default();
+        assert!(resolved(&layers).auto_precision);
+        layers.set([("precision", "bf16")]).unwrap();
+        assert!(!resolved(&layers).auto_precision);
+        layers.add("[model]\nprecision = \"auto\"".parse().unwrap()).unwrap();
+        assert!(resolved(&layers).auto_precision);
+        layers.set([("precision", "f16"), ("classifier.precision", "auto")]).unwrap();
+        assert_eq!((resolved(&layers).auto_precision, resolved(&layers).precision.name()), (false, "f16"));
     }
 
     #[test]

@@ -9,13 +9,13 @@ mod layer;
 mod network;
 mod preset;
 
-pub use crate::Device;
-use classifier::ClassifierConfig;
+pub use classifier::ClassifierConfig;
 pub use keys::{KEYS, Key};
 pub use layer::{Layers, boolean};
 pub(crate) use network::MOST_CLASSES;
 pub use preset::{PRESETS, Preset};
 
+use crate::Device;
 use crate::data::{Fit, Labels, OnBadImage};
 use crate::diffusion::{Diffusion, Reverse};
 pub use ddpm_math::{

@@ -12,7 +12,7 @@ use ddpm_cuda::{
 use ddpm_kernels::HeadOrder;
 use ddpm_kernels::conv::Geometry;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Bytes between which parts of the memory begin.
 pub(super) const ALIGNMENT: usize = 256;
@@ -66,7 +66,7 @@ pub(super) struct Recorded {
     pub(super) addresses: [Address; 3],
     pub(super) forward: bool,
     /// None until it ran once.
-    pub(super) graph: Option<Arc<Graph>>,
+    pub(super) graph: Option<Graph>,
 }
 
 /// A plan made ready for a GPU.
@@ -244,7 +244,7 @@ fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
                 let product = Product { a: w, b: y, d: x, batch: 1, bias: false, onto: wanted.onto };
                 return Ok(Call::Products(vec![turn.choose(product)?]));
             }
-            Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::InputGrad)?, wanted.onto)
+            Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::InputGrad)?, false)
         }
         Op::ConvWeightGrad(conv) => {
             let g = conv.geometry(step.inputs[0].kind.shape, layout);

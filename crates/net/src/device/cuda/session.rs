@@ -9,7 +9,7 @@ use ddpm_cuda::{Address, Buffer, Event, Gpu, Pinned, Result, Turn};
 use ddpm_kernels::profile::{self, Work};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What all plans of a GPU run in: the largest that was asked for, and main memory through which values come and go.
 #[derive(Default)]
@@ -143,7 +143,7 @@ impl<'a> Session<'a> {
             }
             Some(at) => {
                 if recorded[at].graph.is_none() {
-                    recorded[at].graph = Some(Arc::new(self.turn.record(|| all(range))?));
+                    recorded[at].graph = Some(self.turn.record(|| all(range))?);
                 }
                 let graph = recorded[at].graph.as_ref().expect("just recorded");
                 self.turn.replay(graph)
