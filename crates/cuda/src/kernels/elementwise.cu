@@ -269,8 +269,7 @@ first_token_grad(const float* __restrict__ grad, float* __restrict__ out, int n,
 // Windows of 3x3 pixels every `stride` from `padding` before the border on; what lies outside adds nothing.
 // launch: grid (any; ceil(n·oh·ow·c/2048) at most), block 256
 template <int W, class E>
-void pool(const E* __restrict__ x, E* __restrict__ y, int n, int h, int w, int c, int oh, int ow, int stride, int padding, int maximum,
-          int padding_counts) {
+void pool(const E* __restrict__ x, E* __restrict__ y, int n, int h, int w, int c, int oh, int ow, int stride, int padding, int maximum) {
     walk((long long)n * oh * ow, c / W, [&](long long pixel, int column) {
         const unsigned line = (unsigned)pixel / ow, image = line / oh;
         const int top = (int)(line % oh) * stride - padding, left = (int)((unsigned)pixel % ow) * stride - padding;
@@ -288,16 +287,16 @@ void pool(const E* __restrict__ x, E* __restrict__ y, int n, int h, int w, int c
 #pragma unroll
             for (int j = 0; j < W; j++) sum[j] = !maximum ? sum[j] + v[j] : sum[j] >= v[j] || sum[j] != sum[j] ? sum[j] : v[j];
         }
-        const float divisor = maximum ? 1.0f : padding_counts ? 9.0f : (float)count;
+        const float divisor = maximum ? 1.0f : (float)count;
 #pragma unroll
         for (int j = 0; j < W; j++) sum[j] /= divisor;
         store(y + pixel * c + W * column, sum);
     });
 }
 template <class E>
-void pool(const E* x, E* y, int n, int h, int w, int c, int oh, int ow, int stride, int padding, int maximum, int padding_counts) {
-    BY_WIDTH(c, (pool<8>(x, y, n, h, w, c, oh, ow, stride, padding, maximum, padding_counts)),
-             (pool<1>(x, y, n, h, w, c, oh, ow, stride, padding, maximum, padding_counts)));
+void pool(const E* x, E* y, int n, int h, int w, int c, int oh, int ow, int stride, int padding, int maximum) {
+    BY_WIDTH(c, (pool<8>(x, y, n, h, w, c, oh, ow, stride, padding, maximum)),
+             (pool<1>(x, y, n, h, w, c, oh, ow, stride, padding, maximum)));
 }
 
 template <class E> void silu(const E* x, E* y, long long len) { map(x, y, len, Silu()); }
@@ -318,6 +317,5 @@ KERNEL(column_sums, (THREADS), (const E* __restrict__ x, float* __restrict__ par
 KERNEL(bias_residual, (THREADS), (const E* x, const float* __restrict__ bias, const E* residual, E* y, int rows, int c, int relu),
        (x, bias, residual, y, rows, c, relu))
 KERNEL(pool, (THREADS, 4),
-       (const E* __restrict__ x, E* __restrict__ y, int n, int h, int w, int c, int oh, int ow, int stride, int padding, int maximum,
-        int padding_counts),
-       (x, y, n, h, w, c, oh, ow, stride, padding, maximum, padding_counts))
+       (const E* __restrict__ x, E* __restrict__ y, int n, int h, int w, int c, int oh, int ow, int stride, int padding, int maximum),
+       (x, y, n, h, w, c, oh, ow, stride, padding, maximum))

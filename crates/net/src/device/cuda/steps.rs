@@ -493,8 +493,7 @@ impl Steps<'_> {
                 let sizes = [x.n, x.h, x.w, x.c, to.h, to.w, settings.stride, before];
                 let [n, h, w, c, oh, ow, stride, padding] = sizes.map(int);
                 let largest = i32::from(settings.kind == PoolKind::Max);
-                let outside = 0;
-                let args = args![input(0), output(0), n, h, w, c, oh, ow, stride, padding, largest, outside];
+                let args = args![input(0), output(0), n, h, w, c, oh, ow, stride, padding, largest];
                 self.kernel("pool", kind, [blocks(to.len() / 8), 1], args)
             }
             Op::Clear(place) => self.turn.clear(self.gradient(*place), 4 * self.plan.layout.range(*place).len()),
