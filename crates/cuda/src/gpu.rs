@@ -9,7 +9,7 @@ use crate::driver::{Description, call, driver_version, gpus};
 use crate::error::{Error, Result};
 use crate::ffi::{Driver, Handle};
 use crate::library::{self, Set};
-use crate::memory::{Block, Buffer, Pinned};
+use crate::memory::{Block, Buffer, Note, Pinned};
 use crate::turn::{Event, Turn};
 use bytemuck::Pod;
 use std::collections::HashMap;
@@ -32,12 +32,14 @@ pub struct Gpu {
     kernels: Mutex<Kernels>,
     pub(crate) cudnn: Cudnn,
     pub(crate) cublas: CublasLt,
-    /// Which engine of each convolution was the fastest, by its place among the candidates; none where nothing is timed.
-    tuned: Mutex<Option<HashMap<String, usize>>>,
+    /// None where no engines are timed.
+    tuned: Mutex<Option<Tuned>>,
     /// Whoever holds it gives the stream its work.
     lock: Mutex<()>,
     /// Blocks that are kept for the next who needs as much.
     pub(crate) pool: Mutex<Vec<Block>>,
+    /// Where notes arrive that nobody has.
+    pub(crate) notes: Mutex<Vec<(Pinned, Event)>>,
     /// Bytes that the driver gave, now and at most.
     given: [AtomicUsize; 2],
 }
@@ -60,6 +62,14 @@ impl PartialEq for Gpu {
 }
 
 impl Eq for Gpu {}
+
+/// Engines that were timed.
+struct Tuned {
+    /// Which was the fastest for each convolution, by its place among the candidates.
+    known: HashMap<String, usize>,
+    /// Where this is kept.
+    files: Vec<PathBuf>,
+}
 
 /// Modules by unit, and functions by name.
 #[derive(Default)]
@@ -107,7 +117,7 @@ impl Gpu {
         call!(driver, cuStreamCreate(&raw mut side, 1))?;
         let cudnn = Cudnn::new(&set.cudnn.functions)?;
         let cublas = CublasLt::new(&set.cublas.functions)?;
-        let (kernels, tuned, lock, pool, given) = Default::default();
+        let (kernels, tuned, lock, pool, notes, given) = Default::default();
         let cache = cache.map(Path::to_path_buf);
         Ok(Self {
             driver,
@@ -123,6 +133,7 @@ impl Gpu {
             tuned,
             lock,
             pool,
+            notes,
             given,
         })
     }
@@ -131,36 +142,76 @@ impl Gpu {
     /// of GPU and version of cuDNN, and taken again.
     pub fn tune(&self) {
         let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = self.tuned_file().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
-        let lines = kept.lines().filter_map(|line| line.split_once('\t'));
-        let known = lines.filter_map(|(place, name)| Some((name.to_string(), place.parse().ok()?))).collect();
-        tuned.get_or_insert(known);
+        let folder = self.cache.as_ref().map(|cache| cache.join("cuda"));
+        let name = self.engines().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let file = folder.map(|folder| folder.join(format!("tuned-{name}")));
+        tuned.get_or_insert_with(|| Tuned {
+            known: file.as_deref().and_then(|file| self.read_tuned(file)).unwrap_or_default(),
+            files: file.into_iter().collect(),
+        });
     }
 
-    fn tuned_file(&self) -> Option<PathBuf> {
+    /// Takes the choices of timed engines that a file keeps, if this kind of GPU and version of cuDNN made them: then engines
+    /// that are not among them are timed.
+    pub fn take_tuned(&self, file: &Path) {
+        if let Some(known) = self.read_tuned(file) {
+            self.tune();
+            let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+            tuned.as_mut().expect("just made").known.extend(known);
+        }
+    }
+
+    /// Keeps the choices in a file of their own too, where engines are timed.
+    pub fn keep_tuned_in(&self, file: &Path) {
+        let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tuned) = tuned.as_mut() {
+            tuned.files.push(file.into());
+            self.write_tuned(tuned);
+        }
+    }
+
+    /// Whether engines are timed.
+    pub fn is_tuned(&self) -> bool {
+        self.tuned.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// What choices hold for.
+    fn engines(&self) -> String {
         // SAFETY: it only answers.
         let cudnn = unsafe { (self.set.cudnn.functions.cudnnGetVersion)() };
-        let name = self.description.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        Some(self.cache.as_ref()?.join("cuda").join(format!("tuned-{name}-cudnn-{cudnn}")))
+        format!("{}, cuDNN {cudnn}", self.description.name)
+    }
+
+    fn read_tuned(&self, file: &Path) -> Option<HashMap<String, usize>> {
+        let text = std::fs::read_to_string(file).ok()?;
+        let (head, lines) = text.split_once('\n')?;
+        let lines = lines.lines().filter_map(|line| line.split_once('\t'));
+        let known = lines.filter_map(|(place, name)| Some((name.to_string(), place.parse().ok()?)));
+        (head == self.engines()).then(|| known.collect())
+    }
+
+    /// A file that cannot be written costs the next start some seconds, no more.
+    fn write_tuned(&self, tuned: &Tuned) {
+        let mut lines: Vec<String> = tuned.known.iter().map(|(name, place)| format!("{place}\t{name}\n")).collect();
+        lines.sort();
+        let text = format!("{}\n{}", self.engines(), lines.concat());
+        for file in &tuned.files {
+            let _: std::io::Result<()> = compile::write_whole(file, text.as_bytes());
+        }
     }
 
     /// Nothing unless engines are timed; then which engine of that convolution was the fastest, once that is known.
     #[expect(clippy::option_option, reason = "not timed, not yet timed, timed")]
     pub(crate) fn tuned(&self, name: &str) -> Option<Option<usize>> {
         let tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
-        tuned.as_ref().map(|known| known.get(name).copied())
+        tuned.as_ref().map(|tuned| tuned.known.get(name).copied())
     }
 
     pub(crate) fn keep_tuned(&self, name: String, place: usize) {
         let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = tuned.as_mut() {
-            known.insert(name, place);
-            let mut lines: Vec<String> = known.iter().map(|(name, place)| format!("{place}\t{name}\n")).collect();
-            lines.sort();
-            // A cache that cannot be written costs the next start some seconds, no more.
-            if let Some(file) = self.tuned_file() {
-                let _: std::io::Result<()> = compile::write_whole(&file, lines.concat().as_bytes());
-            }
+        if let Some(tuned) = tuned.as_mut() {
+            tuned.known.insert(name, place);
+            self.write_tuned(tuned);
         }
     }
 
@@ -308,6 +359,17 @@ impl Gpu {
     pub fn event(&'static self) -> Result<Event> {
         // Without times, which cost something.
         Event::new(self, 2)
+    }
+
+    /// A note of so many bytes, as empty as it may be.
+    ///
+    /// # Errors
+    /// Too little main memory.
+    pub fn note(&'static self, bytes: usize) -> Result<Note> {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = notes.iter().position(|(pinned, _)| pinned.bytes() == bytes).map(|at| notes.swap_remove(at));
+        drop(notes);
+        Ok(Note::new(self, kept.map_or_else(|| Ok((self.pinned(bytes)?, self.event()?)), Ok)?))
     }
 
     /// Main memory that the GPU reads and writes by itself.

@@ -27,5 +27,5 @@ pub use driver::{Description, LibraryVersion, driver_version, gpus, libraries};
 pub use error::{Error, Result};
 pub use gpu::Gpu;
 pub use kind::Type;
-pub use memory::{Address, Buffer, Mailbox, Pinned};
+pub use memory::{Address, Buffer, Mailbox, Note, Pinned};
 pub use turn::{Arg, Event, Graph, Shape, Turn};

@@ -128,6 +128,55 @@ impl Drop for Pinned {
     }
 }
 
+/// A few bytes that a GPU sends back.
+#[derive(Debug)]
+pub struct Note {
+    gpu: &'static Gpu,
+    /// Where they arrive, and the mark of their arrival. Both go back to the GPU's notes in the end.
+    slot: Option<(Pinned, Event)>,
+}
+
+impl Note {
+    pub(crate) fn new(gpu: &'static Gpu, slot: (Pinned, Event)) -> Self {
+        Self { gpu, slot: Some(slot) }
+    }
+
+    fn slot(&mut self) -> &mut (Pinned, Event) {
+        self.slot.as_mut().expect("taken by the end alone")
+    }
+
+    /// Has the GPU fill it from its memory, after what it was given before.
+    ///
+    /// # Errors
+    /// A broken GPU.
+    pub fn receive(&mut self, turn: &Turn, from: Address) -> Result<()> {
+        let (pinned, arrived) = self.slot();
+        let bytes = pinned.bytes();
+        turn.receive(pinned, from, bytes)?;
+        turn.mark(arrived)
+    }
+
+    /// Waits for the values, not for what the GPU was given after them.
+    ///
+    /// # Errors
+    /// A GPU that broke meanwhile.
+    ///
+    /// # Panics
+    /// If it does not hold so many.
+    pub fn read<T: Pod>(&self, count: usize) -> Result<&[T]> {
+        let (pinned, arrived) = self.slot.as_ref().expect("taken by the end alone");
+        arrived.wait()?;
+        Ok(pinned.values(count))
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        // What may still arrive there arrives before what the next one is sent.
+        self.gpu.notes.lock().unwrap_or_else(PoisonError::into_inner).extend(self.slot.take());
+    }
+}
+
 /// Memory of a GPU that main memory fills again and again without waiting for the GPU's work.
 #[derive(Debug)]
 pub struct Mailbox {

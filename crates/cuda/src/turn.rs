@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::ffi::Handle;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Pinned};
+use bytemuck::Pod;
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::ops::Range;
@@ -14,7 +15,19 @@ use std::sync::MutexGuard;
 
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
-pub struct Arg(u64);
+pub enum Arg<'a> {
+    /// A number or an address.
+    Word(u64),
+    /// The bytes of a structure.
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Arg<'a> {
+    /// A structure that the kernel takes by value.
+    pub fn value<T: Pod>(value: &'a T) -> Self {
+        Self::Bytes(bytemuck::bytes_of(value))
+    }
+}
 
 /// The arguments of a kernel.
 #[macro_export]
@@ -22,29 +35,34 @@ macro_rules! args {
     ($($arg:expr),* $(,)?) => { &[$($crate::Arg::from($arg)),*] };
 }
 
-impl From<Address> for Arg {
+impl From<Address> for Arg<'_> {
     fn from(address: Address) -> Self {
-        Self(address.0)
+        Self::Word(address.0)
     }
 }
-impl From<i32> for Arg {
+impl From<i32> for Arg<'_> {
     fn from(value: i32) -> Self {
-        Self(u64::from(value as u32))
+        Self::Word(u64::from(value as u32))
     }
 }
-impl From<u32> for Arg {
+impl From<u32> for Arg<'_> {
     fn from(value: u32) -> Self {
-        Self(u64::from(value))
+        Self::Word(u64::from(value))
     }
 }
-impl From<f32> for Arg {
+impl From<f32> for Arg<'_> {
     fn from(value: f32) -> Self {
-        Self(u64::from(value.to_bits()))
+        Self::Word(u64::from(value.to_bits()))
     }
 }
-impl From<i64> for Arg {
+impl From<i64> for Arg<'_> {
     fn from(value: i64) -> Self {
-        Self(value as u64)
+        Self::Word(value as u64)
+    }
+}
+impl From<f64> for Arg<'_> {
+    fn from(value: f64) -> Self {
+        Self::Word(value.to_bits())
     }
 }
 
@@ -85,9 +103,13 @@ impl Turn {
     pub fn launch(&self, name: &str, shape: Shape, args: &[Arg]) -> Result<()> {
         let gpu = self.gpu;
         let function = gpu.kernel(name)?;
-        let mut values: Vec<u64> = args.iter().map(|arg| arg.0).collect();
-        // x86 and ARM keep the low bytes first, so that a smaller argument is found at the same place.
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        // The driver reads what they point to. x86 and ARM keep the low bytes first, so that an argument smaller than a word is
+        // found at the same place.
+        let place = |arg: &Arg| match arg {
+            Arg::Word(word) => std::ptr::from_ref(word).cast_mut().cast::<c_void>(),
+            Arg::Bytes(bytes) => bytes.as_ptr().cast_mut().cast(),
+        };
+        let mut pointers: Vec<*mut c_void> = args.iter().map(place).collect();
         let ([x, y], block, shared) = (shape.grid.map(|n| n as u32), shape.block as u32, shape.shared as u32);
         let (stream, none) = (self.stream.get(), std::ptr::null_mut());
         call!(gpu.driver, cuLaunchKernel(function, x, y, 1, block, 1, 1, shared, stream, pointers.as_mut_ptr(), none))

@@ -3,16 +3,16 @@
 //! It is the test suite on a user's machine. Every comparison is with the processor's kernels in the same precision, and its
 //! error the root of the mean squared difference over that of the values.
 
-use crate::config::{Config, ConfigError, Layers, Precision, SamplerKind};
+use crate::config::{Config, ConfigError, Layers, Precision};
 use crate::data::Batch;
 use crate::diffusion::{Diffusion, Reverse};
 use crate::event::{Emit, Event};
-use crate::sample::{Chain, Model, Seeded, Subjects};
+use crate::sample::{Chain, Guide, Model, Seeded, Subjects};
 use crate::train::{Task, Trainer};
 use crate::{Device, Error};
 use ddpm_kernels::{Conv2d, HeadOrder, Padding, Pool2d, PoolKind, Resample};
 use ddpm_math::{Domain, Stream};
-use ddpm_net::network::{Network, Unet};
+use ddpm_net::network::{Classifier, Network, Unet};
 use ddpm_net::op::{Conv, Norm, Op, Wanted};
 use ddpm_net::{Engine, Feed, GradientPlace, Graph, Init, Layout, Parameters, Plan, RunPosition, Shape, Spec, Value};
 use serde::Serialize;
@@ -252,6 +252,10 @@ const NETWORKS: [(&str, &str); 6] = [
     ("super-resolution", "arch = \"superres\"\nsmall_size = 8"),
 ];
 
+/// A classifier of three classes.
+const CLASSIFIER: &str = "[classifier]\nwidth = 32\ndepth = 1\nchannel_mult = [1, 2]\nattention_resolutions = [8]\n\
+                          num_head_channels = 32\nnum_classes = 3\n";
+
 fn config(text: &str, precision: Precision) -> Result<Config, Error> {
     let base = "image_size = 16\nin_channels = 3\nnum_channels = 32\nnum_res_blocks = 1\nchannel_mult = [1, 2]\nattention_resolutions = [8]\n";
     let text = format!("[model]\nprecision = \"{}\"\n{base}{text}", precision.name());
@@ -339,7 +343,7 @@ fn training(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> 
                     labels: Some(vec![0, 1, 2, 0]),
                     position: 4 * i,
                 })?;
-                Ok([report.mean_loss(), report.grad_norm].map(|v| v as f32))
+                Ok([report.mean_loss(), report.grad_norm.map_or(0.0, |norm| norm.get())].map(|v| v as f32))
             };
             Ok((0..6u64).map(step).collect::<Result<Vec<_>, Error>>()?.concat())
         };
@@ -354,37 +358,43 @@ fn training(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> 
     Ok(())
 }
 
+/// The chains that are tried: name, steps, settings and whether a classifier guides.
+const CHAINS: [(&str, usize, &str, bool); 8] = [
+    ("ddpm", 6, "", false),
+    ("ddim", 4, "sampler = \"ddim\"", false),
+    ("dpm-solver++-sde", 5, "sampler = \"dpm-solver++-sde\"", false),
+    ("unipc", 5, "sampler = \"unipc\"", false),
+    ("heun with churn", 4, "sampler = \"heun\"\nchurn = 2.0", false),
+    ("ddpm, guided and corrected", 6, "correct = \"es:1.05; shift:7; dcw:double,0.1,-0.1; noise:1.1\"", true),
+    ("unipc, guided and corrected", 5, "sampler = \"unipc\"\ncorrect = \"ideal-ip:0.2; dcw:pixel,0.1\"", true),
+    ("ddim, guided", 4, "sampler = \"ddim\"\neta = 0.5", true),
+];
+
 fn chains(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> {
-    let config = config(NETWORKS[0].1, Precision::F32)?;
-    let samplers = [
-        (SamplerKind::Ddpm, "ddpm", "6"),
-        (SamplerKind::Ddim, "ddim", "4"),
-        (SamplerKind::DpmSolverSde, "dpm-solver++-sde", "5"),
-        (SamplerKind::UniPc, "unipc", "5"),
-        (SamplerKind::Heun, "heun", "4"),
-    ];
-    for (sampler, name, steps) in samplers {
-        let mut settings = config.sample.clone();
-        settings.sampler = sampler;
-        let diffusion = Diffusion::new(&config.diffusion, &steps.parse().unwrap_or_default())?;
+    for (name, steps, settings, guided) in CHAINS {
+        let config = config(&format!("{CLASSIFIER}[sample]\n{settings}"), Precision::F32)?;
+        let diffusion = Diffusion::new(&config.diffusion, &steps.to_string().parse().unwrap_or_default())?;
         let drawn = |device| -> Result<Vec<f32>, Error> {
             let network = unet(&config, device)?;
             let parameters = parameters(network.network().layout());
+            let guide = || -> Result<Guide, Error> {
+                let classifier = Classifier::new(config.classifier_network()?);
+                let parameters = self::parameters(classifier.layout());
+                Ok(Guide::new(Engine::new(classifier, device), parameters, 2.0))
+            };
+            let guide = guided.then(guide).transpose()?;
             let model = Model { network: &network, parameters: &parameters, size: [16; 2] };
-            let reverse = Reverse::new(&settings);
+            let reverse = Reverse::new(&config.sample);
+            let shape = [3, 16, 16];
             let chain =
-                Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape: [3, 16, 16] };
-            let draws = &Seeded(4);
-            let subjects = Subjects { images: &[0, 1, 2], labels: None, low_res: None, draws };
+                Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: guide.as_ref(), shape };
+            let (draws, labels) = (&Seeded(4), guided.then_some(&[2, 0, 1][..]));
+            let subjects = Subjects { images: &[0, 1, 2], labels, low_res: None, draws };
             Ok(chain.draw(subjects, |_| true).unwrap_or_default())
         };
         let error = error(&drawn(device)?, &drawn(Device::Cpu)?);
-        tell(Finding {
-            what: format!("a chain of {steps} steps, {name}"),
-            precision: Precision::F32,
-            error,
-            tolerance: 1e-4,
-        });
+        let what = format!("a chain of {steps} steps, {name}");
+        tell(Finding { what, precision: Precision::F32, error, tolerance: 1e-4 });
     }
     Ok(())
 }

@@ -4,22 +4,33 @@ use crate::config::ConfigError;
 use ddpm_net::{Device, Gpu, gpu};
 use std::path::Path;
 
-/// A GPU's name; nothing of the processor.
-pub(crate) fn name(device: Device) -> Option<String> {
-    match device {
-        Device::Cpu => None,
-        Device::Cuda(gpu) => Some(gpu.description().name.clone()),
-    }
+/// What decides the bits of a GPU's results: its kind, its libraries, and whether engines were timed; nothing of the
+/// processor.
+pub(crate) fn engines(device: Device) -> Option<String> {
+    let Device::Cuda(gpu) = device else { return None };
+    let timed = if gpu.is_tuned() { ", engines timed" } else { "" };
+    Some(format!("{} ({}{timed})", gpu.description().name, versions()))
+}
+
+/// What is said when work goes on with other [`engines`] than before.
+pub(crate) fn chosen_anew(before: &str) -> String {
+    format!(
+        "this was begun on {before}: engines are chosen anew, and results agree with the earlier ones within rounding"
+    )
+}
+
+fn versions() -> String {
+    let libraries = gpu::libraries().unwrap_or_default();
+    let libraries: Vec<String> = libraries.iter().map(|l| format!("{} {}", l.name, l.version)).collect();
+    libraries.join(", ")
 }
 
 /// A GPU in words, with the libraries that serve it; nothing of the processor.
 pub(crate) fn describe(device: Device) -> Option<String> {
     let Device::Cuda(gpu) = device else { return None };
     let about = gpu.description();
-    let libraries = gpu::libraries().unwrap_or_default();
-    let libraries: Vec<String> = libraries.iter().map(|l| format!("{} {}", l.name, l.version)).collect();
     let (index, name, gib) = (about.index, &about.name, about.memory as f64 / f64::from(1 << 30));
-    Some(format!("cuda:{index}, {name} ({gib:.0} GiB; {})", libraries.join(", ")))
+    Some(format!("cuda:{index}, {name} ({gib:.0} GiB; {})", versions()))
 }
 
 /// What this machine can compute on, in lines of text: the processor, each GPU with its memory, the driver, and the

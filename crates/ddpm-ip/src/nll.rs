@@ -158,7 +158,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     std::fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
     let steps = diffusion.schedule.len();
     let identity = identity(job, &file)?;
-    let (mut partial, mut done) = Partial::open(&job.out.join("nll"), &identity, Terms::size(steps))?;
+    let (mut partial, mut done) = Partial::open(&job.out.join("nll"), &identity, Terms::size(steps), device, emit)?;
     done = done.min(total);
     let bound = Bound {
         diffusion: &diffusion,

@@ -1,6 +1,8 @@
 //! The images of an unfinished call, kept so that the same call goes on where it stopped.
 
-use crate::Error;
+use crate::event::{Emit, Event};
+use crate::{Error, device};
+use ddpm_net::Device;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// No more is read of a foreign file in search of the end of its line.
 const LONGEST_LINE: u64 = 1 << 20;
 
-/// `OUT.partial`: a line that says what is being made, then the finished images' bytes.
+/// `OUT.partial`: a line that says what is being made, and on a GPU by what; then the finished images' bytes.
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
@@ -19,16 +21,22 @@ pub(crate) struct Partial {
 
 impl Partial {
     /// Opens what an earlier call with the same `identity` (a line of text) left, or begins anew, and says how many
-    /// whole images are there.
+    /// whole images are there. `emit` is told if they were begun by other engines of a GPU.
     ///
     /// # Errors
     /// A file with images of another identity, or that another process is writing.
-    pub(crate) fn open(out: &Path, identity: &str, image_bytes: usize) -> Result<(Self, usize), Error> {
+    pub(crate) fn open(
+        out: &Path,
+        identity: &str,
+        image_bytes: usize,
+        device: Device,
+        emit: &mut Emit,
+    ) -> Result<(Self, usize), Error> {
         let mut name = out.as_os_str().to_owned();
         name.push(".partial");
         let path = PathBuf::from(name);
         let io = |e| Error::io("write", &path)(e);
-        let start = identity.len() as u64 + 1;
+        let engines = device::engines(device).map(|engines| format!("\t{engines}")).unwrap_or_default();
         let image_bytes = image_bytes as u64;
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
@@ -38,19 +46,27 @@ impl Partial {
         let mut line = Vec::new();
         let mut reader = BufReader::new(std::io::Read::take(&file, LONGEST_LINE));
         reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
-        if line.strip_suffix(b"\n") != Some(identity.as_bytes()) {
+        let before = line.strip_suffix(b"\n").and_then(|line| line.strip_prefix(identity.as_bytes()));
+        let before = before.filter(|before| before.is_empty() || before[0] == b'\t').map(<[u8]>::to_vec);
+        if before.is_none() {
             if file.metadata().map_err(io)?.len() > line.len() as u64 {
                 let message = "holds images of an unfinished call with other settings or from another source: repeat that \
                                call to finish it, choose another --out, or delete this file";
                 return Err(Error::file(&path, message));
             }
             file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-            file.write_all(identity.as_bytes()).and_then(|()| file.write_all(b"\n")).map_err(io)?;
+            file.write_all(format!("{identity}{engines}\n").as_bytes()).map_err(io)?;
         }
+        let before = before.unwrap_or_else(|| engines.as_bytes().to_vec());
+        let start = (identity.len() + before.len()) as u64 + 1;
         let done = (file.metadata().map_err(io)?.len().saturating_sub(start)) / image_bytes;
         // An image that was cut off is drawn again.
         file.set_len(start + done * image_bytes).map_err(io)?;
         file.seek(SeekFrom::End(0)).map_err(io)?;
+        if done > 0 && before != engines.as_bytes() {
+            let before = String::from_utf8_lossy(before.strip_prefix(b"\t").unwrap_or(b"the processor")).into_owned();
+            emit(Event::Notice(device::chosen_anew(&before)));
+        }
         Ok((Self { path, file, start, image_bytes }, done as usize))
     }
 

@@ -197,20 +197,20 @@ impl Reading<f32> {
 }
 
 impl ReverseStep<f32> {
-    /// What a GPU's kernel is told of a stage without guidance; `limit` is that of predicted images.
-    pub fn words(&self, limit: Option<f32>) -> [u32; 31] {
+    /// What a GPU's kernel is told of a stage; `limit` is that of predicted images.
+    pub fn words(&self, limit: Option<f32>) -> [u32; 32] {
         let none = [0.0; 6];
         let (way, corrector, keeps, next) = match self.way {
             Way::Ddpm => (0, None, false, none),
             Way::Ddim { next: [a, b, c] } => (1, None, false, [a, b, c, 0.0, 0.0, 0.0]),
             Way::Mix { corrector, keeps, next } => (2, corrector, keeps, next),
         };
-        let mut words = [0; 31];
+        let mut words = [0; 32];
         words[..14].copy_from_slice(&self.reading.words());
         words[14..18].copy_from_slice(&[self.draws.into(), way, corrector.is_some().into(), keeps.into()]);
         words[18..24].copy_from_slice(&corrector.unwrap_or(none).map(f32::to_bits));
         words[24..30].copy_from_slice(&next.map(f32::to_bits));
-        words[30] = limit.unwrap_or(0.0).to_bits();
+        words[30..].copy_from_slice(&[limit.unwrap_or(0.0), self.guidance].map(f32::to_bits));
         words
     }
 }

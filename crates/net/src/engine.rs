@@ -277,11 +277,32 @@ impl<N: Network> Engine<N> {
         let mut run = Run::new(self, &planned, parameters, feed);
         run.call(planned.recorded.images, before);
         run.forward();
-        let seed = planned.seed.expect("a plan with a backward pass");
-        let [output, grad] = [planned.recorded.output, seed].map(|value| run.place(value).1);
-        done(loss(run.place(seed).0, [output, grad]));
+        run.answer_between(loss);
         run.backward();
         run.session.into_gradient()
+    }
+
+    /// [`image_gradient`](Self::image_gradient) on a GPU, between kernels of the caller's: `before` writes the images, `loss`
+    /// reads the output (the first address) and writes its gradient (the second), `after` reads the gradient of the images.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), and on another device.
+    pub fn image_gradient_between(
+        &self,
+        parameters: &Parameters,
+        feed: Feed,
+        before: impl FnOnce(&Turn, Address) -> gpu::Result<()>,
+        loss: impl FnOnce(&Turn, [Address; 2]) -> gpu::Result<()>,
+        after: impl FnOnce(&Turn, Address) -> gpu::Result<()>,
+    ) {
+        let planned =
+            self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::ImageGradient, dropout: false });
+        let mut run = Run::new(self, &planned, parameters, feed);
+        run.call(planned.recorded.images, before);
+        run.forward();
+        run.answer_between(loss);
+        run.backward();
+        run.call(planned.of_images.expect("the output depends on the images"), after);
     }
 
     /// The gradient of the images `[N, C, H, W]` of what `loss` gives, which is called as in [`gradient`](Self::gradient).
@@ -366,6 +387,13 @@ impl<'a, N: Network> Run<'a, N> {
     fn backward(&mut self) {
         let context = self.context();
         self.session.run(false, context);
+    }
+
+    /// Gives the GPU work that reads the output and writes its gradient.
+    fn answer_between(&self, loss: impl FnOnce(&Turn, [Address; 2]) -> gpu::Result<()>) {
+        let seed = self.planned.seed.expect("a plan with a backward pass");
+        let [output, grad] = [self.planned.recorded.output, seed].map(|value| self.place(value).1);
+        done(loss(self.place(seed).0, [output, grad]));
     }
 
     /// Where a value lies on a GPU.

@@ -58,7 +58,7 @@ mod tests;
 mod values;
 
 pub use ddpm_cuda::{self as gpu, Gpu};
-pub use device::{Device, DeviceError, RunPosition, adamw, done};
+pub use device::{Clip, Device, DeviceError, Norm, RunPosition, done, update};
 pub use engine::{Engine, Feed, PlanMemory, Purpose};
 pub use graph::{Graph, Value};
 pub use kind::{Precision, Shape};

@@ -3,7 +3,6 @@
 use crate::arena::Lease;
 use crate::device::{Device, cuda, done};
 use ddpm_cuda::Buffer;
-use ddpm_kernels::optim;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -94,14 +93,6 @@ impl Gradient {
         match &mut self.memory {
             GradientMemory::Host(memory) => Cow::Borrowed(memory.values(self.len)),
             GradientMemory::Gpu(memory) => Cow::Owned(done(memory.download(self.len))),
-        }
-    }
-
-    /// The sum of all squares, in f64, in an order of its own that does not depend on threads or device.
-    pub fn sum_squares(&mut self) -> f64 {
-        match &mut self.memory {
-            GradientMemory::Host(memory) => optim::sum_squares(memory.values(self.len)),
-            GradientMemory::Gpu(memory) => done(cuda::sum_squares(memory, self.len)),
         }
     }
 

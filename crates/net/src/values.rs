@@ -56,7 +56,11 @@ impl Values {
 }
 
 impl Clone for Values {
+    /// A copy in main memory; these stay where they are.
     fn clone(&self) -> Self {
-        Self::new(self.host().to_vec())
+        Self::new(match (self.host.get(), self.gpu.get()) {
+            (None, Some(buffer)) => done(buffer.download(self.len)),
+            _ => self.host().to_vec(),
+        })
     }
 }

@@ -21,13 +21,29 @@ fn reports(place: &Place, args: &[&str]) -> [Value; 2] {
 #[test]
 fn samples_are_the_processors() {
     let place = trained();
-    // All of a chain on the GPU; and with a correction, the network alone.
+    let judge = "classifier-train --data-dir digits --image-size 8 --in-channels 1 --classifier-width 32 \
+                 --classifier-depth 1 --classifier-channel-mult 1 --classifier-num-head-channels 32 \
+                 --classifier-attention-resolutions 4 --diffusion-steps 10 --noise-schedule cosine --batch-size 4 --lr 0.01 \
+                 --steps 3 --out judge";
+    on_cpu(&place, &judge.split_whitespace().collect::<Vec<_>>()).exits(0);
+    let guide = ["--classifier-path", "judge", "--classifier-scale", "4"];
+    let guided = |sampler| [&["--sampler", sampler][..], &guide].concat();
+    let [ddpm, ddim, unipc] = ["ddpm", "ddim", "unipc"].map(guided);
+    let corrected = "es:1.1; shift:1; dcw:double,0.1,-0.05; noise:1.1";
+    // All of a chain on the GPU, and in the last two, which look at whole images, the network alone.
     let calls = [
         ("ddpm", &["--sampler", "ddpm"][..]),
         ("ddim", &["--sampler", "ddim", "--eta", "0.5"]),
         ("unipc", &["--sampler", "unipc"]),
         ("heun", &["--sampler", "heun"]),
-        ("corrected", &["--sampler", "ddim", "--correct", "es:1.1"]),
+        ("churned", &["--sampler", "heun", "--churn", "2"]),
+        ("corrected", &["--sampler", "ddpm", "--correct", corrected]),
+        ("on pixels", &["--sampler", "heun", "--correct", "dcw:pixel,0.1; ideal-ip:0.3"]),
+        ("guided ddpm", &ddpm),
+        ("guided ddim", &ddim),
+        ("guided unipc", &unipc),
+        ("shifted", &["--sampler", "ddim", "--correct", "time-shift:4,2"]),
+        ("thresholded", &["--sampler", "ddim", "--dynamic-threshold", "0.9"]),
     ];
     let mut before = Vec::new();
     for (name, flags) in calls {

@@ -2,6 +2,8 @@
 
 use super::machine::{assert_near, assert_same, libraries, on_cpu, on_gpu, small, statistics};
 use super::support::{Place, TINY};
+use ddpm_ip::checkpoint;
+use ddpm_ip::net::network::{Network, Unet};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -118,4 +120,73 @@ fn a_new_run_has_the_precision_of_its_device() {
     // `auto` is the GPU where one can be used.
     let auto = place.run_with(&[("LD_LIBRARY_PATH", libraries())], &train("auto")).exits(0);
     assert!(auto.err().contains("computing in bf16 on cuda:0"), "{}", auto.err());
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_ends_the_run_at_its_step_and_changes_nothing() {
+    let place = Place::new();
+    on_cpu(&place, &small("fresh", &["--steps", "1", "--lr", "1e-30"])).exits(0);
+    let file = place.path("fresh/checkpoints/step_000001/model.safetensors");
+    let config = checkpoint::config_of(&file).unwrap().unwrap();
+    let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
+    let mut parameters = checkpoint::load(&file, network.layout()).unwrap();
+    // Activations and the loss stay finite, what is multiplied on the way back does not.
+    let mut named = |name: &str, change: &dyn Fn(&mut [f32])| {
+        let at = network.layout().specs().iter().position(|spec| spec.name == name).unwrap();
+        change(parameters.get_mut(at));
+    };
+    named("input_blocks.0.0.weight", &|values| values.iter_mut().for_each(|v| *v *= 1e-6));
+    // The second half are the variance's.
+    named("out.2.weight", &|values| {
+        let half = values.len() / 2;
+        values[..half].fill(3e19);
+    });
+    checkpoint::write_parameters(&place.path("steep.safetensors"), &parameters, &config).unwrap();
+    let train = |out| {
+        let flags =
+            ["--init-from", "steep.safetensors", "--precision", "f32", "--dropout", "0", "--save-interval", "1"];
+        small(out, &[&flags[..], &["--steps", "3", "--keep-checkpoints", "0", "--log-interval", "9"]].concat())
+    };
+    for (name, ran) in [("cpu", on_cpu(&place, &train("cpu"))), ("gpu", on_gpu(&place, &train("gpu")))] {
+        let told = ran.exits(3).err();
+        assert!(told.contains("training diverged at step 1: the gradient is not finite"), "{name}: {told}");
+        assert!(!place.path(&format!("{name}/checkpoints")).exists(), "{name}: nothing good was there to save");
+    }
+}
+
+#[test]
+fn checkpoints_that_are_written_while_training_goes_on_are_those_of_their_step() {
+    let place = Place::new();
+    let train = |out, steps, more: &[&'static str]| small(out, &[&["--steps", steps][..], more].concat());
+    on_gpu(&place, &train("through", "6", &["--save-interval", "2", "--keep-checkpoints", "0"])).exits(0);
+    let log = place.read("through/log.txt");
+    for step in ["2", "4", "6"] {
+        assert!(log.contains(&format!("checkpoints/step_00000{step}")), "{log}");
+        on_gpu(&place, &train("stopped", step, &["--keep-checkpoints", "0"])).exits(0);
+        let of = |run: &str| place.path(&format!("{run}/checkpoints/step_00000{step}"));
+        assert_same(&of("through"), &of("stopped"));
+    }
+}
+
+#[test]
+fn a_run_keeps_the_engines_that_were_timed_and_says_when_others_take_their_place() {
+    let place = Place::new();
+    let train = |steps, more: &[&'static str]| small("run", &[&["--steps", steps][..], more].concat());
+    on_gpu(&place, &train("1", &["--tune"])).exits(0);
+    let timed = place.read("run/engines.tsv");
+    assert!(timed.lines().count() > 9, "{timed}");
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    // Other choices than this machine would make again.
+    let (head, lines) = timed.split_once('\n').unwrap();
+    let mut lines: Vec<String> = lines.lines().map(|line| format!("0{}\n", &line[1..])).collect();
+    lines.sort();
+    let chosen = format!("{head}\n{}", lines.concat());
+    std::fs::write(place.path("run/engines.tsv"), &chosen).unwrap();
+    on_gpu(&place, &train("2", &[])).exits(0);
+    assert_eq!(place.read("run/engines.tsv"), chosen);
+    assert!(!place.read("run/log.txt").contains("chosen anew"));
+    std::fs::remove_file(place.path("run/engines.tsv")).unwrap();
+    on_gpu(&place, &train("3", &[])).exits(0);
+    let log = place.read("run/log.txt");
+    assert!(log.contains("engines timed): engines are chosen anew"), "{log}");
 }

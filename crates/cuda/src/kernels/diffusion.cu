@@ -179,18 +179,21 @@ struct ReverseStep {
     int corrects, keeps;
     float corrector[6], next[6];
     float limit;  // of predicted images; 0: none
+    float guidance;  // how far a classifier's gradient moves epsilon
 };
 
 inline float mixed(const float (&m)[6], float x, float kept, float x_start, float newer, float older, float noise) {
     return x * m[0] + kept * m[1] + x_start * m[2] + newer * m[3] + older * m[4] + noise * m[5];
 }
 
-// The next x in place of x, the predicted x_0, and what is kept. Earlier predictions and what was kept may be null where no stage needs them.
+// The next x in place of x, the predicted x_0, and what is kept. Earlier predictions, what was kept and a classifier's gradient may be null
+// where no stage needs them; the gradient and the noise are multiplied by their scales.
 // launch: grid (any, n), block 256
 PLAIN void __launch_bounds__(THREADS)
 reverse_step(float* __restrict__ x, const float* __restrict__ output, float* __restrict__ x_start, const float* __restrict__ newer,
-             const float* __restrict__ older, float* __restrict__ kept, const ReverseStep* __restrict__ step, const unsigned long long* __restrict__ images,
-             unsigned long long seed, unsigned number, int values, int outputs) {
+             const float* __restrict__ older, float* __restrict__ kept, const float* __restrict__ guidance, float guidance_scale, float noise_scale,
+             const ReverseStep* __restrict__ step, const unsigned long long* __restrict__ images, unsigned long long seed, unsigned number, int values,
+             int outputs) {
     const int image = blockIdx.y;
     const ReverseStep s = *step;
     const Reading& r = s.reading;
@@ -200,24 +203,119 @@ reverse_step(float* __restrict__ x, const float* __restrict__ output, float* __r
         for (int j = 0; j < 2 && 2 * pair + j < values; j++) {
             const int i = 2 * pair + j;
             const long long at = (long long)image * values + i, of = (long long)image * outputs + i;
-            const float now = x[at], prediction = output[of], predicted = x_start_of(r, now, prediction, s.limit);
-            float next;
+            const float now = x[at], prediction = output[of], noise = z[j] * noise_scale, slope = guidance ? guidance[at] * guidance_scale : 0;
+            float predicted = x_start_of(r, now, prediction, s.limit), next;
             if (s.way == 0) {
-                const float mean = r.prediction == 2 ? prediction : posterior_mean_of(r, predicted, now);
+                float mean = r.prediction == 2 ? prediction : posterior_mean_of(r, predicted, now);
                 const float log_variance = log_variance_of(r, outputs > values ? output[of + values] : 0);
-                next = s.draws ? mean + expf(log_variance * 0.5f) * z[j] : mean;
-            } else if (s.way == 1) {
-                const float mean = predicted * s.next[0] + eps_of(r, predicted, now) * s.next[1];
-                next = s.draws ? mean + s.next[2] * z[j] : mean;
+                if (guidance) mean += expf(log_variance) * slope;
+                next = s.draws ? mean + expf(log_variance * 0.5f) * noise : mean;
             } else {
-                const float last = kept[at], new_x = newer ? newer[at] : 0, old_x = older ? older[at] : 0, noise = s.draws ? z[j] : 0;
-                const float corrected = s.corrects ? mixed(s.corrector, now, last, predicted, new_x, old_x, noise) : now;
-                const float keep = s.keeps ? corrected : last;
-                next = mixed(s.next, corrected, keep, predicted, new_x, old_x, noise);
-                kept[at] = keep;
+                float eps = eps_of(r, predicted, now);
+                if (guidance) {
+                    eps -= slope * s.guidance;
+                    predicted = now * r.eps[0] - eps * r.eps[1];
+                }
+                if (s.way == 1) {
+                    const float mean = predicted * s.next[0] + eps * s.next[1];
+                    next = s.draws ? mean + s.next[2] * noise : mean;
+                } else {
+                    const float last = kept[at], new_x = newer ? newer[at] : 0, old_x = older ? older[at] : 0;
+                    const float corrected = s.corrects ? mixed(s.corrector, now, last, predicted, new_x, old_x, noise) : now;
+                    const float keep = s.keeps ? corrected : last;
+                    next = mixed(s.next, corrected, keep, predicted, new_x, old_x, noise);
+                    kept[at] = keep;
+                }
             }
             x_start[at] = predicted;
             x[at] = next;
         }
     });
+}
+
+// More noise in x: x times `of_x` plus noise times `of_noise`.
+// launch: grid (any, n), block 256
+PLAIN void __launch_bounds__(THREADS)
+churn(float* __restrict__ x, float of_x, float of_noise, const unsigned long long* __restrict__ images, unsigned long long seed, unsigned number,
+      int values) {
+    each_pair(values, [&](int pair) {
+        float z[2];
+        normal_pair(seed, SAMPLE_STEP, images[blockIdx.y], number, pair, z);
+        for (int j = 0; j < 2 && 2 * pair + j < values; j++) {
+            float& at = x[(long long)blockIdx.y * values + 2 * pair + j];
+            at = at * of_x + z[j] * of_noise;
+        }
+    });
+}
+
+// x times a number, as a network sees it.
+// launch: grid (any, n), block 256
+PLAIN void __launch_bounds__(THREADS)
+scaled(const float* __restrict__ x, float* __restrict__ to, float factor, int values) {
+    each_pair(values, [&](int pair) {
+        for (int j = 0; j < 2 && 2 * pair + j < values; j++) {
+            const long long at = (long long)blockIdx.y * values + 2 * pair + j;
+            to[at] = x[at] * factor;
+        }
+    });
+}
+
+// In place of what a network says of x times `input`, read by `seen`, what it would say of x, read by `own`, with its epsilon divided.
+// launch: grid (any, n), block 256
+PLAIN void __launch_bounds__(THREADS)
+correct_answer(const float* __restrict__ x, float* __restrict__ output, const __grid_constant__ Reading own, const __grid_constant__ Reading seen,
+               float input, float divisor, int values, int outputs) {
+    each_pair(values, [&](int pair) {
+        for (int j = 0; j < 2 && 2 * pair + j < values; j++) {
+            const int i = 2 * pair + j;
+            const float now = x[(long long)blockIdx.y * values + i], met = now * input;
+            float& answer = output[(long long)blockIdx.y * outputs + i];
+            const float eps = (seen.prediction == 0 ? answer : eps_of(seen, x_start_of(seen, met, answer, 0), met)) / divisor;
+            const float predicted = now * own.eps[0] - eps * own.eps[1];
+            answer = own.prediction == 0 ? eps : own.prediction == 1 ? predicted : posterior_mean_of(own, predicted, now);
+        }
+    });
+}
+
+// DCW's correction after a step (crates/math/src/haar.rs): x moves from x_0, by `low` in the low band of each block of two by two pixels and by
+// `high` in the others; by `low` alone where all pixels are treated alike.
+// launch: grid (planes, any), block 256
+PLAIN void __launch_bounds__(THREADS)
+dcw(float* __restrict__ x, const float* __restrict__ x_start, float low, float high, int on_pixels, int height, int width) {
+    const long long plane = (long long)blockIdx.x * height * width;
+    x += plane, x_start += plane;
+    const int count = on_pixels ? height * width : height * width / 4;
+    for (int i = (int)(blockIdx.y * THREADS + threadIdx.x); i < count; i += (int)gridDim.y * THREADS) {
+        if (on_pixels) {
+            x[i] += low * (x[i] - x_start[i]);
+            continue;
+        }
+        const int first = i / (width / 2) * 2 * width + i % (width / 2) * 2, at[4] = {first, first + 1, first + width, first + width + 1};
+        float difference[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) difference[k] = x[at[k]] - x_start[at[k]];
+        const float mean = ((difference[0] + difference[1]) + (difference[2] + difference[3])) * 0.25f, moved = low * mean;
+#pragma unroll
+        for (int k = 0; k < 4; k++) x[at[k]] += moved + high * (difference[k] - mean);
+    }
+}
+
+// The derivative of the log-probability of each image's class by the logits (crates/math/src/loss.rs).
+// launch: grid (n), block 256
+PLAIN void __launch_bounds__(THREADS)
+class_slopes(const float* __restrict__ logits, float* __restrict__ grad, const int* __restrict__ labels, int classes) {
+    __shared__ double sum;
+    __shared__ float greatest;
+    logits += (long long)blockIdx.x * classes, grad += (long long)blockIdx.x * classes;
+    if (threadIdx.x == 0) {
+        // One thread adds, in the processor's order; a network has at most some thousand classes.
+        greatest = logits[0];
+        for (int c = 1; c < classes; c++) greatest = logits[c] > greatest ? logits[c] : greatest;
+        sum = 0;
+        for (int c = 0; c < classes; c++) sum += exp((double)logits[c] - (double)greatest);
+    }
+    __syncthreads();
+    const double log_sum = log(sum);
+    for (int c = threadIdx.x; c < classes; c += THREADS)
+        grad[c] = (float)((c == labels[blockIdx.x] ? 1.0 : 0.0) - exp((double)logits[c] - (double)greatest - log_sum));
 }

@@ -1,19 +1,19 @@
 // Over whole vectors of parameters, with the bits of the processor's kernels: operation by operation, sums in the same order.
 
 struct Update {
-    float grad_scale, one_minus_beta1, beta2, one_minus_beta2, decay, step_size, sqrt_correction2, eps;
+    float one_minus_beta1, beta2, one_minus_beta2, decay, step_size, sqrt_correction2, eps;
     int averages;
     float rate[8], rest[8];
     float* average[8];
 };
 
 template <int W>
-void update(const Update& u, float* param, const float* grad, float* m, float* v, long long i) {
+void update(const Update& u, float grad_scale, float* param, const float* grad, float* m, float* v, long long i) {
     float p[W], g[W], first[W], second[W];
     load<W>(param + i, p), load<W>(grad + i, g), load<W>(m + i, first), load<W>(v + i, second);
 #pragma unroll
     for (int j = 0; j < W; j++) {
-        g[j] *= u.grad_scale;
+        g[j] *= grad_scale;
         first[j] += u.one_minus_beta1 * (g[j] - first[j]);
         second[j] = second[j] * u.beta2 + u.one_minus_beta2 * g[j] * g[j];
         p[j] = p[j] * u.decay - u.step_size * first[j] / (sqrtf(second[j]) / u.sqrt_correction2 + u.eps);
@@ -29,11 +29,13 @@ void update(const Update& u, float* param, const float* grad, float* m, float* v
 
 // launch: grid (any; ceil(len/1024) at most), block 256
 PLAIN void __launch_bounds__(THREADS)
-adamw(float* __restrict__ param, const float* __restrict__ grad, float* __restrict__ m, float* __restrict__ v, const Update* __restrict__ update_,
-      long long len) {
-    const Update& u = *update_;
-    each(len / 4, [&](long long i) { update<4>(u, param, grad, m, v, 4 * i); });
-    if (blockIdx.x == 0 && threadIdx.x < len % 4) update<1>(u, param, grad, m, v, len / 4 * 4 + threadIdx.x);
+adamw(float* __restrict__ param, const float* __restrict__ grad, float* __restrict__ m, float* __restrict__ v, const __grid_constant__ Update u,
+      const float* __restrict__ grad_scale, long long len) {
+    const float scale = *grad_scale;
+    // A gradient that is not finite changes nothing.
+    if (scale != scale) return;
+    each(len / 4, [&](long long i) { update<4>(u, scale, param, grad, m, v, 4 * i); });
+    if (blockIdx.x == 0 && threadIdx.x < len % 4) update<1>(u, scale, param, grad, m, v, len / 4 * 4 + threadIdx.x);
 }
 
 // Values of a partial sum.
@@ -86,6 +88,17 @@ sum_partials(const double* __restrict__ partial, double* __restrict__ out, int c
         __syncthreads();
     }
     if (threadIdx.x == 0) *out = sum;
+}
+
+// From the sum of a gradient's squares its norm, and what it is multiplied by: NaN where the norm is not finite. The gradient is
+// `scale` times too large, and cut to `max_norm` where that is not 0, as the processor does it.
+// launch: grid (1), block 1
+PLAIN void __launch_bounds__(1)
+clip(const double* __restrict__ squares, double scale, double max_norm, double* __restrict__ norm, float* __restrict__ grad_scale) {
+    *norm = sqrt(*squares) / scale;
+    const double cut = max_norm > 0 ? least(max_norm / (*norm + 1e-6), 1.0) : 1.0;
+    const bool is_finite = *norm - *norm == 0;
+    *grad_scale = is_finite ? (float)(cut / scale) : __uint_as_float(0x7fc00000u);
 }
 
 // launch: grid (any; ceil(len/1024) at most), block 256

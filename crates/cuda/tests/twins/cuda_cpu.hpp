@@ -22,6 +22,7 @@ inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static                                    // one block at a time, so one copy serves
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(cuda_cpu::block->dynamic.data())
 

@@ -492,18 +492,35 @@ static void optimizers() {
         where = "adamw " + std::to_string(len);
         auto param = random_array<float>(len), grad = random_array<float>(len), m = random_array<float>(len, 0, 0.1f), v = random_array<float>(len, 1, 0.1f);
         auto first = random_array<float>(len), second = random_array<float>(len), sum = random_array<float>(len);
-        Update u{0.7f, 0.1f, 0.999f, 0.001f, 0.9999f, 3e-4f, 0.3f, 1e-8f, 2, {0.99f, 0.9f}, {0.01f, 0.1f}, {first, second}};
+        const float scale = 0.7f;
+        Update u{0.1f, 0.999f, 0.001f, 0.9999f, 3e-4f, 0.3f, 1e-8f, 2, {0.99f, 0.9f}, {0.01f, 0.1f}, {first, second}};
         std::vector<float> p(param.data, param + len), a(m.data, m + len), b(v.data, v + len), e(first.data, first + len), f(second.data, second + len), s(sum.data, sum + len);
-        cuda_cpu::launch({3}, 256, 0, [&] { adamw(param, grad, m, v, &u, len); });
+        cuda_cpu::launch({3}, 256, 0, [&] { adamw(param, grad, m, v, u, &scale, len); });
         cuda_cpu::launch({2}, 256, 0, [&] { accumulate(sum, grad, len); });
         for (long long i = 0; i < len; i++) {
-            const float g = grad[i] * u.grad_scale;
+            const float g = grad[i] * scale;
             a[i] += u.one_minus_beta1 * (g - a[i]);
             b[i] = b[i] * u.beta2 + u.one_minus_beta2 * g * g;
             p[i] = p[i] * u.decay - u.step_size * a[i] / (std::sqrt(b[i]) / u.sqrt_correction2 + u.eps);
             same<E>("param", i, param[i], p[i]), same<E>("m", i, m[i], a[i]), same<E>("v", i, v[i], b[i]);
             same<E>("average", i, first[i], e[i] * u.rate[0] + p[i] * u.rest[0]), same<E>("average", i, second[i], f[i] * u.rate[1] + p[i] * u.rest[1]);
             same<E>("accumulate", i, sum[i], s[i] + grad[i]);
+        }
+        where = "adamw without effect " + std::to_string(len);
+        const float none = NAN;
+        cuda_cpu::launch({3}, 256, 0, [&] { adamw(param, grad, m, v, u, &none, len); });
+        for (long long i = 0; i < len; i++) same<E>("param", i, param[i], p[i]), same<E>("m", i, m[i], a[i]), same<E>("v", i, v[i], b[i]);
+    }
+    where = "clip";
+    for (double squares : {0.0, 2.25, 1e30, HUGE_VAL, double(NAN)}) {
+        for (double scale : {1.0, 3.7}) {
+            for (double most : {0.0, 1.0}) {
+                double norm = 0;
+                float factor = 0;
+                cuda_cpu::launch({1}, 1, 0, [&] { clip(&squares, scale, most, &norm, &factor); });
+                const double expected = std::sqrt(squares) / scale, cut = most > 0 ? std::min(most / (expected + 1e-6), 1.0) : 1.0;
+                checks++, failures += std::isfinite(expected) ? norm != expected || factor != float(cut / scale) : !std::isnan(factor);
+            }
         }
     }
     for (long long len : {1ll, 32ll, 1111ll, 65536ll, 65536ll * 3 + 1077}) {

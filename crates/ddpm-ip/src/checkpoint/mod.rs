@@ -42,6 +42,7 @@ const BEST: &str = "best";
 const TEMPORARY: &str = ".tmp-";
 
 /// All that continues a run, apart from its configuration.
+#[derive(Clone)]
 pub struct State {
     /// Counters and small state.
     pub progress: Progress,
@@ -83,12 +84,13 @@ pub struct Progress {
     /// log₂ of the loss scale of the next step, in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lg_loss_scale: Option<f64>,
-    /// The GPU that made the last step, if one did.
+    /// The GPU that made the last step, with its libraries, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
 }
 
 /// The folder of a run's checkpoints.
+#[derive(Clone)]
 pub struct Store {
     folder: PathBuf,
 }
@@ -163,7 +165,6 @@ impl Store {
     /// Writes a checkpoint of that name, in the place of an older one.
     fn write(&self, name: &str, state: &State, config: &Config) -> Result<PathBuf, Error> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        self.remove_unfinished()?;
         let temporary = tempfile::Builder::new()
             .prefix(TEMPORARY)
             .tempdir_in(&self.folder)
@@ -192,8 +193,14 @@ impl Store {
         Ok(target)
     }
 
-    /// Removes what a process that was killed while saving has left.
-    fn remove_unfinished(&self) -> Result<(), Error> {
+    /// Removes what a process that was killed while saving has left. Nobody may be saving.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed, or one in it that cannot be removed.
+    pub fn remove_unfinished(&self) -> Result<(), Error> {
+        if !self.folder.exists() {
+            return Ok(());
+        }
         let entries = fs::read_dir(&self.folder).map_err(Error::io("list", &self.folder))?;
         for entry in entries.filter_map(Result::ok) {
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {

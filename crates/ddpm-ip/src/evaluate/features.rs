@@ -146,7 +146,7 @@ pub(super) fn measure(
     }
 
     let row = network.width() + network.spatial_width();
-    let (mut partial, mut done) = Partial::open(&folder.join(hash), &identity, 4 * row)?;
+    let (mut partial, mut done) = Partial::open(&folder.join(hash), &identity, 4 * row, network.device(), emit)?;
     // Another call may have finished them while this one looked.
     if let Some(statistics) = kept(&features_path, &statistics_path, &identity, set.len() * network.width()) {
         return Ok(Some(Measured { statistics, features: file(temporary) }));

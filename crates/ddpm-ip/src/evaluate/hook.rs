@@ -154,6 +154,7 @@ impl<'a> EvaluationHook<'a> {
         self.evaluated.insert(step);
         if self.best.is_none_or(|best| fid < best) {
             self.best = Some(fid);
+            trainer.settle()?;
             self.store.save_best(&trainer.state, config)?;
             emit(Event::Best { step, fid });
         }

@@ -48,6 +48,7 @@ pub struct Rows {
 pub struct FeatureNetwork {
     name: String,
     kind: Kind,
+    device: Device,
 }
 
 enum Kind {
@@ -74,7 +75,7 @@ impl FeatureNetwork {
         match choice {
             Choice::Grey => {
                 let grey = Grey::load(device)?;
-                Ok(Self { name: Grey::NAME.into(), kind: Kind::Grey(Box::new(grey)) })
+                Ok(Self { name: Grey::NAME.into(), kind: Kind::Grey(Box::new(grey)), device })
             }
             Choice::Inception(path) => {
                 let path = match path {
@@ -88,11 +89,11 @@ impl FeatureNetwork {
                     FID_INCEPTION_SHA256 => FID_INCEPTION.into(),
                     other => format!("inception-{}", &other[..8]),
                 };
-                Ok(Self { name, kind: Kind::Inception(Box::new(inception)) })
+                Ok(Self { name, kind: Kind::Inception(Box::new(inception)), device })
             }
             Choice::Onnx(choice) => {
                 let network = Foreign::load(choice)?;
-                Ok(Self { name: network.name().into(), kind: Kind::Foreign(Box::new(network)) })
+                Ok(Self { name: network.name().into(), kind: Kind::Foreign(Box::new(network)), device: Device::Cpu })
             }
         }
     }
@@ -100,6 +101,11 @@ impl FeatureNetwork {
     /// Its name, which statistics carry: distances of features with different names cannot be compared.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> Device {
+        self.device
     }
 
     /// Whether its images have three channels.

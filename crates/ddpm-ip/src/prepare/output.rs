@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::file::write_atomic;
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
+use ddpm_net::Device;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use rayon::prelude::*;
 use std::fs;
@@ -82,7 +83,7 @@ impl Output {
             if let Some(parent) = out.parent() {
                 fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
-            let (partial, done) = Partial::open(&out, identity, shape.record_bytes())?;
+            let (partial, done) = Partial::open(&out, identity, shape.record_bytes(), Device::Cpu, &mut |_| {})?;
             return Ok(Self::Npz { out, partial, done, shape });
         }
         fs::create_dir_all(&out).map_err(Error::io("create", &out))?;

@@ -96,8 +96,8 @@ impl Chain<'_> {
     /// `each` is called after every step with the number of steps taken, and stops the chain by returning false; then there
     /// is no result.
     pub fn draw(&self, subjects: Subjects, mut each: impl FnMut(usize) -> bool) -> Option<Vec<f32>> {
-        match OnGpu::new(self, &subjects) {
-            Some(chain) => ddpm_net::done(chain.run(subjects, each)),
+        match OnGpu::new(self, subjects) {
+            Some(chain) => ddpm_net::done(chain.run(each)),
             None => self.run(subjects, |step, _, _| each(step)),
         }
     }

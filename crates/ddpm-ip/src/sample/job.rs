@@ -191,7 +191,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             }
         }
     }
-    let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes)?;
+    let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes, device, emit)?;
     done = done.min(total);
     emit(Event::Sampling { done, total, steps });
     if config.diffusion.variance.is_learned() && !reverse.rule.uses_variance() {

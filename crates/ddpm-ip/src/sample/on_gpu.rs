@@ -3,93 +3,187 @@
 use super::{Chain, Model, Subjects};
 use crate::diffusion::Clip;
 use crate::train::pairs;
-use ddpm_math::{Corrections, ReverseStep, Rule, Update};
+use ddpm_math::{Level, ReverseStep, Stage, Update};
 use ddpm_net::Feed;
-use ddpm_net::gpu::{Address, Gpu, Mailbox, Result, args};
+use ddpm_net::gpu::{Address, Arg, Buffer, Gpu, Mailbox, Result, Shape, args};
 use ddpm_net::network::Network;
 
-/// A chain that a GPU can take whole: noise from a seed, no guide, correction or churn, no clipping that looks
-/// at whole images.
+/// A chain that a GPU can take whole: noise from a seed, and nothing that looks at whole images (a dynamic threshold, the
+/// variance that `time-shift` asks for).
 pub(super) struct OnGpu<'a> {
     chain: &'a Chain<'a>,
     model: &'a Model<'a>,
+    subjects: Subjects<'a>,
     gpu: &'static Gpu,
     seed: u64,
 }
 
+/// A batch's memory. Planes are `[N, C, H, W]`.
+struct Memory {
+    /// The images' numbers.
+    images: Buffer,
+    /// Their classes, where a classifier guides.
+    labels: Option<Buffer>,
+    x: Buffer,
+    kept: Buffer,
+    /// The prediction at hand and the two before it.
+    x_start: [Buffer; 3],
+    /// The gradient of a classifier.
+    guidance: Option<Buffer>,
+    /// Earlier predictions that there are.
+    known: usize,
+    /// What a step is told.
+    words: Mailbox,
+}
+
 impl<'a> OnGpu<'a> {
     /// The chain on the GPU of its network, if that can take it.
-    pub(super) fn new(chain: &'a Chain<'a>, subjects: &Subjects) -> Option<Self> {
+    pub(super) fn new(chain: &'a Chain<'a>, subjects: Subjects<'a>) -> Option<Self> {
         let model = chain.network.model()?;
         let (gpu, seed) = (model.network.gpu()?, subjects.draws.seed()?);
         let reverse = chain.reverse;
-        let churns = matches!(reverse.rule, Rule::Heun(churn) if churn.amount > 0.0);
-        let plain =
-            reverse.corrections == Corrections::default() && !matches!(reverse.clip, Clip::Dynamic(_)) && !churns;
-        (plain && chain.guide.is_none()).then_some(Self { chain, model, gpu, seed })
+        let whole = reverse.corrections.wants_variance() || matches!(reverse.clip, Clip::Dynamic(_));
+        let elsewhere = chain.guide.is_some_and(|guide| guide.gpu() != Some(gpu));
+        (!whole && !elsewhere).then_some(Self { chain, model, subjects, gpu, seed })
     }
 
     /// [`Chain::draw`].
-    pub(super) fn run(&self, subjects: Subjects, mut each: impl FnMut(usize) -> bool) -> Result<Option<Vec<f32>>> {
-        let Chain { diffusion, reverse, shape, .. } = *self.chain;
-        let (n, values) = (subjects.images.len(), shape.iter().product::<usize>());
-        let bytes = 4 * n * values;
-        let images = self.gpu.upload(subjects.images)?;
-        let plane = || self.gpu.alloc(bytes);
-        let (x, kept, mut x_start) = (plane()?, plane()?, [plane()?, plane()?, plane()?]);
-        // Earlier predictions that there are.
-        let mut known = 0;
-        let mut mail = Mailbox::new(self.gpu, size_of::<[u32; 31]>())?;
-        {
-            let args = args![x.address(), images.address(), self.seed as i64, values as i32];
-            let turn = self.gpu.turn()?;
-            turn.launch("initial_noise", pairs(values, n), args)?;
-            // Before anything is kept it counts for nothing.
-            turn.clear(kept.address(), bytes)?;
-        }
-        let stages = reverse.rule.stages(&diffusion.schedule, diffusion.schedule.len() - 1);
-        for stage in stages {
-            let step = ReverseStep::new(&diffusion.schedule, diffusion.prediction, diffusion.variance, &stage);
-            let words = step.words(matches!(reverse.clip, Clip::Range).then_some(1.0));
-            let earlier = [1, 2].map(|i| if i <= known { x_start[i].address() } else { Address::NULL });
-            let times = vec![diffusion.model_time(stage.level.time); n];
-            let network = self.model.network;
-            let outputs = values / shape[0] * network.network().config().out_channels;
-            let labels = network.network().config().num_classes.and(subjects.labels);
-            let feed = Feed { labels, low_res: subjects.low_res, ..Feed::new(&[], self.model.size, &times) };
-            network.forward_between(
-                self.model.parameters,
-                feed,
-                |turn, to| turn.copy(to, x.address(), bytes),
-                |turn, output| {
-                    let step = mail.send(turn, &words)?;
-                    let [newer, older] = earlier;
-                    let (seed, number) = (self.seed as i64, stage.step as i32);
-                    let args = args![
-                        x.address(),
-                        output,
-                        x_start[0].address(),
-                        newer,
-                        older,
-                        kept.address(),
-                        step,
-                        images.address(),
-                        seed,
-                        number,
-                        values as i32,
-                        outputs as i32,
-                    ];
-                    turn.launch("reverse_step", pairs(values, n), args)
-                },
-            );
+    pub(super) fn run(&self, mut each: impl FnMut(usize) -> bool) -> Result<Option<Vec<f32>>> {
+        let Chain { diffusion, reverse, .. } = *self.chain;
+        let mut memory = self.begin()?;
+        let mut begins = None;
+        for stage in reverse.rule.stages(&diffusion.schedule, diffusion.schedule.len() - 1) {
+            self.take(&stage, &mut memory)?;
+            let level = *begins.get_or_insert(stage.level);
+            if stage.ends_step {
+                self.correct(level, &memory)?;
+                begins = None;
+            }
             if matches!(stage.update, Update::Mix { .. }) {
-                x_start.rotate_right(1);
-                known = (known + 1).min(2);
+                memory.x_start.rotate_right(1);
+                memory.known = (memory.known + 1).min(2);
             }
             if stage.ends_step && !each(stage.step + 1) {
                 return Ok(None);
             }
         }
-        x.download(n * values).map(Some)
+        memory.x.download(self.values() * self.subjects.images.len()).map(Some)
+    }
+
+    /// Values of an image.
+    fn values(&self) -> usize {
+        self.chain.shape.iter().product()
+    }
+
+    fn begin(&self) -> Result<Memory> {
+        let (n, values) = (self.subjects.images.len(), self.values());
+        let plane = || self.gpu.alloc(4 * n * values);
+        let (labels, guidance) = match (self.chain.guide, self.subjects.labels) {
+            (Some(_), Some(labels)) => (Some(self.gpu.upload(labels)?), Some(plane()?)),
+            _ => (None, None),
+        };
+        let memory = Memory {
+            images: self.gpu.upload(self.subjects.images)?,
+            labels,
+            x: plane()?,
+            kept: plane()?,
+            x_start: [plane()?, plane()?, plane()?],
+            guidance,
+            known: 0,
+            words: Mailbox::new(self.gpu, size_of::<[u32; 32]>())?,
+        };
+        let turn = self.gpu.turn()?;
+        let args = args![memory.x.address(), memory.images.address(), self.seed as i64, values as i32];
+        turn.launch("initial_noise", pairs(values, n), args)?;
+        // Before anything is kept it counts for nothing.
+        turn.clear(memory.kept.address(), 4 * n * values)?;
+        drop(turn);
+        Ok(memory)
+    }
+
+    /// One stage, as [`Walk`](super::Walk) takes it.
+    fn take(&self, stage: &Stage, memory: &mut Memory) -> Result<()> {
+        let Chain { diffusion, reverse, guide, shape: [_, height, width], .. } = *self.chain;
+        let (n, values, corrections) = (self.subjects.images.len(), self.values(), &reverse.corrections);
+        let (all, count, seed, number) = (pairs(values, n), values as i32, self.seed as i64, stage.step as i32);
+        let (bytes, x, images) = (4 * n * values, memory.x.address(), memory.images.address());
+        let noise_scale = corrections.noise() as f32;
+        if let Some([of_x, of_noise]) = stage.churn.map(|c| c.map(|v| v as f32)) {
+            let args = args![x, of_x, of_noise * noise_scale, images, seed, number, count];
+            self.gpu.turn()?.launch("churn", all, args)?;
+        }
+        let mut slopes = Address::NULL;
+        if let (Some(guide), Some(labels), Some(guidance)) = (guide, &memory.labels, &memory.guidance) {
+            slopes = guidance.address();
+            let times = vec![diffusion.model_time(stage.level.time); n];
+            guide.gradient_on_gpu([height, width], &times, [x, labels.address(), slopes], bytes);
+        }
+        let step = ReverseStep::new(&diffusion.schedule, diffusion.prediction, diffusion.variance, stage);
+        let call = corrections.call(&diffusion.schedule, stage);
+        let own = step.reading();
+        let seen = if call.input == 1.0 { *own } else { own.moved(call.level) };
+        let words = step.words(matches!(reverse.clip, Clip::Range).then_some(1.0));
+        let [newer, older] =
+            [1, 2].map(|i| if i <= memory.known { memory.x_start[i].address() } else { Address::NULL });
+        let (network, x_start, kept) = (self.model.network, memory.x_start[0].address(), memory.kept.address());
+        let config = network.network().config();
+        let outputs = (height * width * config.out_channels) as i32;
+        let times = vec![diffusion.model_time(call.time); n];
+        let feed = Feed {
+            labels: config.num_classes.and(self.subjects.labels),
+            low_res: self.subjects.low_res,
+            ..Feed::new(&[], self.model.size, &times)
+        };
+        let (input, divisor) = (call.input as f32, call.eps as f32);
+        network.forward_between(
+            self.model.parameters,
+            feed,
+            |turn, to| match call.input {
+                1.0 => turn.copy(to, x, bytes),
+                _ => turn.launch("scaled", all, args![x, to, input, count]),
+            },
+            |turn, output| {
+                if !call.is_plain() {
+                    let (own, seen) = (own.words(), seen.words());
+                    let (own, seen) = (Arg::value(&own), Arg::value(&seen));
+                    turn.launch("correct_answer", all, args![x, output, own, seen, input, divisor, count, outputs])?;
+                }
+                let step = memory.words.send(turn, &words)?;
+                let scale = guide.map_or(0.0, |guide| guide.scale() as f32);
+                let args = args![
+                    x,
+                    output,
+                    x_start,
+                    newer,
+                    older,
+                    kept,
+                    slopes,
+                    scale,
+                    noise_scale,
+                    step,
+                    images,
+                    seed,
+                    number,
+                    count,
+                    outputs,
+                ];
+                turn.launch("reverse_step", all, args)
+            },
+        );
+        Ok(())
+    }
+
+    /// What is corrected after a step that began at `level`.
+    fn correct(&self, level: Level, memory: &Memory) -> Result<()> {
+        let Chain { reverse, shape: [channels, height, width], .. } = *self.chain;
+        let Some([low, high]) = reverse.corrections.dcw(level).map(|weights| weights.map(|v| v as f32)) else {
+            return Ok(());
+        };
+        let planes = channels * self.subjects.images.len();
+        let shape = Shape { grid: [planes, pairs(height * width, 1).grid[0]], ..pairs(0, 0) };
+        let on_pixels = i32::from(reverse.corrections.dcw_on_pixels());
+        let (x, x_start) = (memory.x.address(), memory.x_start[0].address());
+        let args = args![x, x_start, low, high, on_pixels, height as i32, width as i32];
+        self.gpu.turn()?.launch("dcw", shape, args)
     }
 }

@@ -11,6 +11,7 @@ use crate::sample::{Chain, Model, Seeded, SmallImages, Subjects};
 use ddpm_net::network::Network;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 /// Something to do between steps: log, draw a grid, save, evaluate.
 pub trait Hook {
@@ -37,31 +38,67 @@ pub(crate) fn due(step: u64, interval: u64) -> bool {
     interval > 0 && step.is_multiple_of(interval)
 }
 
-/// Saves checkpoints.
+/// Saves checkpoints as the run's configuration says; where a GPU trains, from a copy while it goes on.
 pub struct CheckpointHook<'a> {
     store: &'a Store,
+    /// What is being written, and its step.
+    writing: Option<(u64, JoinHandle<Result<PathBuf, Error>>)>,
 }
 
 impl<'a> CheckpointHook<'a> {
     /// Saves into a run's store.
     pub fn new(store: &'a Store) -> Self {
-        Self { store }
+        Self { store, writing: None }
     }
-}
 
-/// Saves a checkpoint as the run's configuration says; returns its folder.
-pub(super) fn save(trainer: &Trainer, store: &Store) -> Result<PathBuf, Error> {
-    let config = &trainer.config;
-    store.save(&trainer.state, config, config.train.keep_checkpoints)
+    /// Waits for what is being written.
+    fn finish(&mut self, emit: &mut Emit) -> Result<(), Error> {
+        let Some((step, thread)) = self.writing.take() else { return Ok(()) };
+        let path = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        emit(Event::Checkpoint { step, path });
+        Ok(())
+    }
+
+    /// Saves a checkpoint, once the newest step is known to be well.
+    pub(super) fn save(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
+        trainer.settle()?;
+        self.finish(emit)?;
+        let config = &trainer.config;
+        let path = self.store.save(&trainer.state, config, config.train.keep_checkpoints)?;
+        emit(Event::Checkpoint { step: trainer.step(), path });
+        Ok(())
+    }
+
+    /// Begins to save a checkpoint.
+    fn begin(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
+        trainer.settle()?;
+        self.finish(emit)?;
+        let (store, state, config) = (self.store.clone(), trainer.state.clone(), trainer.config.clone());
+        let save = move || store.save(&state, &config, config.train.keep_checkpoints);
+        self.writing = Some((trainer.step(), std::thread::spawn(save)));
+        Ok(())
+    }
 }
 
 impl Hook for CheckpointHook<'_> {
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
-        if next != Next::Step || due(trainer.step(), trainer.config.train.save_interval) {
-            let path = save(trainer, self.store)?;
-            emit(Event::Checkpoint { step: trainer.step(), path });
+        if self.writing.as_ref().is_some_and(|(_, thread)| thread.is_finished()) {
+            self.finish(emit)?;
         }
-        Ok(())
+        match next {
+            Next::Step if !due(trainer.step(), trainer.config.train.save_interval) => Ok(()),
+            Next::Step if trainer.state.progress.gpu.is_some() => self.begin(trainer, emit),
+            _ => self.save(trainer, emit),
+        }
+    }
+}
+
+impl Drop for CheckpointHook<'_> {
+    /// A run that fails keeps what it had begun to save.
+    fn drop(&mut self) {
+        if let Some((_, thread)) = self.writing.take() {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -3,10 +3,13 @@
 use super::{Hook, Next, StepReport, Trainer};
 use crate::Error;
 use crate::event::{Emit, Event};
+use ddpm_net::Norm;
 
 /// Averages what steps report and emits a line every `log_interval` steps, after the first and after the last.
 pub struct LogHook {
     means: Vec<(String, f64, u64)>,
+    /// Read when a line is due: a GPU may be computing the newest.
+    norms: Vec<Norm>,
     secs: f64,
     images: usize,
 }
@@ -14,7 +17,7 @@ pub struct LogHook {
 impl LogHook {
     /// A log that begins now.
     pub fn new() -> Self {
-        Self { means: Vec::new(), secs: 0.0, images: 0 }
+        Self { means: Vec::new(), norms: Vec::new(), secs: 0.0, images: 0 }
     }
 
     fn add(&mut self, key: &str, value: f64) {
@@ -57,9 +60,7 @@ impl Hook for LogHook {
             let comparable: Vec<f64> = mse.iter().zip(&report.constant).map(|(m, c)| m + c).collect();
             self.add_term("mse_plus_c", &comparable, report, steps);
         }
-        if !report.overflowed() {
-            self.add("grad_norm", report.grad_norm);
-        }
+        self.norms.extend(report.grad_norm.clone());
         if let Some(lg) = report.lg_loss_scale {
             self.add("lg_loss_scale", lg);
         }
@@ -68,6 +69,10 @@ impl Hook for LogHook {
         let step = trainer.step();
         if step > 1 && next == Next::Step && !step.is_multiple_of(trainer.config.train.log_interval) {
             return Ok(());
+        }
+        // Of gradients that overflowed f16 there is none.
+        for norm in std::mem::take(&mut self.norms).iter().map(Norm::get).filter(|norm| norm.is_finite()) {
+            self.add("grad_norm", norm);
         }
         let mut line = vec![
             ("step".to_string(), step as f64),

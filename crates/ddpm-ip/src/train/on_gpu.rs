@@ -60,7 +60,7 @@ impl Trainer {
         }
         let [of_images, of_mixings, of_readings] = mail.as_mut().expect("just made");
         let [x_t, eps, terms] = [4 * n * values, 4 * n * values, 16 * n].map(|bytes| gpu.alloc(bytes));
-        let (x_t, eps, terms) = (x_t?, eps?, terms?);
+        let (x_t, eps, terms, mut sums) = (x_t?, eps?, terms?, gpu.note(16 * n)?);
         let at = feed.position.expect("a training step has a place in its run");
         let clean = of_images.address();
         let gradient = engine.gradient_between(
@@ -90,10 +90,12 @@ impl Trainer {
                     outputs,
                     has_error,
                 ];
-                turn.launch("diffusion_loss", Shape { grid: [n, 1], block: 512, shared: 0 }, args)
+                turn.launch("diffusion_loss", Shape { grid: [n, 1], block: 512, shared: 0 }, args)?;
+                sums.receive(turn, terms.address())
             },
         );
-        let sums: Vec<[f64; 2]> = terms.download(n)?;
-        Ok((gradient, losses.iter().zip(sums).map(|(loss, sums)| loss.terms(sums, values)).collect()))
+        // The backward pass goes on meanwhile.
+        let sums: &[[f64; 2]] = sums.read(n)?;
+        Ok((gradient, losses.iter().zip(sums).map(|(loss, &sums)| loss.terms(sums, values)).collect()))
     }
 }

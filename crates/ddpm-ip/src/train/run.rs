@@ -1,6 +1,5 @@
 //! A run directory, from the first step or from where it stopped.
 
-use super::hook::save;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
 use crate::checkpoint::{self, State, Store, Trio};
@@ -17,6 +16,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// Where a run keeps which of cuDNN's engines were the fastest, if they were timed.
+const ENGINES: &str = "engines.tsv";
 
 /// Batches that decoding may be ahead of the training.
 const PREFETCH: usize = 4;
@@ -46,17 +48,33 @@ pub fn train(
     config: &Config,
     dir: &Path,
     options: impl Into<RunOptions>,
+    hooks: Vec<Box<dyn Hook + '_>>,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<Outcome, Error> {
+    // Whatever was being saved is there when it returns.
+    run(config, dir, options.into(), hooks, stop, emit).map_err(|e| with_last_good(e, dir))
+}
+
+fn run(
+    config: &Config,
+    dir: &Path,
+    RunOptions { device, ignore_memory_limit }: RunOptions,
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
-    let RunOptions { device, ignore_memory_limit } = options.into();
     config.validate()?;
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
     let mut config = with_classes(config, &dataset)?;
     let before = Store::new(dir).newest()?.map(|(_, path)| checkpoint::config_of(&path.join("model.safetensors")));
     config.settle(device, before.transpose()?.flatten().as_ref());
+    // Before anything is planned.
+    let engines = dir.join(ENGINES);
+    if let Device::Cuda(gpu) = device {
+        gpu.take_tuned(&engines);
+    }
     let task = Task::new(&config, device)?;
     check_size(&task)?;
     if let Some(classes) = classes_by_prefix(&config, &dataset) {
@@ -94,13 +112,19 @@ pub fn train(
     };
     let parameters = task.parameter_count();
     let mut trainer = Trainer::new(config, task, state)?;
-    if let (Device::Cpu, Some(gpu)) = (device, &trainer.state.progress.gpu) {
-        let speed = trainer.expected_speed();
-        emit(Event::Warning(format!(
-            "this run was on {gpu} and goes on on the processor, at about {speed:.1} images/s: --device cuda says what a GPU lacks"
-        )));
+    let gpu = crate::device::engines(device);
+    match (&trainer.state.progress.gpu, &gpu) {
+        (Some(before), None) => {
+            let speed = trainer.expected_speed();
+            emit(Event::Warning(format!(
+                "this run was on {before} and goes on on the processor, at about {speed:.1} images/s: --device cuda says what \
+                 a GPU lacks"
+            )));
+        }
+        (Some(before), Some(gpu)) if before != gpu => emit(Event::Notice(crate::device::chosen_anew(before))),
+        _ => {}
     }
-    trainer.state.progress.gpu = crate::device::name(device);
+    trainer.state.progress.gpu = gpu;
     let config = trainer.config.clone();
     let time_limit = config.train.time_limit()?;
     let last_step = config.train.last_step();
@@ -112,7 +136,7 @@ pub fn train(
         Arch::Superres => Some(SmallImages::of_large(&dataset, &config, config.train.grid_images.max(1))?),
         _ => None,
     };
-    let grid = GridHook::new(dir.join("samples"), small, stop);
+    let mut grid = GridHook::new(dir.join("samples"), small, stop);
     let first_step = trainer.step();
     if over(first_step, trainer.state.progress.elapsed_secs) {
         if !changed.is_empty() {
@@ -152,9 +176,11 @@ pub fn train(
     };
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
     emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
-    // A checkpoint comes before what takes long.
-    let mut own: Vec<Box<dyn Hook + '_>> =
-        vec![Box::new(LogHook::new()), Box::new(CheckpointHook::new(&store)), Box::new(grid)];
+    store.remove_unfinished()?;
+    if let Device::Cuda(gpu) = device {
+        gpu.keep_tuned_in(&engines);
+    }
+    let (mut log, mut checkpoints) = (LogHook::new(), CheckpointHook::new(&store));
 
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
     let (begin, mut in_hooks) = (Instant::now(), Duration::ZERO);
@@ -165,13 +191,12 @@ pub fn train(
             Err(error) => {
                 // The run is good up to here; only its images are not.
                 if trainer.step() > first_step {
-                    let path = save(&trainer, &store)?;
-                    emit(Event::Checkpoint { step: trainer.step(), path });
+                    checkpoints.save(&trainer, emit)?;
                 }
                 return Err(error);
             }
         };
-        let mut report = trainer.train_step(&batch).map_err(|e| with_last_good(e, dir))?;
+        let mut report = trainer.train_step(&batch)?;
         report.secs = since.elapsed().as_secs_f64();
         if let Some(lg) = trainer.lg_loss_scale().filter(|_| report.overflowed()) {
             let step = trainer.step();
@@ -191,7 +216,9 @@ pub fn train(
             (false, true) => Next::Interrupt,
             (false, false) => Next::Step,
         };
-        for hook in &mut own {
+        // A checkpoint comes before what takes long.
+        let own: [&mut dyn Hook; 3] = [&mut log, &mut checkpoints, &mut grid];
+        for hook in own {
             hook.after_step(&trainer, &report, next, emit)?;
         }
         let (since, stopped) = (Instant::now(), stop.load(Ordering::Relaxed));

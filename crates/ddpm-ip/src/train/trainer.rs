@@ -9,9 +9,8 @@ use crate::config::{Config, Precision};
 use crate::data::Batch;
 use crate::diffusion::Diffusion;
 use ddpm_kernels::AdamW;
-use ddpm_kernels::profile::{Work, timed};
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
-use ddpm_net::{Accumulator, Feed, Gradient, Parameters};
+use ddpm_net::{Accumulator, Clip, Feed, Gradient, Norm, Parameters};
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -27,8 +26,9 @@ pub struct StepReport {
     pub terms: Vec<(&'static str, Vec<f64>)>,
     /// What separates each loss from the reference's (the equivalent form's c).
     pub constant: Vec<f64>,
-    /// Norm of the gradient, before clipping and without the loss scale.
-    pub grad_norm: f64,
+    /// Norm of the gradient, before clipping and without the loss scale; none before the first step. Where a GPU computes it,
+    /// whoever asks for it waits for the step's end.
+    pub grad_norm: Option<Norm>,
     /// log₂ of the loss scale, where the precision needs one.
     pub lg_loss_scale: Option<f64>,
     /// Learning rate of the step.
@@ -57,7 +57,7 @@ impl StepReport {
 
     /// Whether the scaled gradient did not fit into f16, so that the step changed no parameter.
     pub fn overflowed(&self) -> bool {
-        !self.grad_norm.is_finite()
+        self.grad_norm.as_ref().is_some_and(|norm| !norm.get().is_finite())
     }
 
     pub(super) fn extend(&mut self, terms: Vec<(&'static str, Vec<f64>)>) {
@@ -78,6 +78,8 @@ pub struct Trainer {
     pub(crate) state: State,
     pub(crate) time_sampler: TimeSampler,
     pub(super) mail: Mail,
+    /// The norm of the newest gradient, if a GPU has not sent it yet when the step is counted.
+    late: Option<Norm>,
 }
 
 /// The random draws of one step, for a batch of N images.
@@ -111,7 +113,7 @@ impl Trainer {
         if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
             time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
         }
-        Ok(Self { config, task, diffusion, state, time_sampler, mail: Mail::default() })
+        Ok(Self { config, task, diffusion, state, time_sampler, mail: Mail::default(), late: None })
     }
 
     /// Steps done.
@@ -170,6 +172,9 @@ impl Trainer {
     }
 
     /// Trains on one batch. The trainer is unchanged if it fails.
+    ///
+    /// A GPU may be at work on the step's second half still when it returns; a gradient that is not finite changes no
+    /// parameter, but is an error of the next step or of [`settle`](Self::settle).
     ///
     /// # Errors
     /// [`Error::Diverged`] if the loss is not finite, or the gradient and no lower loss scale is left to try.
@@ -239,23 +244,25 @@ impl Trainer {
         if !report.mean_loss().is_finite() {
             return Err(diverged("loss"));
         }
-        let mut gradient = gradients.sum().expect("a batch has images");
-        let values = self.task.parameter_count();
-        let squares = timed(|| ("gradient norm, f32".into(), moved(values)), || gradient.sum_squares());
-        report.grad_norm = squares.sqrt() / scale;
-        let overflowed = report.overflowed();
-        let growth = self.config.train.fp16_scale_growth;
-        let next_scale = report.lg_loss_scale.and_then(|lg| loss_scale::after(lg, overflowed, growth));
-        if overflowed && next_scale.is_none() {
-            return Err(diverged("gradient"));
-        }
-        let updates = self.state.progress.updates.unwrap_or(step);
-        if overflowed {
-            self.state.progress.updates = Some(updates);
+        // What the GPU was still at work on when this step began.
+        self.settle()?;
+        let norm = self.update(gradients.sum().expect("a batch has images"), report.lr, scale);
+        report.grad_norm = Some(norm.clone());
+        let mut overflowed = false;
+        let mut next_scale = None;
+        if let (Norm::Coming(_), None) = (&norm, report.lg_loss_scale) {
+            self.late = Some(norm);
         } else {
-            self.update(&mut gradient, &report, scale);
-            self.state.progress.updates = self.state.progress.updates.map(|_| updates + 1);
+            overflowed = report.overflowed();
+            let growth = self.config.train.fp16_scale_growth;
+            next_scale = report.lg_loss_scale.and_then(|lg| loss_scale::after(lg, overflowed, growth));
+            if overflowed && next_scale.is_none() {
+                return Err(diverged("gradient"));
+            }
         }
+        let updates = self.state.progress.updates;
+        self.state.progress.updates =
+            if overflowed { updates.or(Some(step)) } else { updates.map(|updates| updates + 1) };
         self.state.progress.lg_loss_scale = next_scale;
         // The reference's loss differs by c: the sampler looks at its square. A classifier's tells it nothing.
         let scale = self.diffusion.loss.scale(self.per_image());
@@ -269,33 +276,36 @@ impl Trainer {
         Ok(report)
     }
 
-    /// AdamW and the averages, in place, from a gradient that is `scale` times too large.
-    fn update(&mut self, gradient: &mut Gradient, report: &StepReport, scale: f64) {
+    /// Waits for the newest step's end.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if its gradient was not finite.
+    pub fn settle(&self) -> Result<(), Error> {
+        match self.late.as_ref().map(Norm::get) {
+            Some(norm) if !norm.is_finite() => {
+                Err(Error::Diverged { step: self.state.progress.step, what: "gradient", last_good: None })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// AdamW and the averages, in place, from a gradient that is `scale` times too large; its norm.
+    fn update(&mut self, gradient: Gradient, lr: f64, scale: f64) -> Norm {
         let c = &self.config.train;
         let updates = self.state.progress.updates.unwrap_or(self.state.progress.step);
-        let clip = if c.grad_clip > 0.0 { (c.grad_clip / (report.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         let adamw = AdamW {
-            lr: report.lr,
+            lr,
             weight_decay: c.weight_decay,
             betas: c.adam_betas,
             eps: c.adam_eps,
             step: updates + 1,
-            grad_scale: clip / scale,
+            grad_scale: 1.0,
         };
+        let clip = Clip { scale, max_norm: c.grad_clip };
         let most = if c.ema_warmup { (1 + updates) as f64 / (10 + updates) as f64 } else { 1.0 };
         let State { parameters, ema, moments: [m, v], .. } = &mut self.state;
         let mut averages: Vec<(f64, &mut Parameters)> =
             ema.iter_mut().map(|(rate, average)| (rate.min(most), average)).collect();
-        // The gradient is read; parameters, moments and averages are read and written.
-        let values = parameters.layout().len() * (7 + 2 * averages.len());
-        timed(
-            || ("AdamW and averages, f32".into(), moved(values)),
-            || ddpm_net::adamw(&adamw, parameters, gradient, [m, v], &mut averages),
-        );
+        ddpm_net::update(&adamw, clip, parameters, gradient, [m, v], &mut averages)
     }
-}
-
-/// The work of reading or writing so many values.
-fn moved(values: usize) -> Work {
-    Work { flop: 0.0, bytes: 4.0 * values as f64 }
 }

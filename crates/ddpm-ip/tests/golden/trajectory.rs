@@ -69,7 +69,7 @@ fn golden_trajectory() {
                 mean(report.loss()),
                 mean(report.term("mse").unwrap()),
                 mean(report.term("vb").unwrap()),
-                report.grad_norm,
+                report.grad_norm.expect("a step's norm").get(),
                 trainer.state().parameters.norm(),
             ];
             for ((what, actual), expected) in

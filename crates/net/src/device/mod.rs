@@ -14,8 +14,10 @@ use crate::kind::Precision;
 use crate::plan::{GradientPlace, Plan, Slot};
 use crate::shards::{Gradient, GradientMemory};
 use crate::state::Parameters;
-use ddpm_cuda::{Address, Gpu, Turn};
-use ddpm_kernels::{AdamW, optim, profile};
+use ddpm_cuda::{Address, Gpu, Note, Turn};
+use ddpm_kernels::profile::{self, Work, timed};
+use ddpm_kernels::{AdamW, optim};
+use std::sync::Arc;
 
 /// A kind of device: which kernels run a plan's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,25 +191,77 @@ impl<'a> Session<'a> {
     }
 }
 
-/// One step of AdamW from a gradient, and then each of the averages (rate, values), where the gradient lies.
+/// How a gradient is brought to its size.
+#[derive(Clone, Copy, Debug)]
+pub struct Clip {
+    /// How many times too large it is: the loss scale.
+    pub scale: f64,
+    /// The norm to which a longer one is cut; 0 to cut none.
+    pub max_norm: f64,
+}
+
+impl Clip {
+    /// What a gradient of that norm (without the scale) is multiplied by, as `torch.nn.utils.clip_grad_norm_` does.
+    fn factor(self, norm: f64) -> f64 {
+        let cut = if self.max_norm > 0.0 { (self.max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        cut / self.scale
+    }
+}
+
+/// The norm of a gradient. A GPU may be computing it still.
+#[derive(Clone, Debug)]
+pub enum Norm {
+    /// It is there.
+    Known(f64),
+    /// A GPU sends it.
+    Coming(Arc<Note>),
+}
+
+impl Norm {
+    /// The norm, once it is there.
+    pub fn get(&self) -> f64 {
+        match self {
+            Self::Known(norm) => *norm,
+            Self::Coming(note) => done(note.read(1))[0],
+        }
+    }
+}
+
+/// One step of AdamW from a gradient, and then each of the averages (rate, values), where the gradient lies. Nothing changes if
+/// the gradient's norm is not finite.
 ///
 /// # Panics
 /// If there are more than eight averages on a GPU.
-pub fn adamw(
+pub fn update(
     settings: &AdamW,
+    clip: Clip,
     param: &mut Parameters,
-    gradient: &mut Gradient,
+    gradient: Gradient,
     moments: [&mut Parameters; 2],
     averages: &mut [(f64, &mut Parameters)],
-) {
-    match &mut gradient.memory {
-        GradientMemory::Host(_) => {
-            let [m, v] = moments;
-            let mut averages: Vec<(f64, &mut [f32])> =
-                averages.iter_mut().map(|(rate, average)| (*rate, average.values_mut())).collect();
-            let (m, v) = (m.values_mut(), v.values_mut());
-            optim::adamw(settings, param.values_mut(), &gradient.values(), m, v, &mut averages);
+) -> Norm {
+    let len = param.layout().len();
+    let mut memory = match gradient.memory {
+        GradientMemory::Host(memory) => memory,
+        GradientMemory::Gpu(memory) => {
+            return Norm::Coming(Arc::new(done(cuda::update(settings, clip, param, &memory, moments, averages))));
         }
-        GradientMemory::Gpu(memory) => done(cuda::adamw(settings, param, memory, moments, averages)),
+    };
+    let work = |values: usize| Work { flop: 0.0, bytes: 4.0 * values as f64 };
+    let values = memory.values(len);
+    let squares = timed(|| ("gradient norm, f32".into(), work(len)), || optim::sum_squares(values));
+    let norm = squares.sqrt() / clip.scale;
+    if norm.is_finite() {
+        let settings = AdamW { grad_scale: clip.factor(norm), ..*settings };
+        let [m, v] = moments;
+        let mut averages: Vec<(f64, &mut [f32])> =
+            averages.iter_mut().map(|(rate, average)| (*rate, average.values_mut())).collect();
+        // The gradient is read; parameters, moments and averages are read and written.
+        let moved = work(len * (7 + 2 * averages.len()));
+        timed(
+            || ("AdamW and averages, f32".into(), moved),
+            || optim::adamw(&settings, param.values_mut(), values, m.values_mut(), v.values_mut(), &mut averages),
+        );
     }
+    Norm::Known(norm)
 }

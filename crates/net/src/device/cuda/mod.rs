@@ -12,4 +12,4 @@ mod update;
 pub(crate) use limits::limits;
 pub(crate) use program::Program;
 pub(crate) use session::Session;
-pub(crate) use update::{accumulate, adamw, sum_squares};
+pub(crate) use update::{accumulate, sum_squares, update};
