@@ -138,8 +138,7 @@ impl Gpu {
     }
 
     fn tuned_file(&self) -> Option<PathBuf> {
-        // SAFETY: it only answers.
-        let cudnn = unsafe { (self.set.cudnn.functions.cudnnGetVersion)() };
+        let (cudnn, _) = self.set.cudnn.functions.versions();
         let name = self.description.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         Some(self.cache.as_ref()?.join("cuda").join(format!("tuned-{name}-cudnn-{cudnn}")))
     }

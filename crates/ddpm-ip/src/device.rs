@@ -1,7 +1,7 @@
 //! Devices by name.
 
 use crate::config::ConfigError;
-use ddpm_net::{Device, Gpu, gpu};
+use ddpm_net::{Chip, Device, Gpu, gpu};
 use std::path::Path;
 
 /// A GPU's name; nothing of the processor.
@@ -9,6 +9,7 @@ pub(crate) fn name(device: Device) -> Option<String> {
     match device {
         Device::Cpu => None,
         Device::Cuda(gpu) => Some(gpu.description().name.clone()),
+        Device::Chip(chip) => Some(chip.full_name().into()),
     }
 }
 
@@ -73,8 +74,8 @@ pub fn instruction_sets() -> Vec<&'static str> {
     ddpm_kernels::Isa::available().map(ddpm_kernels::Isa::name).collect()
 }
 
-/// The device of that name: `cpu`, `cuda` or `cuda:0` and so on, or `auto`, which is the first GPU where one can be used.
-/// Compiled kernels are kept in the folder `cache`.
+/// The device of that name: `cpu`, `cuda` or `cuda:0` and so on, `auto`, which is the first GPU where one can be used, or a kind
+/// of GPU ([`Chip::names`]), on which memory and engines are known and nothing runs. Compiled kernels are kept in the folder `cache`.
 ///
 /// # Errors
 /// An unknown name, or what is missing for a GPU.
@@ -86,6 +87,16 @@ pub fn device(name: &str, cache: Option<&Path>) -> Result<Device, ConfigError> {
         None if name == "cuda" => gpu(0),
         None if name == "auto" => Ok(gpu(0).unwrap_or_default()),
         Some(("cuda", index)) if index.parse::<usize>().is_ok() => gpu(index.parse().unwrap_or_default()),
-        _ => Err(ConfigError(format!("no device {name:?}: known are auto, cpu, cuda and cuda:0, cuda:1, …"))),
+        _ => {
+            let unknown = || {
+                let chips: Vec<&str> = Chip::names().collect();
+                let chips = chips.join(", ");
+                format!(
+                    "no device {name:?}: known are auto, cpu, cuda, cuda:0, cuda:1, …; for train --dry-run also {chips}"
+                )
+            };
+            let chip = Chip::get(name).ok_or_else(|| ConfigError(unknown()))?;
+            chip.map(Device::Chip).map_err(|e| ConfigError(format!("--device {name}: {e}")))
+        }
     }
 }

@@ -57,7 +57,7 @@ mod state;
 mod tests;
 mod values;
 
-pub use ddpm_cuda::{self as gpu, Gpu};
+pub use ddpm_cuda::{self as gpu, Chip, Gpu};
 pub use device::{Device, DeviceError, RunPosition, adamw, done};
 pub use engine::{Engine, Feed, PlanMemory, Purpose};
 pub use graph::{Graph, Value};
