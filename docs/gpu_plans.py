@@ -36,18 +36,13 @@ def asked(program, preset, chip, precision):
     return json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr.strip()
 
 
-def copies(c):
-    tensor = lambda size: (4 if c["precision"] == "f32" else 2) * c["images"] * size[0] * size[1] * size[2]
-    return c["workspace"] >= min(tensor(c["input"]), tensor(c["output"]))
-
-
 def cells(answer):
     training, sampling = answer["convolutions"]["training"], answer["convolutions"]["sampling"]
     both = training + sampling
     largest = [max(c["workspace"] for c in step) / 2**20 for step in (training, sampling)]
     marks = lambda c: "w" * c["winograd"] + "r" * c["reduced_sums"] + "c" * c["compiled"] + "p" * (c["pass"] == "plain")
     engines = collections.Counter(f"{c['engine']}{marks(c)}" for c in both).most_common()
-    counts = [len(both), sum(c["compiled"] for c in both), sum(map(copies, both))]
+    counts = [len(both), sum(c["compiled"] for c in both), sum(c["copies"] for c in both)]
     return [*map(str, counts), f"{largest[0]:.1f}, {largest[1]:.1f}", " ".join(f"{name}×{n}" for name, n in engines)]
 
 

@@ -28,6 +28,8 @@ pub struct Choice {
     pub engine: i64,
     /// Bytes that it takes beside its operands.
     pub workspace: usize,
+    /// Whether that holds a whole input or output: copies of operands that are laid out otherwise, or transformed.
+    pub copies: bool,
     /// Whether its kernel is compiled when it is planned, not ready-made.
     pub compiled: bool,
     /// Whether it transforms tiles of the images.
@@ -48,6 +50,8 @@ impl Choice {
         let Convolution { kind, n: images, input, output, kernel, stride, .. } = c;
         let Planned { engine, workspace, compiled, winograd, reduced_sums } = planned;
         let precision = kind.name();
+        let tensor = |of: [usize; 3]| kind.bytes() * images * of.iter().product::<usize>();
+        let copies = workspace >= tensor(input).min(tensor(output));
         Self {
             pass,
             precision,
@@ -58,17 +62,11 @@ impl Choice {
             stride,
             engine,
             workspace,
+            copies,
             compiled,
             winograd,
             reduced_sums,
         }
-    }
-
-    /// Whether the workspace holds a whole input or output: copies of operands that are laid out otherwise, or transformed.
-    pub fn copies(&self) -> bool {
-        let bytes = if self.precision == "f32" { 4 } else { 2 };
-        let tensor = |of: [usize; 3]| bytes * self.images * of.iter().product::<usize>();
-        self.workspace >= tensor(self.input).min(tensor(self.output))
     }
 }
 

@@ -233,7 +233,7 @@ fn engines(step: &str, choices: &[Choice]) -> String {
          workspace is {:.1} MiB\n",
         choices.len(),
         count(|choice| choice.compiled),
-        count(Choice::copies),
+        count(|choice| choice.copies),
         largest as f64 / f64::from(1 << 20)
     )
 }
