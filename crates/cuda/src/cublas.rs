@@ -13,7 +13,7 @@ use crate::turn::Turn;
 use std::ffi::c_int;
 
 /// Bytes that an algorithm may take beside its operands.
-const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE: usize = 32 << 20;
 
 /// A matrix of a product, or one for each of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

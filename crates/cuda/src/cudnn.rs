@@ -1,8 +1,9 @@
 //! Convolutions by cuDNN's backend interface: an operation graph, the heuristics' engines for it, a plan.
 //!
+//! A GPU is planned for by its handle, a [chip](crate::Chip) that is not there by a description of it; all else is the same.
 //! The heuristics' first engine is taken that repeats its bits (no note *nondeterministic*), computes f32 in f32 (neither
-//! tensor cores nor operands that are rounded first), and is ready-made; compiled ones only where no other is. Numbers of
-//! descriptors and attributes are those of `cudnn_graph.h`.
+//! tensor cores nor operands that are rounded first), keeps sums of half precisions in f32, and is ready-made; compiled ones
+//! only where no other is. Numbers of descriptors and attributes are those of `cudnn_graph.h`.
 
 #![allow(unsafe_code, reason = "functions of C")]
 
@@ -62,6 +63,7 @@ const OPERATION_POINTWISE: c_int = 13;
 const GRAPH: c_int = 15;
 const VARIANT_PACK: c_int = 16;
 const TENSOR: c_int = 17;
+const DEVICE: c_int = 38;
 
 /// Types of attributes.
 mod of {
@@ -78,12 +80,15 @@ mod of {
     pub(super) const POINTWISE_MODE: c_int = 14;
     pub(super) const DESCRIPTOR: c_int = 15;
     pub(super) const BEHAVIOR_NOTE: c_int = 19;
+    pub(super) const CHAR: c_int = 24;
 }
 
 /// Numerical notes.
 const TENSOR_CORE: c_int = 0;
 const DOWN_CONVERTS: c_int = 1;
+const REDUCED_SUMS: c_int = 2;
 const NONDETERMINISTIC: c_int = 4;
+const WINOGRAD: c_int = 5;
 /// The behaviour note of engines that compile a kernel.
 const COMPILED: c_int = 0;
 
@@ -96,11 +101,28 @@ const BIAS: i64 = 5;
 /// Values between the operations of a graph.
 const BETWEEN: [i64; 2] = [6, 7];
 
-/// The library with its handle.
+/// The library on a GPU.
 pub(crate) struct Cudnn {
-    library: &'static ffi::Cudnn,
     handle: Handle,
+    planner: Planner,
 }
+
+/// What convolutions are planned for.
+enum Target {
+    /// The GPU of a handle.
+    Gpu(Handle),
+    /// A chip by its description.
+    Chip(Descriptor),
+}
+
+/// What chooses engines.
+pub(crate) struct Planner {
+    library: &'static ffi::Cudnn,
+    target: Target,
+}
+
+// SAFETY: the library's descriptors and handles may be used from any thread, by one at a time.
+unsafe impl Send for Planner {}
 
 fn checked(library: &ffi::Cudnn, call: &'static str, code: c_int) -> Result<()> {
     if code == 0 {
@@ -178,11 +200,24 @@ impl Drop for Descriptor {
     }
 }
 
+/// The engine that was chosen for a convolution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// cuDNN's number of it.
+    pub engine: i64,
+    /// Bytes that it takes beside its operands.
+    pub workspace: usize,
+    /// Whether its kernel is compiled when it is planned, not ready-made.
+    pub compiled: bool,
+    /// Whether it transforms tiles of the images (Winograd): f32 throughout, with a somewhat larger error.
+    pub winograd: bool,
+}
+
 /// A convolution for which an engine was chosen.
 pub struct ConvolutionPlan {
     plan: Descriptor,
     pass: Pass,
-    workspace: usize,
+    pub(crate) planned: Planned,
 }
 
 // SAFETY: a plan is read under its GPU's lock alone.
@@ -193,7 +228,12 @@ unsafe impl Sync for ConvolutionPlan {}
 impl ConvolutionPlan {
     /// Bytes that it takes beside its operands.
     pub fn workspace(&self) -> usize {
-        self.workspace
+        self.planned.workspace
+    }
+
+    /// What it computes.
+    pub fn pass(&self) -> Pass {
+        self.pass
     }
 }
 
@@ -201,7 +241,15 @@ impl Cudnn {
     pub(crate) fn new(library: &'static ffi::Cudnn) -> Result<Self> {
         let mut handle = std::ptr::null_mut();
         call!(library, cudnnCreate(&raw mut handle))?;
-        Ok(Self { library, handle })
+        Ok(Self { handle, planner: Planner { library, target: Target::Gpu(handle) } })
+    }
+}
+
+impl Planner {
+    /// One for a chip, of which cuDNN reads a description as JSON.
+    pub(crate) fn for_chip(library: &'static ffi::Cudnn, description: &str) -> Result<Self> {
+        let chip = Descriptor::new(library, DEVICE)?.set(2702, of::CHAR, description.as_bytes())?.finalize()?;
+        Ok(Self { library, target: Target::Chip(chip) })
     }
 
     fn descriptor(&self, kind: c_int) -> Result<Descriptor> {
@@ -268,7 +316,10 @@ impl Cudnn {
                 vec![operation(FORWARD, 700, &sums)?, add(&sums, &residual, &both)?, add(&both, &bias()?, &y)?]
             }
         };
-        let graph = self.descriptor(GRAPH)?.set(800, of::HANDLE, &[self.handle])?;
+        let graph = match &self.target {
+            Target::Gpu(handle) => self.descriptor(GRAPH)?.set(800, of::HANDLE, &[*handle])?,
+            Target::Chip(_) => self.descriptor(GRAPH)?,
+        };
         graph.refer(801, &operations.iter().collect::<Vec<_>>())?.finalize()
     }
 
@@ -284,6 +335,10 @@ impl Cudnn {
             }
             let heuristics =
                 self.descriptor(HEURISTICS)?.refer(201, &[&graph])?.set(200, of::HEURISTIC_MODE, &[mode])?;
+            let heuristics = match &self.target {
+                Target::Gpu(_) => heuristics,
+                Target::Chip(chip) => heuristics.refer(204, &[chip])?,
+            };
             let configurations = match heuristics.finalize().and_then(|h| h.children(202, ENGINE_CONFIG, 64)) {
                 Ok(configurations) => configurations,
                 Err(e) => {
@@ -321,13 +376,28 @@ impl Cudnn {
         let notes: Vec<c_int> = engine.get(1303, of::NUMERICAL_NOTE, 32)?;
         let behavior: Vec<c_int> = engine.get(1305, of::BEHAVIOR_NOTE, 32)?;
         let rounds = c.kind == Type::F32 && (notes.contains(&TENSOR_CORE) || notes.contains(&DOWN_CONVERTS));
+        let rounds = rounds || notes.contains(&REDUCED_SUMS);
         if notes.contains(&NONDETERMINISTIC) || rounds || behavior.contains(&COMPILED) != compiled {
             return Ok(None);
         }
-        let plan =
-            self.descriptor(PLAN)?.set(400, of::HANDLE, &[self.handle])?.refer(401, &[configuration])?.finalize()?;
-        let workspace = plan.get::<i64>(402, of::INT64, 1)?.first().copied().unwrap_or(0);
-        Ok(Some(ConvolutionPlan { plan, pass, workspace: workspace.max(0) as usize }))
+        let plan = match &self.target {
+            Target::Gpu(handle) => self.descriptor(PLAN)?.set(400, of::HANDLE, &[*handle])?,
+            Target::Chip(chip) => self.descriptor(PLAN)?.refer(407, &[chip])?,
+        };
+        let plan = plan.refer(401, &[configuration])?.finalize()?;
+        let number = |of: &Descriptor, name| Ok(of.get::<i64>(name, of::INT64, 1)?.first().copied().unwrap_or(0));
+        let planned = Planned {
+            engine: number(&engine, 1301)?,
+            workspace: number(&plan, 402)?.max(0) as usize,
+            compiled,
+            winograd: notes.contains(&WINOGRAD),
+        };
+        Ok(Some(ConvolutionPlan { plan, pass, planned }))
+    }
+
+    /// The plan with the first engine that may be taken.
+    pub(crate) fn first(&self, c: &Convolution, pass: Pass) -> Result<ConvolutionPlan> {
+        Ok(self.candidates(c, pass, 1)?.remove(0))
     }
 }
 
@@ -355,15 +425,15 @@ impl Turn {
     pub fn plan_convolution(&self, c: &Convolution, pass: Pass) -> Result<ConvolutionPlan> {
         /// Engines that are timed.
         const TIMED: usize = 24;
-        let (gpu, name) = (self.gpu(), format!("{pass:?} {c:?}"));
+        let (gpu, planner, name) = (self.gpu(), &self.gpu().cudnn.planner, format!("{pass:?} {c:?}"));
         let Some(kept) = gpu.tuned(&name) else {
-            return Ok(gpu.cudnn.candidates(c, pass, 1)?.remove(0));
+            return planner.first(c, pass);
         };
         if let Some(place) = kept {
-            let mut plans = gpu.cudnn.candidates(c, pass, place + 1)?;
+            let mut plans = planner.candidates(c, pass, place + 1)?;
             return Ok(plans.remove(place.min(plans.len() - 1)));
         }
-        let mut plans = gpu.cudnn.candidates(c, pass, TIMED)?;
+        let mut plans = planner.candidates(c, pass, TIMED)?;
         let mut fastest = (0, f64::INFINITY);
         for (place, plan) in plans.iter().enumerate() {
             // What cannot be run is not taken.
@@ -389,7 +459,7 @@ impl Turn {
         ];
         let buffer = |bytes| self.gpu().alloc(bytes);
         let [x, w, y, residual, bias] = sizes.map(|len| buffer(len * c.kind.bytes()));
-        let (x, w, y, residual, bias, workspace) = (x?, w?, y?, residual?, bias?, buffer(plan.workspace)?);
+        let (x, w, y, residual, bias, workspace) = (x?, w?, y?, residual?, bias?, buffer(plan.workspace())?);
         let [x, w, y, residual, bias] = [&x, &w, &y, &residual, &bias].map(crate::Buffer::address);
         let run = || self.convolve(plan, Operands { x, w, y, residual, bias }, workspace.address());
         run()?;
@@ -405,7 +475,7 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn convolve(&self, plan: &ConvolutionPlan, operands: Operands, workspace: Address) -> Result<()> {
-        let Cudnn { library, handle } = self.gpu().cudnn;
+        let Cudnn { handle, planner: Planner { library, .. } } = &self.gpu().cudnn;
         let mut uids = vec![X, W, Y];
         let mut places = vec![operands.x, operands.w, operands.y];
         if plan.pass == Pass::ResidualBias {
@@ -423,7 +493,7 @@ impl Turn {
             .set(1001, of::POINTER, &places)?
             .set(1003, of::POINTER, &[pointer(workspace)])?
             .finalize()?;
-        call!(library, cudnnSetStream(handle, self.stream.get()))?;
-        call!(library, cudnnBackendExecute(handle, plan.plan.handle, pack.handle))
+        call!(library, cudnnSetStream(*handle, self.stream.get()))?;
+        call!(library, cudnnBackendExecute(*handle, plan.plan.handle, pack.handle))
     }
 }

@@ -110,14 +110,18 @@ pub fn driver_version() -> Result<([i32; 2], PathBuf)> {
 /// One that is missing or does not fit.
 pub fn libraries() -> Result<Vec<LibraryVersion>> {
     let set = library::set(driver_version()?.0[0])?;
-    // SAFETY: these functions only answer.
-    let (cudnn, cublas) =
-        unsafe { ((set.cudnn.functions.cudnnGetVersion)(), (set.cublas.functions.cublasLtGetVersion)()) };
+    let (cudnn, _) = set.cudnn.functions.versions();
+    // SAFETY: it only answers.
+    let cublas = unsafe { (set.cublas.functions.cublasLtGetVersion)() };
     let [major, minor] = compile::version(&set.nvrtc.functions)?;
-    let triple = |v: usize, of: usize| format!("{}.{}.{}", v / of, v % of / 100, v % 100);
     Ok(vec![
-        LibraryVersion { name: "cuDNN", version: triple(cudnn, 10_000), path: set.cudnn.path.clone() },
-        LibraryVersion { name: "cuBLASLt", version: triple(cublas, 10_000), path: set.cublas.path.clone() },
+        LibraryVersion { name: "cuDNN", version: dotted(cudnn), path: set.cudnn.path.clone() },
+        LibraryVersion { name: "cuBLASLt", version: dotted(cublas), path: set.cublas.path.clone() },
         LibraryVersion { name: "NVRTC", version: format!("{major}.{minor}"), path: set.nvrtc.path.clone() },
     ])
+}
+
+/// A version of cuDNN or cuBLASLt as people write it.
+pub(crate) fn dotted(version: usize) -> String {
+    format!("{}.{}.{}", version / 10_000, version % 10_000 / 100, version % 100)
 }

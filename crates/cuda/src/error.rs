@@ -21,6 +21,14 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// A kind of GPU on which nothing can run.
+    #[error(
+        "{name} is a kind of GPU, not one of this machine: it can be planned for (`train --dry-run`), and runs nothing"
+    )]
+    Absent {
+        /// Its short name.
+        name: &'static str,
+    },
     /// Older than the kernels need.
     #[error(
         "cuda:{index}, {name}, has compute capability {major}.{minor}: 8.0 (Ampere, from 2020) is the least that serves\n  --device cpu computes on the processor"

@@ -115,6 +115,14 @@ functions! {
     }
 }
 
+impl Cudnn {
+    /// Its version, and that of the CUDA that it was built for.
+    pub(crate) fn versions(&self) -> (usize, usize) {
+        // SAFETY: both only answer.
+        unsafe { ((self.cudnnGetVersion)(), (self.cudnnGetCudartVersion)()) }
+    }
+}
+
 functions! {
     /// Matrix products.
     CublasLt {

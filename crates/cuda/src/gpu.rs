@@ -177,8 +177,7 @@ impl Gpu {
 
     /// What choices hold for.
     fn engines(&self) -> String {
-        // SAFETY: it only answers.
-        let cudnn = unsafe { (self.set.cudnn.functions.cudnnGetVersion)() };
+        let (cudnn, _) = self.set.cudnn.functions.versions();
         format!("{}, cuDNN {cudnn}", self.description.name)
     }
 

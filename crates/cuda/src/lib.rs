@@ -5,9 +5,12 @@
 //! matrix products cuBLASLt's, both with engines whose results repeat bit for bit; all else are kernels of our own
 //! (`src/kernels`), compiled for the GPU that is there and kept.
 //!
+//! For a [`Chip`] that is not there convolutions are planned as they are on one.
+//!
 //! Work is given in [turns](Gpu::turn), waits in one stream, and is done when [`Turn::wait`] returns. What is given again
 //! and again is [recorded](Turn::record) once.
 
+mod chip;
 mod compile;
 mod cublas;
 mod cudnn;
@@ -20,9 +23,10 @@ mod library;
 mod memory;
 mod turn;
 
+pub use chip::Chip;
 pub use compile::Unit;
-pub use cublas::{Factors, Matrix, Multiplication, Product};
-pub use cudnn::{Convolution, ConvolutionPlan, Operands, Pass};
+pub use cublas::{Factors, Matrix, Multiplication, Product, WORKSPACE};
+pub use cudnn::{Convolution, ConvolutionPlan, Operands, Pass, Planned};
 pub use driver::{Description, LibraryVersion, driver_version, gpus, libraries};
 pub use error::{Error, Result};
 pub use gpu::Gpu;

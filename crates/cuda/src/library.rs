@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "libraries are loaded")]
 
+use crate::driver::dotted;
 use crate::error::{Error, Result};
 use crate::ffi::{CublasLt, Cudnn, Driver, Nvrtc};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -22,23 +23,44 @@ pub(crate) struct Found<F> {
 /// Versions of the driver that serve each major version of CUDA.
 const DRIVERS: [(i32, &str); 2] = [(13, "580.65"), (12, "525.60")];
 
+const DRIVER_NAME: &str = "the NVIDIA driver (libcuda.so.1)";
+
 /// The driver.
 pub(crate) fn driver() -> Result<&'static Found<Driver>> {
     static DRIVER: OnceLock<Result<Found<Driver>>> = OnceLock::new();
     let load = || {
-        let missing = |what: String| Error::Library {
-            library: "the NVIDIA driver (libcuda.so.1)",
-            what,
-            help: format!(
-                "on a machine with an NVIDIA GPU install its driver, {} or newer: `sudo apt install nvidia-driver-580`",
-                DRIVERS[1].1
-            ),
-        };
-        let (library, path) =
-            open(&["libcuda.so.1".into(), "/usr/lib/wsl/lib/libcuda.so.1".into()]).map_err(missing)?;
+        let help = format!(
+            "on a machine with an NVIDIA GPU install its driver, {} or newer: `sudo apt install nvidia-driver-580`",
+            DRIVERS[1].1
+        );
+        let (library, path) = open_driver(&help)?;
+        let missing = |what| Error::Library { library: DRIVER_NAME, what, help };
         Ok(Found { functions: Driver::new(library).map_err(missing)?, path })
     };
     DRIVER.get_or_init(load).as_ref().map_err(Clone::clone)
+}
+
+fn open_driver(help: &str) -> Result<(libloading::Library, PathBuf)> {
+    let missing = |what| Error::Library { library: DRIVER_NAME, what, help: help.into() };
+    open(&["libcuda.so.1".into(), "/usr/lib/wsl/lib/libcuda.so.1".into()]).map_err(missing)
+}
+
+/// The set to plan with where no GPU is asked for: of the newest CUDA that is there. Some of cuDNN's libraries are linked to the
+/// driver's, and it plans nothing where they cannot be loaded; whether there is a GPU is all the same.
+pub(crate) fn set_to_plan() -> Result<&'static Set> {
+    static DRIVER: OnceLock<Result<(libloading::Library, PathBuf)>> = OnceLock::new();
+    let help = "cuDNN plans where it can be loaded, and needs no GPU for that: `sudo apt install libnvidia-compute-580` \
+                installs it, or see docs/gpu.md, \"Tested without a GPU\"";
+    // It stays for what is linked to it.
+    DRIVER.get_or_init(|| open_driver(help)).as_ref().map_err(Clone::clone)?;
+    let set = set(DRIVERS[0].0)?;
+    let (version, _) = set.cudnn.functions.versions();
+    if version < 90_800 {
+        let what = format!("is version {}, and plans for GPUs that are there only", dotted(version));
+        let help = "it must be 9.8 or newer: `pip install --upgrade nvidia-cudnn-cu13` (cu12 where CUDA 12 is used)";
+        return Err(Error::Library { library: "cuDNN", what, help: help.into() });
+    }
+    Ok(set)
 }
 
 /// The libraries beside the driver, all of one major version of CUDA.
@@ -75,10 +97,9 @@ fn load_set(major: i32) -> Result<Set> {
     let cublas = find("cuBLASLt", &format!("libcublasLt.so.{major}"), &["cublas", "cu13"], major, CublasLt::new)?;
     let cudnn = find("cuDNN", "libcudnn.so.9", &["cudnn"], major, |library| {
         let cudnn = Cudnn::new(library)?;
-        // SAFETY: both only answer.
-        let (version, cuda) = unsafe { ((cudnn.cudnnGetVersion)(), (cudnn.cudnnGetCudartVersion)()) };
+        let (version, cuda) = cudnn.versions();
         match (version, cuda / 1000) {
-            (..90_200, _) => Err(format!("is version {version}: 9.2 is the oldest that serves")),
+            (..90_200, _) => Err(format!("is version {}: 9.2 is the oldest that serves", dotted(version))),
             (_, of) if of as i32 != major => {
                 Err(format!("was built for CUDA {of}, and the others found are CUDA {major}"))
             }

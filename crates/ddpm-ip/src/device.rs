@@ -1,7 +1,7 @@
 //! Devices by name.
 
 use crate::config::ConfigError;
-use ddpm_net::{Device, Gpu, gpu};
+use ddpm_net::{Chip, Device, Gpu, gpu};
 use std::path::Path;
 
 /// What decides the bits of a GPU's results: its kind, its libraries, and whether engines were timed; nothing of the
@@ -84,8 +84,8 @@ pub fn instruction_sets() -> Vec<&'static str> {
     ddpm_kernels::Isa::available().map(ddpm_kernels::Isa::name).collect()
 }
 
-/// The device of that name: `cpu`, `cuda` or `cuda:0` and so on, or `auto`, which is the first GPU where one can be used.
-/// Compiled kernels are kept in the folder `cache`.
+/// The device of that name: `cpu`, `cuda` or `cuda:0` and so on, `auto`, which is the first GPU where one can be used, or a kind
+/// of GPU ([`Chip::names`]), on which memory and engines are known and nothing runs. Compiled kernels are kept in the folder `cache`.
 ///
 /// # Errors
 /// An unknown name, or what is missing for a GPU.
@@ -97,6 +97,16 @@ pub fn device(name: &str, cache: Option<&Path>) -> Result<Device, ConfigError> {
         None if name == "cuda" => gpu(0),
         None if name == "auto" => Ok(gpu(0).unwrap_or_default()),
         Some(("cuda", index)) if index.parse::<usize>().is_ok() => gpu(index.parse().unwrap_or_default()),
-        _ => Err(ConfigError(format!("no device {name:?}: known are auto, cpu, cuda and cuda:0, cuda:1, …"))),
+        _ => {
+            let unknown = || {
+                let chips: Vec<&str> = Chip::names().collect();
+                let chips = chips.join(", ");
+                format!(
+                    "no device {name:?}: known are auto, cpu, cuda, cuda:0, cuda:1, …; for train --dry-run also {chips}"
+                )
+            };
+            let chip = Chip::get(name).ok_or_else(|| ConfigError(unknown()))?;
+            chip.map(Device::Chip).map_err(|e| ConfigError(format!("--device {name}: {e}")))
+        }
     }
 }

@@ -17,7 +17,7 @@
 //!
 //! // What a training step would hold: parameters, moments, averages, activations.
 //! let parameters = train::parameter_count(&config)?;
-//! assert!(memory::of_training(&config)?.total() > 4 * 4 * parameters);
+//! assert!(memory::of_training(&config, ddpm_ip::Device::Cpu)?.total() > 4 * 4 * parameters);
 //! # Ok::<(), ConfigError>(())
 //! ```
 //!
@@ -36,6 +36,7 @@
 //! | [`evaluate`], [`weights`] | distances between images; weights of feature networks |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`], [`memory`] | how fast this machine trains and samples, and how much memory that takes |
+//! | [`convolutions`] | engines of a kind of GPU that is not there |
 //! | [`torch`], [`convert`] | PyTorch's files, and from one kind of checkpoint to another |
 //! | [`npz`], [`file`] | NumPy's archives; files that are whole or not there |
 
@@ -45,6 +46,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;
+pub mod convolutions;
 pub mod data;
 mod device;
 pub mod diffusion;

@@ -56,7 +56,7 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     // The gradient penalty takes a second gradient of each microbatch.
     let gradients = batch.div_ceil(microbatch) * if penalised { 2 } else { 1 };
     // A GPU gives the gradient a buffer of its own.
-    let inside = pieces * gradients == 1 && task.gpu().is_none();
+    let inside = pieces * gradients == 1 && task.device() == Device::Cpu;
     let place = if inside { GradientPlace::Inside } else { GradientPlace::Outside };
     let plan = plan(task, microbatch.min(batch), config, Purpose::Training(place));
     let mut memory = Memory::default();
@@ -80,21 +80,21 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     memory
 }
 
-/// What a training step of a configuration holds at most, its data set and loader apart.
+/// What a training step of a configuration holds on a device at most, its data set and loader apart.
 ///
 /// # Errors
 /// Flags that describe no network.
-pub fn of_training(config: &Config) -> Result<Memory, ConfigError> {
-    let task = Task::new(config, ddpm_net::Device::default())?;
+pub fn of_training(config: &Config, device: Device) -> Result<Memory, ConfigError> {
+    let task = Task::new(config, device)?;
     Ok(training(config, &task, config.train.microbatch_size()))
 }
 
-/// What a sampling step of a configuration's `sample.batch_size` images holds at most.
+/// What a sampling step of a configuration's `sample.batch_size` images holds on a device at most.
 ///
 /// # Errors
 /// Flags that describe no network.
-pub fn of_sampling(config: &Config) -> Result<Memory, ConfigError> {
-    let task = Task::new(config, ddpm_net::Device::default())?;
+pub fn of_sampling(config: &Config, device: Device) -> Result<Memory, ConfigError> {
+    let task = Task::new(config, device)?;
     let batch = config.sample.batch_size;
     let plan = plan(&task, batch, config, Purpose::Output);
     let mut memory = Memory::default();
@@ -146,6 +146,11 @@ pub fn of_device(device: Device) -> Option<Machine> {
         Device::Cuda(gpu) => {
             let [free, total] = gpu.memory().ok()?;
             Some(Machine { name: "the GPU", total, free })
+        }
+        Device::Chip(chip) => {
+            // The driver keeps a part of what the data sheet says.
+            let all = chip.memory() - chip.memory() / 32;
+            Some(Machine { name: chip.full_name(), total: all, free: all })
         }
     }
 }

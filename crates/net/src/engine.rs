@@ -1,13 +1,13 @@
 //! A network with its plans: batches in, outputs and gradients out.
 
 use crate::backward::{With, differentiate};
-use crate::device::{Context, Device, RunPosition, Session, done};
+use crate::device::{Context, Device, OnChip, RunPosition, Session, done};
 use crate::graph::{Graph, Value};
 use crate::network::{Network, Recorded, timestep_embedding};
 use crate::plan::{GradientPlace, Plan, Plans};
 use crate::shards::{Gradient, Shards, Tree, each};
 use crate::state::Parameters;
-use ddpm_cuda::{self as gpu, Address, Gpu, Turn};
+use ddpm_cuda::{self as gpu, Address, Convolution, Gpu, Pass, Turn};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -135,6 +135,19 @@ impl<N: Network> Engine<N> {
         PlanMemory { arena, arenas, scratch }
     }
 
+    /// The convolutions that cuDNN computes for a batch on a chip that is not there, in their order, and the engine of each;
+    /// nothing on another device.
+    pub fn convolutions(&self, n: usize, size: [usize; 2], purpose: Purpose) -> Vec<(Convolution, Pass, gpu::Planned)> {
+        let Device::Chip(chip) = self.device else { return Vec::new() };
+        let dropout = matches!(purpose, Purpose::Training(_));
+        done(OnChip::new(chip, &self.planned(Key { n, size, purpose, dropout }).plan)).convolutions
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// The sinusoids of times. Training and sampling meet the same few hundred again and again.
     fn embedding(&self, times: &[f32]) -> Vec<f32> {
         /// Times that are kept.
@@ -235,7 +248,7 @@ impl<N: Network> Engine<N> {
     /// The GPU that it runs on, if it is one.
     pub fn gpu(&self) -> Option<&'static Gpu> {
         match self.device {
-            Device::Cpu => None,
+            Device::Cpu | Device::Chip(_) => None,
             Device::Cuda(gpu) => Some(gpu),
         }
     }

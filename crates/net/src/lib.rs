@@ -57,7 +57,7 @@ mod state;
 mod tests;
 mod values;
 
-pub use ddpm_cuda::{self as gpu, Gpu};
+pub use ddpm_cuda::{self as gpu, Chip, Gpu};
 pub use device::{Clip, Device, DeviceError, Norm, RunPosition, done, update};
 pub use engine::{Engine, Feed, PlanMemory, Purpose};
 pub use graph::{Graph, Value};

@@ -91,9 +91,25 @@ pub(crate) fn device_args() -> [Arg; 2] {
     [device, switch("tune", "on a GPU: time cuDNN's engines and take the fastest, once for each size of convolution")]
 }
 
-/// The device asked for.
+fn device_name(matches: &ArgMatches) -> &str {
+    matches.get_one::<String>("device").map_or("cpu", String::as_str)
+}
+
+/// The device asked for, on which something is to run.
 pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigError> {
-    let name = matches.get_one::<String>("device").map_or("cpu", String::as_str);
+    let name = device_name(matches);
+    if ddpm_ip::net::Chip::names().any(|chip| chip == name) {
+        return Err(ConfigError(format!(
+            "--device {name} is a kind of GPU, not one of this machine: `train --dry-run --device {name}` says what a run \
+             would take there; --device cuda is a GPU of this machine"
+        )));
+    }
+    device_or_chip(matches)
+}
+
+/// The device asked for, which may be a kind of GPU that is not there.
+pub(crate) fn device_or_chip(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigError> {
+    let name = device_name(matches);
     let device = ddpm_ip::device(name, cache_dir().as_deref())?;
     if let (ddpm_ip::Device::Cuda(gpu), true) = (device, matches.get_flag("tune")) {
         gpu.tune();

@@ -8,11 +8,12 @@ use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
 use ddpm_ip::checkpoint::{self, Progress, Store};
 use ddpm_ip::config::{Arch, Config, Layers, PRESETS, Preset};
+use ddpm_ip::convolutions::{self, Choice};
 use ddpm_ip::data::Fit;
 use ddpm_ip::evaluate::{self, EvaluationHook};
 use ddpm_ip::memory;
 use ddpm_ip::train::{Hook, RunOptions};
-use ddpm_ip::{Event, Outcome};
+use ddpm_ip::{Device, Event, Outcome};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -79,7 +80,7 @@ pub(super) fn command(kind: &Kind) -> Command {
             "DIR",
             "run directory [default: runs/ and the name of the preset, --config file or data]",
         ))
-        .arg(args::switch("dry-run", "check settings and data, show them and the memory they take, and stop"))
+        .arg(args::switch("dry-run", "check settings and data, show them and the memory they take, and stop; --device may be a kind of GPU that is not there (a100, h100, h200, b200, rtx3090, rtx4090, rtx5090): cuDNN plans for it"))
         .arg(args::switch("ignore-memory-limit", "train although the machine seems to have too little memory"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
@@ -122,16 +123,24 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         None => PRESETS.first(),
     };
     let (config, notices) = resolve(kind, preset, matches)?;
-    let device = args::device(matches)?;
+    let dry = matches.get_flag("dry-run");
+    let device = if dry { args::device_or_chip(matches)? } else { args::device(matches)? };
     let out = match matches.get_one::<PathBuf>("out").cloned().or_else(args::log_dir) {
         Some(out) => out,
         None => Path::new("runs").join(run_name(kind, preset, matches, &config)),
     };
     let formats = args::log_formats()?;
-    if matches.get_flag("dry-run") {
+    if dry {
         let mut config = ddpm_ip::train::resolve(&config)?;
         config.settle(device, None);
-        return dry_run(&config, &out, matches.get_flag("json"));
+        dry_run(&config, &out, device, matches.get_flag("json"))?;
+        if device != Device::Cpu
+            && !matches.get_flag("ignore-memory-limit")
+            && let Some(remark) = ddpm_ip::train::check_memory(&config, device)?
+        {
+            complain(&remark);
+        }
+        return Ok(Outcome::Finished);
     }
     let quiet = matches.get_flag("quiet") || !formats.terminal;
     let mut sinks = Sinks::new(quiet, Some(RunFiles::new(&out, formats)));
@@ -166,24 +175,41 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
 }
 
 /// Shows what a run would be and take.
-fn dry_run(config: &Config, out: &Path, json: bool) -> anyhow::Result<Outcome> {
+fn dry_run(config: &Config, out: &Path, device: Device, json: bool) -> anyhow::Result<()> {
     let parameters = ddpm_ip::train::parameter_count(config)?;
-    let [training, data] = ddpm_ip::train::memory(config)?;
-    let sampling = (config.model.arch != Arch::Classifier).then(|| memory::of_sampling(config)).transpose()?;
+    let [training, data] = ddpm_ip::train::memory(config, device)?;
+    let samples = config.model.arch != Arch::Classifier;
+    let sampling = samples.then(|| memory::of_sampling(config, device)).transpose()?;
+    let on_chip = match device {
+        Device::Chip(chip) => {
+            let sampling = if samples { convolutions::of_sampling(config, device)? } else { Vec::new() };
+            Some((chip, convolutions::of_training(config, device)?, sampling))
+        }
+        _ => None,
+    };
     if json {
         let memory = serde_json::json!({ "training": training, "data": data, "sampling": sampling });
         let run = out.display().to_string();
-        print(
-            &serde_json::json!({ "run": run, "parameters": parameters, "memory": memory, "config": config })
-                .to_string(),
-        )?;
-        return Ok(Outcome::Finished);
+        let mut all = serde_json::json!({ "run": run, "parameters": parameters, "memory": memory, "config": config });
+        if let Some((chip, training, sampling)) = on_chip {
+            let gpu = serde_json::json!({ "name": chip.full_name(), "bytes": chip.memory(), "cudnn": chip.cudnn() });
+            all["gpu"] = gpu;
+            all["convolutions"] = serde_json::json!({ "training": training, "sampling": sampling });
+        }
+        return print(&all.to_string());
     }
     let mut text = format!("# would train {parameters} parameters into {}\n", out.display());
+    if let Some((chip, training, sampling)) = &on_chip {
+        let gib = chip.memory() >> 30;
+        let _ = writeln!(text, "# on {} ({gib} GiB), as cuDNN {} plans for it", chip.full_name(), chip.cudnn());
+        text += &engines("a training step", training);
+        text += &engines("a sampling step", sampling);
+    }
     let micro = config.train.microbatch_size();
+    let beside = if device == Device::Cpu { "the images beside it" } else { "the images beside it, in main memory" };
     let steps = [
         (format!("a training step of {micro} images at once"), Some(&training)),
-        ("the images beside it".into(), Some(&data)),
+        (beside.into(), Some(&data)),
         (format!("a sampling step of {} images", config.sample.batch_size), sampling.as_ref()),
     ];
     for (what, memory) in steps {
@@ -195,8 +221,21 @@ fn dry_run(config: &Config, out: &Path, json: bool) -> anyhow::Result<Outcome> {
         }
         let _ = writeln!(text, "#   {:40} {}", "all", mib(memory.total()));
     }
-    print(&format!("{text}\n{}", config.to_toml().trim_end()))?;
-    Ok(Outcome::Finished)
+    print(&format!("{text}\n{}", config.to_toml().trim_end()))
+}
+
+/// A line about the engines of a step's convolutions.
+fn engines(step: &str, choices: &[Choice]) -> String {
+    let Some(largest) = choices.iter().map(|choice| choice.workspace).max() else { return String::new() };
+    let count = |which: fn(&Choice) -> bool| choices.iter().filter(|choice| which(choice)).count();
+    format!(
+        "#   {step} has {} convolutions of cuDNN's: {} compiled for it, {} with copies of their operands; the largest \
+         workspace is {:.1} MiB\n",
+        choices.len(),
+        count(|choice| choice.compiled),
+        count(|choice| choice.copies),
+        largest as f64 / f64::from(1 << 20)
+    )
 }
 
 /// What the run directory is called if nobody says.

@@ -12,4 +12,5 @@ mod chains;
 mod failures;
 mod machine;
 mod missing;
+mod planned;
 mod training;

@@ -5,7 +5,7 @@ use super::support::{Place, TINY, names};
 use std::path::Path;
 
 /// Whether this machine has NVIDIA's driver.
-fn has_driver() -> bool {
+pub(crate) fn has_driver() -> bool {
     Path::new("/proc/driver/nvidia").exists() || Path::new("/usr/lib/wsl/lib/libcuda.so.1").exists()
 }
 

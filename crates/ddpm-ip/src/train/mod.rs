@@ -15,6 +15,6 @@ pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;
 pub(crate) use on_gpu::pairs;
 pub(crate) use run::open_data;
-pub use run::{RunOptions, memory, parameter_count, resolve, train};
+pub use run::{RunOptions, check_memory, memory, parameter_count, resolve, train};
 pub use task::Task;
 pub use trainer::{Draws, StepReport, Trainer};

@@ -83,10 +83,7 @@ fn run(
     if let Some(text) = crate::device::describe(device) {
         emit(Event::Notice(format!("computing in {} on {text}", task.precision(&config).name())));
     }
-    let limit = if ignore_memory_limit { None } else { memory::of_device(device) };
-    // Images wait in main memory.
-    let data = if device == Device::Cpu { data_memory(&config, &dataset) } else { Memory::default() };
-    if let Some(remark) = memory::check(&config, &task, &data, limit)? {
+    if !ignore_memory_limit && let Some(remark) = fits(&config, &task, &dataset)? {
         emit(Event::Warning(remark));
     }
     // A new directory is not made before all is known to be well.
@@ -271,13 +268,27 @@ fn data_memory(config: &Config, dataset: &Dataset) -> Memory {
     memory::of_data(config, dataset.bytes_in_memory(), PREFETCH)
 }
 
-/// What a run of a configuration holds at most: a training step, and its images.
+/// What a run of a configuration holds at most: a training step on a device, and its images, which wait in main memory.
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn memory(config: &Config) -> Result<[Memory; 2], Error> {
+pub fn memory(config: &Config, device: Device) -> Result<[Memory; 2], Error> {
     let dataset = open_data(config)?;
-    Ok([memory::of_training(config)?, data_memory(config, &dataset)])
+    Ok([memory::of_training(config, device)?, data_memory(config, &dataset)])
+}
+
+/// What [`train`] says of a device's memory: a remark if not enough is free.
+///
+/// # Errors
+/// As [`resolve`], and too little memory.
+pub fn check_memory(config: &Config, device: Device) -> Result<Option<String>, Error> {
+    Ok(fits(config, &Task::new(config, device)?, &*open_data(config)?)?)
+}
+
+fn fits(config: &Config, task: &Task, dataset: &Dataset) -> Result<Option<String>, ConfigError> {
+    // Beside a GPU images wait in main memory.
+    let data = if task.device() == Device::Cpu { data_memory(config, dataset) } else { Memory::default() };
+    memory::check(config, task, &data, memory::of_device(task.device()))
 }
 
 /// Images on which a classifier is tried out.

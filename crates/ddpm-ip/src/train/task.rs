@@ -2,7 +2,7 @@
 
 use crate::config::{Arch, Config, ConfigError, Precision};
 use ddpm_net::network::{Classifier, Network, Unet};
-use ddpm_net::{Device, Engine, Feed, Gpu, Layout, Shards, Spec};
+use ddpm_net::{Device, Engine, Feed, Layout, Shards, Spec};
 use std::sync::Arc;
 
 /// A network and what it learns.
@@ -68,11 +68,11 @@ impl Task {
         }
     }
 
-    /// The GPU that it runs on, if it is one.
-    pub(crate) fn gpu(&self) -> Option<&'static Gpu> {
+    /// The device that it runs on.
+    pub(crate) fn device(&self) -> Device {
         match self {
-            Self::Diffusion(engine) => engine.gpu(),
-            Self::Classifier(engine) => engine.gpu(),
+            Self::Diffusion(engine) => engine.device(),
+            Self::Classifier(engine) => engine.device(),
         }
     }
 

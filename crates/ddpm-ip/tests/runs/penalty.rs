@@ -266,7 +266,7 @@ fn it_changes_training_and_costs_memory_that_is_counted() {
     let plain = tensors(&trained(&tiny(), &folder.path().join("plain")));
     assert!(tensors(&trained(&penalised, &folder.path().join("penalised"))) != plain);
     let bytes = |config: &Config, part: &str| {
-        let memory = memory::of_training(config).unwrap();
+        let memory = memory::of_training(config, ddpm_ip::Device::Cpu).unwrap();
         memory.parts.iter().find(|p| p.name == part).map_or(0, |p| p.bytes)
     };
     let gradients = "gradients and their partial sums";

@@ -4,7 +4,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 mod given;
 
-pub(crate) use cuda::Program;
+pub(crate) use cuda::{OnChip, Program};
 pub use given::RunPosition;
 pub(crate) use given::{Context, Memory};
 
@@ -14,7 +14,7 @@ use crate::kind::Precision;
 use crate::plan::{GradientPlace, Plan, Slot};
 use crate::shards::{Gradient, GradientMemory};
 use crate::state::Parameters;
-use ddpm_cuda::{Address, Gpu, Note, Turn};
+use ddpm_cuda::{Address, Chip, Gpu, Note, Turn};
 use ddpm_kernels::profile::{self, Work, timed};
 use ddpm_kernels::{AdamW, optim};
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub enum Device {
     /// An NVIDIA GPU. Work on it that fails unwinds with a [`DeviceError`]: whoever starts a job on it does so in
     /// [`Device::guard`].
     Cuda(&'static Gpu),
+    /// A kind of GPU that is not there. What a plan takes on it is known; what would run fails as on a GPU that is lost.
+    Chip(&'static Chip),
 }
 
 /// What a device said when it failed. A run of a network that meets it unwinds with it, past all that could only pass it on;
@@ -87,13 +89,14 @@ impl Device {
         match self {
             Self::Cpu => [profile::peak_flop_per_sec(precision == Precision::Bf16), profile::peak_bytes_per_sec()],
             Self::Cuda(gpu) => done(cuda::limits(gpu, precision)),
+            Self::Chip(chip) => done(Err(chip.absent())),
         }
     }
 
     /// The most bytes of a GPU's memory that this process was given; nothing of the processor's.
     pub fn most_given(self) -> Option<usize> {
         match self {
-            Self::Cpu => None,
+            Self::Cpu | Self::Chip(_) => None,
             Self::Cuda(gpu) => Some(gpu.most_given()),
         }
     }
@@ -103,6 +106,7 @@ impl Device {
         match self {
             Self::Cpu => [plan.bytes(), cpu::scratch_bytes(plan, threads)],
             Self::Cuda(gpu) => [plan.bytes(), plan.program(gpu).bytes() - plan.bytes()],
+            Self::Chip(chip) => [plan.bytes(), done(OnChip::new(chip, plan)).bytes - plan.bytes()],
         }
     }
 }
@@ -126,6 +130,7 @@ impl<'a> Session<'a> {
                 gradient: outside.then(|| Lease::new(4 * len)),
             },
             Device::Cuda(gpu) => Self::Cuda(cuda::Session::new(plan, gpu, parameters.gpu(gpu), outside.then_some(len))),
+            Device::Chip(chip) => done(Err(chip.absent())),
         }
     }
 

@@ -3,6 +3,7 @@
 //! What a plan's steps call is chosen once ([`Program`]). The first run starts them one by one; from the second on each half
 //! of the plan is one recorded graph, started at once. All plans of a GPU run in one block of memory.
 
+mod call;
 mod limits;
 mod program;
 mod session;
@@ -10,6 +11,6 @@ mod steps;
 mod update;
 
 pub(crate) use limits::limits;
-pub(crate) use program::Program;
+pub(crate) use program::{OnChip, Program};
 pub(crate) use session::Session;
 pub(crate) use update::{accumulate, sum_squares, update};

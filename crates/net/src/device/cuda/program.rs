@@ -1,35 +1,19 @@
 //! What a plan's steps call, and the memory that they need beside the plan's.
 
+use super::call::{Attention, Call, Wanted, is_rows, wanted};
 use super::steps::Scratch;
-use crate::kind::{Precision, Shape};
-use crate::op::{Conv, Op, extent};
+use crate::kind::Precision;
+use crate::op::{Op, extent};
 use crate::plan::{Plan, Step};
-use crate::state::Layout;
 use ddpm_cuda::{
-    Address, Buffer, Convolution, ConvolutionPlan, Event, Gpu, Graph, Matrix, Multiplication, Pass, Product, Result,
-    Turn, Type, Unit,
+    Address, Buffer, Chip, Convolution, ConvolutionPlan, Event, Gpu, Graph, Multiplication, Pass, Planned, Result,
+    Type, Unit, WORKSPACE,
 };
-use ddpm_kernels::HeadOrder;
-use ddpm_kernels::conv::Geometry;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
 /// Bytes between which parts of the memory begin.
 pub(super) const ALIGNMENT: usize = 256;
-
-/// What a step calls beside kernels of our own.
-pub(super) enum Call {
-    /// Nothing.
-    Kernels,
-    /// A convolution, and whether bias, residual and ReLU are still to be done after it.
-    Convolution(ConvolutionPlan, bool),
-    /// Matrix products.
-    Products(Vec<Multiplication>),
-    /// Products of a few rows in f32, by a kernel of our own.
-    Rows,
-    /// Attention whose scores never leave the multiprocessors.
-    Attention,
-}
 
 /// Weights or biases to be prepared, as the kernel has them.
 #[repr(C)]
@@ -69,36 +53,25 @@ pub(super) struct Recorded {
     pub(super) graph: Option<Graph>,
 }
 
-/// A plan made ready for a GPU.
-pub(crate) struct Program {
-    pub(super) gpu: &'static Gpu,
-    pub(super) calls: Vec<Call>,
-    /// Where weights and biases lie in the type and layout of their step, by the places of the weights.
+/// Where things lie in the memory that a plan runs in, beside its values.
+pub(super) struct Places {
+    /// Weights and biases in the type and layout of their step, by the places of the weights.
     pub(super) prepared: HashMap<Vec<usize>, [usize; 2]>,
-    /// What prepares the weights of a type: a table of layers, their number, and blocks.
-    pub(super) tables: Vec<(Type, Buffer, [usize; 2])>,
-    /// Where labels and the place in the run lie, and what the kernels need for themselves.
+    /// What is prepared for each type.
+    layers: [Vec<Layer>; 3],
+    /// Labels and the place in the run.
     pub(super) context: usize,
+    /// What the kernels need for themselves.
     pub(super) scratch: usize,
     /// The same for the steps that run aside.
     pub(super) side_scratch: usize,
-    /// Where the sums of a normalisation's backward pass lie, which are read aside.
+    /// The sums of a normalisation's backward pass, which are read aside.
     pub(super) partials: HashMap<usize, usize>,
-    /// Before and after what each step does aside.
-    pub(super) events: HashMap<usize, [Event; 2]>,
     bytes: usize,
-    pub(super) recorded: Mutex<Vec<Recorded>>,
 }
 
-impl std::fmt::Debug for Program {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{} calls on {:?}", self.calls.len(), self.gpu)
-    }
-}
-
-impl Program {
-    /// Chooses engines and places for all of a plan's steps.
-    pub(crate) fn new(gpu: &'static Gpu, plan: &Plan) -> Result<Self> {
+impl Places {
+    fn new(plan: &Plan, scratches: &[Scratch]) -> Self {
         let mut end = plan.bytes().next_multiple_of(ALIGNMENT);
         let mut take = |bytes: usize| {
             let at = end;
@@ -135,37 +108,97 @@ impl Program {
         }
         let images = plan.steps.iter().flat_map(|step| &step.inputs).map(|slot| slot.kind.shape.n).max().unwrap_or(0);
         let context = take(16 + 4 * images);
-        gpu.prepare(&units(plan))?;
-        let mut tables = Vec::new();
-        for (precision, layers) in [Precision::F32, Precision::Bf16, Precision::F16].into_iter().zip(layers) {
-            if let Some(last) = layers.last() {
-                tables.push((precision.into(), gpu.upload(&layers)?, [layers.len(), last.end()]));
-            }
-        }
-        let turn = gpu.turn()?;
-        let calls: Vec<Call> = plan.steps.iter().map(|step| call(&turn, step, &plan.layout)).collect::<Result<_>>()?;
         let (mut most, mut partials) = ([0, 0], HashMap::new());
-        let mut events = HashMap::new();
-        for (i, (step, call)) in plan.steps.iter().zip(&calls).enumerate() {
-            let needed = Scratch::of(step, call, &plan.layout).bytes();
-            let aside = runs_aside(step);
+        for (i, (step, scratch)) in plan.steps.iter().zip(scratches).enumerate() {
             if matches!(step.op, Op::NormGrad(..)) {
-                partials.insert(i, take(needed));
+                partials.insert(i, take(scratch.bytes()));
             } else {
-                most[usize::from(aside)] = needed.max(most[usize::from(aside)]);
-            }
-            if aside || sums_aside(step) {
-                events.insert(i, [gpu.event()?, gpu.event()?]);
+                let most = &mut most[usize::from(runs_aside(step))];
+                *most = scratch.bytes().max(*most);
             }
         }
         let [scratch, side_scratch] = most.map(&mut take);
-        let (bytes, recorded) = (take(0), Mutex::default());
-        Ok(Self { gpu, calls, prepared, tables, context, scratch, side_scratch, partials, events, bytes, recorded })
+        Self { prepared, layers, context, scratch, side_scratch, partials, bytes: take(0) }
+    }
+}
+
+/// What a plan takes on a chip that is not there.
+pub(crate) struct OnChip {
+    /// What it computes by cuDNN, and the engine of each.
+    pub(crate) convolutions: Vec<(Convolution, Pass, Planned)>,
+    /// Bytes of memory that it runs in. Which workspace cuBLASLt would take is not known: the most that it may.
+    pub(crate) bytes: usize,
+}
+
+impl OnChip {
+    /// Chooses engines as [`Program::new`] does.
+    pub(crate) fn new(chip: &Chip, plan: &Plan) -> Result<Self> {
+        let (mut convolutions, mut scratches) = (Vec::new(), Vec::new());
+        for step in &plan.steps {
+            let planned = |c: &Convolution, pass| Ok((*c, pass, chip.convolution(c, pass)?));
+            let call = wanted(step, &plan.layout).choose(|wanted| wanted.choose(planned), |_| Ok(WORKSPACE))?;
+            scratches.push(Scratch::of(step, &call, &plan.layout, |(.., planned)| planned.workspace, |&bytes| bytes));
+            if let Call::Convolution(planned) = call {
+                convolutions.push(planned);
+            }
+        }
+        Ok(Self { convolutions, bytes: Places::new(plan, &scratches).bytes })
+    }
+}
+
+/// A plan made ready for a GPU.
+pub(crate) struct Program {
+    pub(super) gpu: &'static Gpu,
+    pub(super) calls: Vec<Call<ConvolutionPlan, Multiplication>>,
+    /// What the kernels of each step need for themselves.
+    pub(super) scratches: Vec<Scratch>,
+    pub(super) places: Places,
+    /// What prepares the weights of a type: a table of layers, their number, and blocks.
+    pub(super) tables: Vec<(Type, Buffer, [usize; 2])>,
+    /// Before and after what each step does aside.
+    pub(super) events: HashMap<usize, [Event; 2]>,
+    pub(super) recorded: Mutex<Vec<Recorded>>,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} calls on {:?}", self.calls.len(), self.gpu)
+    }
+}
+
+impl Program {
+    /// Chooses engines and places for all of a plan's steps.
+    pub(crate) fn new(gpu: &'static Gpu, plan: &Plan) -> Result<Self> {
+        gpu.prepare(&units(plan))?;
+        let turn = gpu.turn()?;
+        let (mut calls, mut scratches) = (Vec::new(), Vec::new());
+        for step in &plan.steps {
+            let convolution = |wanted: Wanted| wanted.choose(|c, pass| turn.plan_convolution(c, pass));
+            let call = wanted(step, &plan.layout).choose(convolution, |product| turn.choose(product))?;
+            let (of_plan, of_product) = (ConvolutionPlan::workspace, Multiplication::workspace);
+            scratches.push(Scratch::of(step, &call, &plan.layout, of_plan, of_product));
+            calls.push(call);
+        }
+        drop(turn);
+        let places = Places::new(plan, &scratches);
+        let mut tables = Vec::new();
+        for (precision, layers) in [Precision::F32, Precision::Bf16, Precision::F16].into_iter().zip(&places.layers) {
+            if let Some(last) = layers.last() {
+                tables.push((precision.into(), gpu.upload(layers)?, [layers.len(), last.end()]));
+            }
+        }
+        let mut events = HashMap::new();
+        for (i, step) in plan.steps.iter().enumerate() {
+            if runs_aside(step) || sums_aside(step) {
+                events.insert(i, [gpu.event()?, gpu.event()?]);
+            }
+        }
+        Ok(Self { gpu, calls, scratches, places, tables, events, recorded: Mutex::default() })
     }
 
     /// Bytes of memory that it runs in.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.places.bytes
     }
 }
 
@@ -200,196 +233,4 @@ pub(super) fn runs_aside(step: &Step) -> bool {
 /// Whether nothing but the optimizer waits for a part of a step: the gradients of a normalisation's parameters.
 pub(super) fn sums_aside(step: &Step) -> bool {
     matches!(&step.op, Op::NormGrad(_, wanted) if wanted.parameters)
-}
-
-/// Whether a convolution is a product of its pixels with the weights as they are.
-pub(super) fn is_product(g: &Geometry) -> bool {
-    g.kernel == [1, 1] && g.stride == 1 && g.padding == [[0; 2]; 2]
-}
-
-/// Whether a convolution is a product of a few rows in f32.
-fn is_rows(g: &Geometry, precision: Precision) -> bool {
-    precision == Precision::F32 && is_product(g) && [g.h, g.w] == [1, 1]
-}
-
-fn call(turn: &Turn, step: &Step, layout: &Layout) -> Result<Call> {
-    let precision: Type = step.precision().into();
-    Ok(match &step.op {
-        Op::Conv(conv) => {
-            let g = conv.geometry(step.inputs[0].kind.shape, layout);
-            let residual = step.inputs.len() > 1;
-            if is_rows(&g, step.precision()) && conv.places.len() == 1 && !conv.relu {
-                return Ok(Call::Rows);
-            }
-            if is_product(&g) && !conv.relu {
-                let (w, x, y) = factors(&g, precision);
-                let product = Product { a: w.transpose(), b: x, d: y, batch: 1, bias: true, onto: residual };
-                return Ok(Call::Products(vec![turn.choose(product)?]));
-            }
-            let fused = if residual { Pass::ResidualBias } else { Pass::Bias };
-            let c = convolution(&g, precision);
-            // Where no engine has all of it, a kernel does the rest.
-            match turn.plan_convolution(&c, fused) {
-                Ok(plan) if !conv.relu => Call::Convolution(plan, false),
-                _ => Call::Convolution(turn.plan_convolution(&c, Pass::Plain)?, true),
-            }
-        }
-        Op::ConvInputGrad(conv, x, wanted) => {
-            let g = conv.geometry(*x, layout);
-            if is_rows(&g, step.precision()) && conv.places.len() == 1 {
-                return Ok(Call::Rows);
-            }
-            if is_product(&g) {
-                let (w, x, y) = factors(&g, precision);
-                let product = Product { a: w, b: y, d: x, batch: 1, bias: false, onto: wanted.onto };
-                return Ok(Call::Products(vec![turn.choose(product)?]));
-            }
-            Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::InputGrad)?, false)
-        }
-        Op::ConvWeightGrad(conv) => {
-            let g = conv.geometry(step.inputs[0].kind.shape, layout);
-            if is_rows(&g, step.precision()) && conv.places.len() == 1 {
-                return Ok(Call::Rows);
-            }
-            if is_product(&g) {
-                return Ok(Call::Products(weight_products(turn, conv, &g, precision, layout)?));
-            }
-            Call::Convolution(turn.plan_convolution(&convolution(&g, precision), Pass::WeightGrad)?, false)
-        }
-        Op::Attention(heads, order) | Op::AttentionGrad(heads, order) if Attention::is_fused(step, *heads, *order) => {
-            Call::Attention
-        }
-        Op::Attention(heads, order) => {
-            let parts = Attention::new(step.inputs[0].kind.shape, *heads, *order, precision);
-            Call::Products(vec![turn.choose(parts.scores())?, turn.choose(parts.output())?])
-        }
-        Op::AttentionGrad(heads, order) => {
-            let parts = Attention::new(step.inputs[1].kind.shape, *heads, *order, precision);
-            let products = [parts.scores(), parts.weights_grad(), parts.q_grad(), parts.k_grad(), parts.v_grad()];
-            Call::Products(products.into_iter().map(|product| turn.choose(product)).collect::<Result<_>>()?)
-        }
-        _ => Call::Kernels,
-    })
-}
-
-fn convolution(g: &Geometry, kind: Type) -> Convolution {
-    Convolution {
-        kind,
-        n: g.n,
-        input: [g.h, g.w, g.c],
-        output: [g.out_h(), g.out_w(), g.o],
-        kernel: g.kernel,
-        stride: g.stride,
-        before: g.padding.map(|[before, _]| before),
-        after: g.padding.map(|[_, after]| after),
-    }
-}
-
-/// Weights, input and output of a convolution over single pixels.
-fn factors(g: &Geometry, kind: Type) -> (Matrix, Matrix, Matrix) {
-    let rows = |rows, columns| Matrix::new(kind, [rows, columns], rows, 0);
-    (rows(g.c, g.o), rows(g.c, g.rows()), rows(g.o, g.rows()))
-}
-
-/// The weights' gradients of layers side by side, each of its channels of the output's gradient, in f32.
-fn weight_products(turn: &Turn, conv: &Conv, g: &Geometry, kind: Type, layout: &Layout) -> Result<Vec<Multiplication>> {
-    let product = |&place: &usize| {
-        let outputs = layout.specs()[place].shape[0];
-        let x = Matrix::new(kind, [g.c, g.rows()], g.c, 0);
-        let grad = Matrix::new(kind, [outputs, g.rows()], g.o, 0);
-        let d = Matrix::new(Type::F32, [g.c, outputs], g.c, 0);
-        turn.choose(Product { a: x, b: grad.transpose(), d, batch: 1, bias: false, onto: false })
-    };
-    conv.places.iter().map(product).collect()
-}
-
-/// The products of one head's attention, over all images.
-pub(super) struct Attention {
-    /// Images, positions, channels of a head, and heads.
-    pub(super) n: usize,
-    pub(super) t: usize,
-    pub(super) ch: usize,
-    pub(super) heads: usize,
-    order: HeadOrder,
-    kind: Type,
-}
-
-impl Attention {
-    pub(super) fn new(qkv: Shape, heads: usize, order: HeadOrder, kind: Type) -> Self {
-        let e = extent(qkv, heads, order);
-        Self { n: e.n, t: e.t, ch: e.ch, heads, order, kind }
-    }
-
-    /// Whether there are kernels of our own for it.
-    fn is_fused(step: &Step, heads: usize, order: HeadOrder) -> bool {
-        let qkv = step.inputs.last().expect("queries, keys and values come last").kind;
-        qkv.precision != Precision::F32 && matches!(extent(qkv.shape, heads, order).ch, 32 | 64)
-    }
-
-    /// Channels from one head to the next, and from queries to keys.
-    pub(super) fn channel_steps(&self) -> [usize; 2] {
-        match self.order {
-            HeadOrder::HeadsFirst => [3 * self.ch, self.ch],
-            HeadOrder::QkvFirst => [self.ch, self.c()],
-        }
-    }
-
-    fn c(&self) -> usize {
-        self.heads * self.ch
-    }
-
-    /// The first channel of queries, keys and values of a head.
-    pub(super) fn offsets(&self, head: usize) -> [usize; 3] {
-        let [from_head, from_part] = self.channel_steps();
-        [0, 1, 2].map(|i| head * from_head + i * from_part)
-    }
-
-    /// Queries, keys or values.
-    fn part(&self) -> Matrix {
-        Matrix::new(self.kind, [self.ch, self.t], 3 * self.c(), 3 * self.c() * self.t)
-    }
-
-    /// A head of the output.
-    fn head(&self) -> Matrix {
-        Matrix::new(self.kind, [self.ch, self.t], self.c(), self.c() * self.t)
-    }
-
-    /// For each query a row of keys.
-    fn square(&self, kind: Type) -> Matrix {
-        Matrix::new(kind, [self.t; 2], self.t, self.t * self.t)
-    }
-
-    fn product(&self, a: Matrix, b: Matrix, d: Matrix) -> Product {
-        Product { a, b, d, batch: self.n, bias: false, onto: false }
-    }
-
-    /// Of keys and queries.
-    fn scores(&self) -> Product {
-        self.product(self.part().transpose(), self.part(), self.square(Type::F32))
-    }
-
-    /// Of values and weights.
-    fn output(&self) -> Product {
-        self.product(self.part(), self.square(self.kind), self.head())
-    }
-
-    /// Of values and the output's gradient.
-    fn weights_grad(&self) -> Product {
-        self.product(self.part().transpose(), self.head(), self.square(Type::F32))
-    }
-
-    /// Of keys and the scores' gradient.
-    fn q_grad(&self) -> Product {
-        self.product(self.part(), self.square(self.kind), self.part())
-    }
-
-    /// Of queries and the scores' gradient.
-    fn k_grad(&self) -> Product {
-        self.product(self.part(), self.square(self.kind).transpose(), self.part())
-    }
-
-    /// Of the output's gradient and the weights.
-    fn v_grad(&self) -> Product {
-        self.product(self.head(), self.square(self.kind).transpose(), self.part())
-    }
 }

@@ -94,7 +94,7 @@ impl<'a> Session<'a> {
     pub(crate) fn run(&mut self, forward: bool, context: Context) {
         if forward {
             let (seed, position) = context.position.map_or((0, 0), |at| (at.seed, at.position));
-            let place = self.memory.at(self.program.context);
+            let place = self.memory.at(self.program.places.context);
             self.send(place, &[seed, position]);
             if let Some(labels) = context.labels {
                 self.send(place.at(16), labels);

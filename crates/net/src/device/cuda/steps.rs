@@ -1,11 +1,12 @@
 //! One step of a plan, as calls.
 
-use super::program::{ALIGNMENT, Attention, Call, Program, runs_aside};
+use super::call::{Attention, Call};
+use super::program::{ALIGNMENT, Program, runs_aside};
 use crate::kind::{Precision, Shape};
 use crate::op::{Norm, Op, Wanted};
 use crate::plan::{Plan, Slot, Step};
 use crate::state::Layout;
-use ddpm_cuda::{Address, Arg, Factors, Multiplication, Operands, Result, Shape as Launch, Turn, Type, args};
+use ddpm_cuda::{Address, Arg, Factors, Multiplication, Operands, Pass, Result, Shape as Launch, Turn, Type, args};
 use ddpm_kernels::{Padding, PoolKind, Resample};
 use std::ops::Range;
 
@@ -19,14 +20,19 @@ const BLOCKS: usize = 1024;
 pub(super) struct Scratch(Vec<usize>);
 
 impl Scratch {
-    /// What a step needs.
-    pub(super) fn of(step: &Step, call: &Call, layout: &Layout) -> Self {
+    /// What a step needs, with the workspace of its convolution or of its products.
+    pub(super) fn of<C, P>(
+        step: &Step,
+        call: &Call<C, P>,
+        layout: &Layout,
+        of_convolution: impl Fn(&C) -> usize,
+        of_product: impl Fn(&P) -> usize,
+    ) -> Self {
         let kind = step.precision();
-        let products = |products: &[Multiplication]| products.iter().map(Multiplication::workspace).max().unwrap_or(0);
         let workspace = match call {
             Call::Kernels | Call::Rows | Call::Attention => 0,
-            Call::Convolution(plan, _) => plan.workspace(),
-            Call::Products(all) => products(all),
+            Call::Convolution(plan) => of_convolution(plan),
+            Call::Products(all) => all.iter().map(of_product).max().unwrap_or(0),
         };
         Self(match &step.op {
             Op::ConvWeightGrad(conv) => {
@@ -149,7 +155,7 @@ impl Steps<'_> {
     }
 
     fn labels(&self) -> Address {
-        self.memory.at(self.program.context + 16)
+        self.memory.at(self.program.places.context + 16)
     }
 
     /// Weights and biases in the form that the steps take.
@@ -213,13 +219,12 @@ impl Steps<'_> {
         let input = |i: usize| at(&step.inputs[i]);
         let output = |i: usize| at(&step.outputs[i]);
         let shape = |i: usize| step.inputs[i].kind.shape;
-        let scratch = Scratch::of(step, call, &self.plan.layout);
-        let program = self.program;
-        let free = self.memory.at(if runs_aside(step) { program.side_scratch } else { program.scratch });
+        let (scratch, places) = (&self.program.scratches[i], &self.program.places);
+        let free = self.memory.at(if runs_aside(step) { places.side_scratch } else { places.scratch });
         let long = |n: usize| n as i64;
         let int = |n: usize| n as i32;
         let prepared = |places: &Vec<usize>| {
-            match self.program.prepared.get(places) {
+            match self.program.places.prepared.get(places) {
                 Some(&[weight, bias]) => (self.memory.at(weight), self.memory.at(bias)),
                 // Rows take the parameters as they are.
                 None => (self.parameter(places[0]), self.parameter(places[0] + 1)),
@@ -259,10 +264,10 @@ impl Steps<'_> {
                         let factors = Factors { a: w, b: input(0), onto: residual, bias, d: output(0) };
                         self.turn.multiply(&all[0], factors, workspace)
                     }
-                    Call::Convolution(plan, rest) => {
+                    Call::Convolution(plan) => {
                         let operands = Operands { x: input(0), w, y: output(0), residual, bias };
                         self.turn.convolve(plan, operands, workspace)?;
-                        if *rest {
+                        if plan.pass() == Pass::Plain {
                             let g = conv.geometry(shape(0), &self.plan.layout);
                             let [rows, c, relu] = [int(g.rows()), int(g.o), i32::from(conv.relu)];
                             let bias = self.parameter(conv.places[0] + 1);
@@ -287,7 +292,7 @@ impl Steps<'_> {
                         let factors = Factors { a: w, b: input(0), onto, bias: none, d: output(0) };
                         self.turn.multiply(&all[0], factors, workspace)
                     }
-                    Call::Convolution(plan, _) => {
+                    Call::Convolution(plan) => {
                         let operands = Operands { x: output(0), w, y: input(0), residual: none, bias: none };
                         self.turn.convolve(plan, operands, workspace)?;
                         if wanted.onto { each("add", &[output(0), onto, output(0)]) } else { Ok(()) }
@@ -303,7 +308,7 @@ impl Steps<'_> {
                 let g = conv.geometry(shape(0), &self.plan.layout);
                 let [workspace, staged, partial, sums] = scratch.places(free);
                 let taps = g.kernel[0] * g.kernel[1];
-                if let Call::Convolution(plan, _) = call {
+                if let Call::Convolution(plan) = call {
                     let operands = Operands { x: input(0), w: staged, y: input(1), residual: none, bias: none };
                     self.turn.convolve(plan, operands, workspace)?;
                 }
@@ -347,7 +352,7 @@ impl Steps<'_> {
                 let film = if norm.film { input(1) } else { none };
                 self.norm(norm, kind, shape(0), [input(0), film, output(0), output(1), partial])
             }
-            Op::NormGrad(norm, wanted) => self.norm_grad(step, norm, *wanted, self.memory.at(program.partials[&i])),
+            Op::NormGrad(norm, wanted) => self.norm_grad(step, norm, *wanted, self.memory.at(places.partials[&i])),
             Op::Attention(heads, order) => {
                 let parts = Attention::new(shape(0), *heads, *order, kind);
                 if matches!(call, Call::Attention) {
@@ -543,7 +548,7 @@ impl Steps<'_> {
         self.kernel("norm_sums", kind, [chunks.count(), of.n], args![x, partial, pixels, c, chunk])?;
         let (keep, threshold, layer) = Self::dropout(norm);
         let (weight, bias) = (self.parameter(norm.place), self.parameter(norm.place + 1));
-        let (silu, position) = (i32::from(norm.silu), self.memory.at(self.program.context));
+        let (silu, position) = (i32::from(norm.silu), self.memory.at(self.program.places.context));
         let args = args![
             x, partial, weight, bias, film, y, statistics, position, pixels, c, groups, chunk, norm.eps, silu, keep,
             threshold, layer,
@@ -564,7 +569,7 @@ impl Steps<'_> {
         let [pixels, c, chunk, groups] = [of.pixels(), of.c, chunks.chunk, norm.groups].map(|n| n as i32);
         let (keep, threshold, layer) = Self::dropout(norm);
         let (weight, bias) = (self.parameter(norm.place), self.parameter(norm.place + 1));
-        let (silu, position) = (i32::from(norm.silu), self.memory.at(self.program.context));
+        let (silu, position) = (i32::from(norm.silu), self.memory.at(self.program.places.context));
         let args = args![
             grad, x, statistics, weight, bias, film, partial, position, pixels, c, chunk, silu, keep, threshold, layer,
         ];
@@ -605,7 +610,7 @@ impl Steps<'_> {
         let Op::NormGrad(norm, _) = &step.op else { unreachable!("only normalisations leave sums") };
         let of = step.inputs[1].kind.shape;
         let film = if norm.film { self.memory.at(step.inputs[3].bytes.start) } else { Address::NULL };
-        let (partial, count) = (self.memory.at(self.program.partials[&i]), Chunks::of(of).count() as i32);
+        let (partial, count) = (self.memory.at(self.program.places.partials[&i]), Chunks::of(of).count() as i32);
         let (weight, bias) = (self.gradient(norm.place), self.gradient(norm.place + 1));
         let shape = Launch { grid: [of.c.div_ceil(8), 1], block: 512, shared: 0 };
         let args = args![partial, film, weight, bias, of.n as i32, of.c as i32, count];
