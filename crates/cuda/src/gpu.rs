@@ -42,6 +42,8 @@ pub struct Gpu {
     pub(crate) notes: Mutex<Vec<(Pinned, Event)>>,
     /// Bytes that the driver gave, now and at most.
     given: [AtomicUsize; 2],
+    /// Graphs and single kernels that were started.
+    pub(crate) started: [AtomicUsize; 2],
 }
 
 // SAFETY: handles of contexts, streams and libraries may be used from any thread; `lock` keeps their calls apart.
@@ -117,7 +119,7 @@ impl Gpu {
         call!(driver, cuStreamCreate(&raw mut side, 1))?;
         let cudnn = Cudnn::new(&set.cudnn.functions)?;
         let cublas = CublasLt::new(&set.cublas.functions)?;
-        let (kernels, tuned, lock, pool, notes, given) = Default::default();
+        let (kernels, tuned, lock, pool, notes, given, started) = Default::default();
         let cache = cache.map(Path::to_path_buf);
         Ok(Self {
             driver,
@@ -135,6 +137,7 @@ impl Gpu {
             pool,
             notes,
             given,
+            started,
         })
     }
 
@@ -275,6 +278,11 @@ impl Gpu {
     /// The most bytes of memory that this process was given at once, beside what the driver and the libraries take.
     pub fn most_given(&self) -> usize {
         self.given[1].load(Ordering::Relaxed)
+    }
+
+    /// Graphs, and kernels beside them, that were started so far. Libraries' kernels do not count.
+    pub fn started(&self) -> [usize; 2] {
+        [0, 1].map(|i| self.started[i].load(Ordering::Relaxed))
     }
 
     /// The right to give it work. What one thread enqueues in its turn stays together.

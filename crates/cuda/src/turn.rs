@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
 
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +104,7 @@ impl Turn {
     pub fn launch(&self, name: &str, shape: Shape, args: &[Arg]) -> Result<()> {
         let gpu = self.gpu;
         let function = gpu.kernel(name)?;
+        gpu.started[1].fetch_add(1, Ordering::Relaxed);
         // The driver reads what they point to. x86 and ARM keep the low bytes first, so that an argument smaller than a word is
         // found at the same place.
         let place = |arg: &Arg| match arg {
@@ -189,7 +191,10 @@ impl Turn {
         let (gpu, mut graph, mut made) = (self.gpu, std::ptr::null_mut(), std::ptr::null_mut());
         // Calls of other threads do not disturb.
         call!(gpu.driver, cuStreamBeginCapture_v2(self.stream.get(), 1))?;
+        let started = gpu.started[1].load(Ordering::Relaxed);
         let worked = work();
+        // Nothing of it runs.
+        gpu.started[1].store(started, Ordering::Relaxed);
         let ended = call!(gpu.driver, cuStreamEndCapture(self.stream.get(), &raw mut graph));
         worked.and(ended)?;
         let instantiated = call!(gpu.driver, cuGraphInstantiateWithFlags(&raw mut made, graph, 0));
@@ -203,6 +208,7 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.gpu.started[0].fetch_add(1, Ordering::Relaxed);
         call!(self.gpu.driver, cuGraphLaunch(graph.made, self.stream.get()))
     }
 

@@ -73,6 +73,9 @@ pub struct Speed {
     pub profiled_step_secs: f64,
     /// Operations of one step that the plain algorithms take in convolutions, linear maps and attention.
     pub step_flop: f64,
+    /// Recorded graphs and kernels beside them that a GPU starts in a step.
+    #[serde(default)]
+    pub started: Option<[f64; 2]>,
     /// The kernels, the slowest first.
     pub kernels: Vec<Kernel>,
 }
@@ -99,12 +102,19 @@ impl Speed {
         median(&self.images_per_sec)
     }
 
+    /// With what a GPU had started before and after so many steps.
+    fn with_started(self, from: Option<[usize; 2]>, to: Option<[usize; 2]>, steps: usize) -> Self {
+        let started = from.zip(to).map(|(from, to)| [0, 1].map(|i| (to[i] - from[i]) as f64 / steps as f64));
+        Self { started, ..self }
+    }
+
     /// From the seconds of the repetitions, then those of the profiled steps.
     pub(crate) fn new(secs: &[f64], batch: usize, profiled: &[f64], kernels: Vec<profile::KernelTime>) -> Self {
         let steps = profiled.len() as f64;
         let mut speed = Self {
             images_per_sec: secs.iter().map(|s| batch as f64 / s).collect(),
             step_secs: 0.0,
+            started: None,
             profiled_step_secs: profiled.iter().sum::<f64>() / steps,
             step_flop: kernels.iter().map(|k| k.flop).sum::<f64>() / steps,
             kernels: kernels
@@ -233,19 +243,30 @@ fn sampling(
     let values = images.len() * shape.iter().product::<usize>();
     let low_res = network.network().config().low_res.then(|| vec![0.0; values]);
     let (mut secs, mut since) = (Vec::new(), Instant::now());
+    let (device, mut started) = (network.device(), [None; 2]);
     let draws = &Seeded(config.sample.seed);
     let subjects = Subjects { images: &images, labels: labels.as_deref(), low_res: low_res.as_deref(), draws };
     let done = chain.draw(subjects, |step| {
         secs.push(since.elapsed().as_secs_f64());
         emit(Event::Measured { what: "sampling", done: (step - 1).min(job.repeats), total: job.repeats });
+        if step == 1 {
+            started[0] = device.started();
+        }
         if step == 1 + job.repeats {
+            started[1] = device.started();
             profile::start();
         }
         since = Instant::now();
         !stop.load(Ordering::Relaxed)
     });
     let kernels = profile::finish();
-    Ok(done.map(|_| Speed::new(&secs[1..=job.repeats], images.len(), &secs[1 + job.repeats..], kernels)))
+    Ok(done.map(|_| {
+        Speed::new(&secs[1..=job.repeats], images.len(), &secs[1 + job.repeats..], kernels).with_started(
+            started[0],
+            started[1],
+            job.repeats,
+        )
+    }))
 }
 
 fn training(
@@ -261,11 +282,16 @@ fn training(
     for v in &mut images {
         *v = v.clamp(-1.0, 1.0);
     }
+    let (device, mut started) = (network.device(), [None; 2]);
     let mut trainer = Trainer::new(config.clone(), Task::Diffusion(network), None)?;
     let mut secs = Vec::new();
     let mut batch = Batch { images, labels: labels(config), position: 0 };
     for step in 0..1 + job.repeats + PROFILED {
+        if step == 1 {
+            started[0] = device.started();
+        }
         if step == 1 + job.repeats {
+            started[1] = device.started();
             profile::start();
         }
         batch.position = (step * config.train.batch_size) as u64;
@@ -283,7 +309,8 @@ fn training(
         emit(Event::Measured { what: "training", done: step.min(job.repeats), total: job.repeats });
     }
     let (timed, profiled) = secs[1..].split_at(job.repeats);
-    Ok(Some(Speed::new(timed, config.train.batch_size, profiled, profile::finish())))
+    let speed = Speed::new(timed, config.train.batch_size, profiled, profile::finish());
+    Ok(Some(speed.with_started(started[0], started[1], job.repeats)))
 }
 
 /// Operations per second in f32 that all threads reach from registers.

@@ -216,6 +216,10 @@ fn section(text: &mut String, what: &str, speed: &Speed, before: Option<&Speed>,
         100.0 * speed.step_flop / speed.step_secs / peak,
         before.map_or(String::new(), |b| change(speed.median(), b.median())),
     );
+    if let Some([graphs, kernels]) = speed.started {
+        let _ =
+            writeln!(text, "  in a step {graphs:.0} recorded graph(s) and {kernels:.0} kernel(s) beside are started");
+    }
     let width = speed.kernels.iter().map(|k| k.kernel.chars().count()).max().unwrap_or(0).max(14);
     let _ = writeln!(
         text,

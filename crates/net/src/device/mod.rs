@@ -101,6 +101,14 @@ impl Device {
         }
     }
 
+    /// Graphs, and kernels beside them, that a GPU has started so far; nothing of the processor's.
+    pub fn started(self) -> Option<[usize; 2]> {
+        match self {
+            Self::Cuda(gpu) => Some(gpu.started()),
+            Self::Cpu | Self::Chip(_) => None,
+        }
+    }
+
     /// Bytes of memory that a plan runs in, and what its kernels keep or take beside it on so many threads.
     pub(crate) fn plan_bytes(self, plan: &Plan, threads: usize) -> [usize; 2] {
         match self {
