@@ -42,6 +42,11 @@ impl Npz {
         self.zip.file_names().flatten().filter_map(|n| n.strip_suffix(".npy").map(str::to_string)).collect()
     }
 
+    /// The archive's comment, if it has one.
+    pub(crate) fn comment(&self) -> Option<String> {
+        std::str::from_utf8(self.zip.comment()).ok().filter(|text| !text.is_empty()).map(String::from)
+    }
+
     /// Whether there is an array of that name.
     pub fn has(&self, name: &str) -> bool {
         self.zip.index_for_name(&format!("{name}.npy")).is_some()
@@ -289,6 +294,15 @@ impl<W: Write + Seek> NpzWriter<W> {
             return Err(std::io::Error::other(format!("{left} values fewer than the array's shape says")));
         }
         Ok(())
+    }
+
+    /// Ends the archive with a comment, which is no array.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub(crate) fn finish_with(mut self, comment: &str) -> std::io::Result<()> {
+        self.0.set_comment(comment)?;
+        self.finish()
     }
 
     /// Ends the archive.

@@ -19,11 +19,11 @@ pub(crate) struct Partial {
 
 impl Partial {
     /// Opens what an earlier call with the same `identity` (a line of text) left, or begins anew, and says how many
-    /// whole images are there.
+    /// whole images are there. Images of another identity are dropped if they may be `replace`d.
     ///
     /// # Errors
     /// A file with images of another identity, or that another process is writing.
-    pub(crate) fn open(out: &Path, identity: &str, image_bytes: usize) -> Result<(Self, usize), Error> {
+    pub(crate) fn open(out: &Path, identity: &str, image_bytes: usize, replace: bool) -> Result<(Self, usize), Error> {
         let mut name = out.as_os_str().to_owned();
         name.push(".partial");
         let path = PathBuf::from(name);
@@ -39,7 +39,7 @@ impl Partial {
         let mut reader = BufReader::new(std::io::Read::take(&file, LONGEST_LINE));
         reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
         if line.strip_suffix(b"\n") != Some(identity.as_bytes()) {
-            if file.metadata().map_err(io)?.len() > line.len() as u64 {
+            if !replace && file.metadata().map_err(io)?.len() > line.len() as u64 {
                 let message = "holds images of an unfinished call with other settings or from another source: repeat that \
                                call to finish it, choose another --out, or delete this file";
                 return Err(Error::file(&path, message));

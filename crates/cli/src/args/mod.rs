@@ -1,17 +1,30 @@
 //! Flags that commands share, and how they become a configuration.
 
+mod idle;
 mod reference;
 mod settings;
+mod unknown;
 
 pub(crate) use settings::Settings;
+pub(crate) use unknown::advice;
 
 use crate::sink::LogFormats;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
-use ddpm_ip::config::ConfigError;
+use ddpm_ip::config::{Config, ConfigError};
 use ddpm_ip::data::Labels;
 use std::path::PathBuf;
+
+/// `--untrained-timesteps`.
+pub(crate) fn untrained() -> Arg {
+    switch("untrained-timesteps", "go on at timesteps at which the network was not trained")
+}
+
+/// That a network is used where it was trained, unless `--untrained-timesteps` says that it need not be.
+pub(crate) fn check_timesteps(matches: &ArgMatches, config: &Config) -> Result<(), ConfigError> {
+    if matches.get_flag("untrained-timesteps") { Ok(()) } else { config.check_timesteps() }
+}
 
 /// A flag without a value.
 pub(crate) fn switch(name: &'static str, help: &'static str) -> Arg {

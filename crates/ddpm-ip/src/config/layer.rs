@@ -26,6 +26,7 @@ impl Layers {
             config.train.grid_steps = FAST_GRID_STEPS;
         }
         config.model.auto_precision = !self.says("model", "precision");
+        config.train.auto_keep = !self.says("train", "keep_checkpoints");
         config.classifier.auto_precision = !self.says("classifier", "precision");
         Ok(config)
     }
@@ -50,10 +51,8 @@ impl Layers {
         }
         for (section, keys) in layer {
             let Value::Table(keys) = keys else {
-                return Err(ConfigError(format!(
-                    "`{section}` stands outside a section: write it as {}",
-                    advice(&section)
-                )));
+                let advice = nearest(&section).map_or("section.key".into(), |key| format!("`{key}`"));
+                return Err(ConfigError(format!("`{section}` stands outside a section: write it as {advice}")));
             };
             for (name, value) in keys {
                 self.insert(find(&format!("{section}.{name}"))?, value)?;
@@ -127,19 +126,25 @@ fn find(name: &str) -> Result<&'static Key, ConfigError> {
         (None, Some(one), Some(other)) => {
             Err(ConfigError(format!("`{name}` could be {} or {}: say which", one.path(), other.path())))
         }
-        (None, None, _) => Err(ConfigError(format!("there is no setting `{name}`: did you mean {}?", advice(&name)))),
+        (None, None, _) => {
+            let advice = nearest(&name).map_or("`--help` lists them".into(), |key| format!("did you mean `{key}`?"));
+            Err(ConfigError(format!("there is no setting `{name}`: {advice}")))
+        }
     }
 }
 
-/// The known key most like `name`.
-fn advice(name: &str) -> String {
+/// How alike two names are that may be one misspelled.
+const ALIKE: f64 = 0.85;
+
+/// The known key most like `name`, if any is.
+fn nearest(name: &str) -> Option<String> {
     let likeness = |k: &Key| {
         let whole = strsim::jaro_winkler(name, &k.path());
         let last = name.rsplit('.').next().unwrap_or(name);
         whole.max(strsim::jaro_winkler(last, k.name))
     };
-    let best = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    best.map_or_else(String::new, |k| format!("`{}`", k.path()))
+    let best = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    (likeness(best) >= ALIKE).then(|| best.path())
 }
 
 /// Reads a truth value as the reference's scripts do.
@@ -170,6 +175,9 @@ fn parse(key: &Key, text: &str) -> Result<Value, ConfigError> {
         Value::Array(_) => {
             let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
             let entries = inner.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+            if key.path() == "classes.names" {
+                return Ok(Value::Array(entries.map(|name| Value::String(name.into())).collect()));
+            }
             entries
                 .map(number)
                 .collect::<Option<_>>()

@@ -22,7 +22,7 @@ pub use statistics::Statistics;
 
 use crate::Error;
 use crate::config::ConfigError;
-use crate::data::{Labels, Shape};
+use crate::data::{ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
 use compare::compare;
 use ddpm_net::Device;
@@ -202,9 +202,16 @@ pub fn evaluate(
     let mut reference = Side::open(&job.reference, settings)?;
     let mut samples = Side::open(&job.samples, settings)?;
     if let Some(most) = settings.num_images {
+        if let Some(set) = samples.images.as_ref().filter(|set| set.len() < most) {
+            let (name, there) = (set.name(), set.len());
+            return Err(
+                ConfigError(format!("--num-images is {most}, and {name} has {there}: use at most {there}")).into()
+            );
+        }
         samples.images = samples.images.map(|set| set.take(most));
         samples.statistics = samples.statistics.filter(|_| samples.images.is_none());
     }
+    match_channels(&mut reference, &mut samples, settings, emit);
     check_shapes(&reference, &samples)?;
     for side in [&reference, &samples] {
         side.check_count()?;
@@ -291,6 +298,25 @@ fn make_folder(target: &Path) -> Result<(), Error> {
     }
 }
 
+/// Brings grey images to colour, or colour to grey, where one side has one and the other the other: as the network wants
+/// them, or as the reference is.
+fn match_channels(reference: &mut Side, samples: &mut Side, settings: &Settings, emit: &mut Emit) {
+    let channels = |side: &Side| side.images.as_ref().map(|set| set.image_shape()[2]);
+    let (Some(of_reference), Some(of_samples)) = (channels(reference), channels(samples)) else { return };
+    if !matches!((of_reference, of_samples), (1, 3) | (3, 1)) {
+        return;
+    }
+    let wanted = match settings.features {
+        Some(Choice::Grey) => 1,
+        Some(_) => 3,
+        None => of_reference,
+    };
+    let side = if of_reference == wanted { samples } else { reference };
+    side.images = side.images.take().map(|set| set.with_channels(wanted));
+    let how = if wanted == 1 { "colour is made grey" } else { "grey is made three equal channels" };
+    emit(Event::Notice(format!("{}: {how}, as the other side has it", side.name)));
+}
+
 /// That both sides, where they have images, have them of one shape.
 fn check_shapes(reference: &Side, samples: &Side) -> Result<(), ConfigError> {
     let (Some(a), Some(b)) = (&reference.images, &samples.images) else { return Ok(()) };
@@ -335,6 +361,25 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
                 set.name(),
                 set.len()
             )));
+        }
+    }
+    let sides = [&reference.images, &samples.images];
+    if let Some(least) =
+        sides.iter().filter_map(|set| set.as_ref().map(ImageSet::len)).min().filter(|_| both_have_images)
+    {
+        let size = settings.subsets.size;
+        let is_chosen = settings.metrics.contains(&Metric::KernelDistance) && size != Subsets::default().size;
+        if is_chosen && size > (least / 2).max(2) {
+            return Err(ConfigError(format!(
+                "--kid-subset-size is {size}, and the smaller side has {least} images: use at most {}, half of them",
+                (least / 2).max(2)
+            )));
+        }
+    }
+    if let Some(set) = samples.images.as_ref().filter(|_| settings.split != InceptionScore::SPLIT) {
+        if settings.split > set.len() && settings.metrics.contains(&Metric::InceptionScore) {
+            let (split, name, there) = (settings.split, set.name(), set.len());
+            return Err(ConfigError(format!("--split is {split}, and {name} has {there} images: use at most {there}")));
         }
     }
     if settings.per_class {

@@ -53,13 +53,16 @@ impl Images {
     }
 
     /// Any images. PNGs are numbered from 1, with the class before the number if there are labels.
-    pub(super) fn any(path: &Path, labels: Labels) -> Result<Self, Error> {
+    pub(super) fn any(path: &Path, wanted: Labels) -> Result<Self, Error> {
         let images = Self::open(path)?;
         let files = images.archive.files();
-        let Some((labels, classes)) = folder::classes(Path::new(""), files, labels) else {
+        let Some((labels, classes)) = folder::classes(Path::new(""), files, wanted) else {
             let names = (1..=files.len()).map(|i| format!("{i:07}")).collect();
             return Ok(Self { names, ..images });
         };
+        if wanted == Labels::Prefix {
+            folder::check_classes(&path.display().to_string(), Path::new(""), files, wanted, &classes)?;
+        }
         let prefixes: Vec<String> = classes.iter().map(|class| in_file_name(class)).collect();
         if prefixes.iter().collect::<BTreeSet<_>>().len() < classes.len() {
             let message = "there are classes whose names differ in other than letters and digits alone: rename one";

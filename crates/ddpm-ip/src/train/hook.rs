@@ -49,17 +49,22 @@ impl<'a> CheckpointHook<'a> {
     }
 }
 
-/// Saves a checkpoint as the run's configuration says; returns its folder.
-pub(super) fn save(trainer: &Trainer, store: &Store) -> Result<PathBuf, Error> {
-    let config = &trainer.config;
-    store.save(&trainer.state, config, config.train.keep_checkpoints)
+/// Saves a checkpoint, and removes those that the run's configuration does not keep.
+pub(super) fn save(trainer: &Trainer, store: &Store, emit: &mut Emit) -> Result<(), Error> {
+    let (config, step) = (&trainer.config, trainer.step());
+    let path = store.save(&trainer.state, config)?;
+    emit(Event::Checkpoint { step, path });
+    let keep = config.train.keep_checkpoints;
+    for old in store.keep_newest(keep)? {
+        emit(Event::Notice(format!("step {step}: removed {} (--keep-checkpoints {keep})", old.display())));
+    }
+    Ok(())
 }
 
 impl Hook for CheckpointHook<'_> {
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         if next != Next::Step || due(trainer.step(), trainer.config.train.save_interval) {
-            let path = save(trainer, self.store)?;
-            emit(Event::Checkpoint { step: trainer.step(), path });
+            save(trainer, self.store, emit)?;
         }
         Ok(())
     }
@@ -84,6 +89,12 @@ impl<'a> GridHook<'a> {
         self.folder.join(format!("step_{step:06}.png"))
     }
 
+    /// Whether the grid of the trainer's step is wanted and not there.
+    pub(super) fn is_missing(&self, trainer: &Trainer) -> bool {
+        let wanted = trainer.config.train.grid_images > 0 && trainer.task.unet().is_some();
+        wanted && !self.path(trainer.step()).exists()
+    }
+
     /// Draws a grid, unless the configuration wants none or the network draws nothing.
     ///
     /// # Errors
@@ -97,7 +108,8 @@ impl<'a> GridHook<'a> {
         let mut bytes = Vec::new();
         let small = self.small.as_ref();
         let labels = |images: &[u64], classes: usize| {
-            let in_turn = || images.iter().map(|i| (i % classes as u64) as u32).collect();
+            let trained = config.classes.trained(classes);
+            let in_turn = || images.iter().map(|&i| trained[i as usize % trained.len()]).collect();
             small.and_then(|small| small.labels(images)).unwrap_or_else(in_turn)
         };
         let settings = &grid_settings(config);
