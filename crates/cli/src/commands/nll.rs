@@ -54,8 +54,9 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     layers.add(own_settings(&checkpoint, matches, &layers)?)?;
     // The reference's script has these for defaults, and at most 1000 images; a run's settings are for its samples.
     layers.set([("num_samples", "0"), ("sample.batch_size", "1"), ("sample.timestep_respacing", "")])?;
-    let (config, notices) = SETTINGS.resolve(layers, matches)?;
+    let (config, mut notices) = SETTINGS.resolve(layers, matches)?;
     args::check_timesteps(matches, &config)?;
+    notices.extend(args::training_only(matches, &config));
     let quiet = matches.get_flag("quiet");
     if !quiet {
         complain_all(&notices);

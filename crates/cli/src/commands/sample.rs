@@ -137,6 +137,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         config.sample.num_samples = SmallImages::count(base)?;
     }
     args::check_timesteps(matches, &config)?;
+    notices.extend(args::training_only(matches, &config));
     if path("classifier-path").is_none() && args::given(matches, "sample.classifier_scale").is_some() {
         notices.push("--classifier-scale does nothing without --classifier-path".into());
     }

@@ -282,7 +282,10 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
     lines.push("\nnext:".into());
     match config.model.arch {
         Arch::Adm | Arch::Ddim => {
-            lines.push(format!("  {program} sample --checkpoint {run} --num-samples 100 --grid grid.png"));
+            lines.push(format!(
+                "  {program} sample --checkpoint {run} --num-samples 100 --out {run} --grid {}",
+                quoted(&out.join("grid.png").display().to_string())
+            ));
         }
         Arch::Superres => lines.push(format!(
             "  {program} super-res-sample --checkpoint {run} --base-samples SAMPLES.npz --num-samples 100 --grid grid.png"

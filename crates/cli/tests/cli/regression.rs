@@ -156,6 +156,10 @@ fn other_results_replaced() {
     prepare(&[]).exits(0);
     assert!(prepare(&[]).exits(0).out().contains("3 images are in in.npz"));
     prepare(&["--labels", "prefix"]).complains(2, &["in.npz holds 3 images of in, prepared as images", "--out"]);
+    let statistics = |images: &str| place.run(&["statistics", images, "known.npz", "--quiet"]);
+    statistics("digits").exits(0);
+    assert!(statistics("digits").exits(0).out().contains("statistics of 1797 images"));
+    statistics("in").complains(2, &["known.npz holds statistics of 1797 images of digits by ddpm-ip-grey-1"]);
     let bias = ["bias", "--checkpoint", "run", "--timestep-respacing", "3", "--num-samples", "20", "--out", "bias"];
     let bias = [&bias[..], &["--data-dir", "digits"]].concat();
     place.run(&bias).exits(0);
@@ -377,6 +381,9 @@ fn flags_that_do_nothing() {
     // What stands at its default says nothing, as the reference's lines do.
     let said = place.train(&["--num-heads", "4", "--fp16_scale_growth", "1e-3", "--steps", "2"]).exits(0).err();
     assert!(!said.contains("does nothing"), "{said}");
+    let sample = ["sample", "--checkpoint", "run", "--num-samples", "1", "--gamma", "0.3"];
+    let said = place.run(&sample).exits(0).err();
+    assert!(said.contains("--gamma does nothing here: it is for training"), "{said}");
 }
 
 #[test]
@@ -480,6 +487,7 @@ fn a_run_trained_on_its_own_grids() {
     for data in ["runs/first", "runs/first/samples", "runs"] {
         on(data).complains(2, &["runs/first: this is a run directory, not images"]);
     }
+    place.run(&["prepare", "images", "runs/first", "--out", "x.npz"]).complains(2, &["is a run directory, not images"]);
 }
 
 #[test]

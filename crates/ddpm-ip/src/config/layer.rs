@@ -134,16 +134,14 @@ fn find(name: &str) -> Result<&'static Key, ConfigError> {
 }
 
 /// How alike two names are that may be one misspelled.
-const ALIKE: f64 = 0.85;
+const ALIKE: f64 = 0.7;
 
-/// The known key most like `name`, if any is.
+/// The known key most like `name`, if any is. Where several are, the section decides.
 fn nearest(name: &str) -> Option<String> {
-    let likeness = |k: &Key| {
-        let whole = strsim::jaro_winkler(name, &k.path());
-        let last = name.rsplit('.').next().unwrap_or(name);
-        whole.max(strsim::jaro_winkler(last, k.name))
-    };
-    let best = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let likeness = |k: &Key| strsim::normalized_damerau_levenshtein(last, k.name);
+    let whole = |k: &Key| strsim::normalized_damerau_levenshtein(name, &k.path());
+    let best = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)).then(whole(a).total_cmp(&whole(b))))?;
     (likeness(best) >= ALIKE).then(|| best.path())
 }
 
@@ -277,6 +275,10 @@ mod tests {
         let config = layers.resolve().unwrap();
         assert_eq!(config.model.channel_mult, [1.0, 2.0]);
         assert_eq!((config.classifier.channel_mult, config.classifier.depth), (vec![1.0, 3.0], 4));
+        assert_eq!(
+            message(("train.learning_rate", "3")),
+            "there is no setting `train.learning_rate`: `--help` lists them"
+        );
         assert_eq!(message(("seed", "3")), "`seed` could be train.seed or sample.seed: say which");
         assert_eq!(message(("class_cond", "maybe")), r#"model.class_cond = "maybe" is not true or false"#);
         assert_eq!(

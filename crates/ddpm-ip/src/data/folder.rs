@@ -75,6 +75,11 @@ pub(crate) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<
     Some((names.iter().map(number).collect(), sorted))
 }
 
+/// Whether any file is named `CLASS_…`.
+pub(crate) fn has_prefixes(files: &[PathBuf]) -> bool {
+    files.iter().any(|file| file.file_name().unwrap_or_default().to_string_lossy().contains('_'))
+}
+
 /// Why the classes of files say nothing, and what would, if that is so: no name has a class, or every image is a class of
 /// its own.
 pub(crate) fn check_classes(
@@ -85,8 +90,7 @@ pub(crate) fn check_classes(
     classes: &[String],
 ) -> Result<(), DataError> {
     const SHOWN: usize = 5;
-    let prefixed = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().contains('_');
-    let problem = if labels == Labels::Prefix && !files.iter().any(prefixed) {
+    let problem = if labels == Labels::Prefix && !has_prefixes(files) {
         let name = files[0].file_name().unwrap_or_default().to_string_lossy();
         format!("the names of its images, such as {name}, carry no class, which would stand before the first `_`")
     } else if files.len() > 1 && classes.len() == files.len() {

@@ -24,6 +24,7 @@ use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
+use crate::record::Record;
 use compare::compare;
 use ddpm_net::Device;
 use fidelity::{FrechetParts, InceptionScore, LEAST_EXTRAPOLATED, Subsets};
@@ -268,11 +269,23 @@ pub fn statistics(
     if !side.go_through(&network, stop)? {
         return Ok((Outcome::Interrupted, None));
     }
+    let (content, count) = match (&side.content, &side.images) {
+        (Some(content), Some(set)) => (content.hash.clone(), set.len()),
+        _ => (String::new(), 0),
+    };
+    let what = format!("statistics of {count} images of {} by {}", side.name, network.name());
+    let record = Record::new(&format!("{content} {}", network.name()), count, what);
+    if record.found_at(out, "name another file, or remove it")?.is_some()
+        && let Some(statistics) = Statistics::read(out)?
+    {
+        emit(Event::Found(out.to_path_buf()));
+        return Ok((Outcome::Finished, Some(statistics)));
+    }
     let Some(known) = know(side, &network, settings, stop, emit)? else { return Ok((Outcome::Interrupted, None)) };
     if let Some(remark) = network.remark() {
         emit(Event::Notice(remark));
     }
-    known.statistics.write(out)?;
+    known.statistics.write_with(out, &record.line())?;
     Ok((Outcome::Finished, Some(known.statistics)))
 }
 

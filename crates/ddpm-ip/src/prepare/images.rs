@@ -5,7 +5,7 @@ use super::maker::{Body, Maker};
 use super::source::Source;
 use crate::Error;
 use crate::config::ConfigError;
-use crate::data::{Labels, Pixels, folder};
+use crate::data::{DataError, Labels, Pixels, folder, is_run};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,9 @@ fn in_file_name(class: &str) -> String {
 
 impl Images {
     fn open(path: &Path) -> Result<Self, Error> {
+        if is_run(path) {
+            return Err(DataError::Run(path.into()).into());
+        }
         let archive = Archive::open(path, is_wanted)?;
         if archive.files().is_empty() {
             return Err(Error::file(path, "has no PNG or JPEG images"));
@@ -60,7 +63,7 @@ impl Images {
             let names = (1..=files.len()).map(|i| format!("{i:07}")).collect();
             return Ok(Self { names, ..images });
         };
-        if wanted == Labels::Prefix {
+        if wanted == Labels::Prefix && !folder::has_prefixes(files) {
             folder::check_classes(&path.display().to_string(), Path::new(""), files, wanted, &classes)?;
         }
         let prefixes: Vec<String> = classes.iter().map(|class| in_file_name(class)).collect();

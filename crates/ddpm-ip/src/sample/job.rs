@@ -276,6 +276,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     };
     let scaled = match settings.correct.auto() {
         Some(measured) => {
+            emit(Event::Begins(format!("looking for the scale of {measured}")));
             let first: Vec<u64> = (0..total as u64).collect();
             let labels = job.labels(&first, classes, small.as_ref())?;
             let found = resolve_auto(Path::new(measured), config, &parameters, &chain, labels.as_deref(), stop)?;

@@ -130,7 +130,7 @@ impl<'a> GridHook<'a> {
 }
 
 /// How grids are sampled: as `sample` says, or with `UniPC` in few steps.
-fn grid_settings(config: &Config) -> SampleConfig {
+pub(super) fn grid_settings(config: &Config) -> SampleConfig {
     let sample = config.sample.clone();
     match config.train.grid_steps.min(config.diffusion.diffusion_steps) {
         0 => sample,

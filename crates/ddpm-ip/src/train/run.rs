@@ -1,6 +1,6 @@
 //! A run directory, from the first step or from where it stopped.
 
-use super::hook::save;
+use super::hook::{grid_settings, save};
 use super::watch::WatchHook;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
@@ -532,9 +532,11 @@ fn remarks_on_data(config: &Config, dataset: &Dataset) -> Result<Vec<String>, Er
     );
     if kept < steps {
         let respacing = &config.diffusion.timestep_respacing;
+        let grids = Config { sample: grid_settings(config), ..config.clone() };
+        let drawn = if grids.check_timesteps().is_err() { ". The run's own grids are drawn at others" } else { "" };
         remarks.push(format!(
             "--timestep-respacing {respacing} trains {kept} of the {steps} timesteps, and samples can be drawn at those \
-             alone; to train all and sample in {kept} steps, leave it out here and give it to `sample`"
+             alone{drawn}. To train all and sample in {kept} steps, leave it out here and give it to `sample`"
         ));
     }
     Ok(remarks)
