@@ -49,7 +49,7 @@ fn had(pointer: *mut u8, size: usize) -> *mut u8 {
         let mib = size.div_ceil(1 << 20);
         let _ = writeln!(
             std::io::stderr(),
-            "error: out of memory: {mib} MiB more were wanted, and the system has none to give. Less is taken with {advice}"
+            "error: out of memory: {mib} MiB more were wanted than the system gives. Less is taken with {advice}"
         );
         std::process::exit(1);
     }

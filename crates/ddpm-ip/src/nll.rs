@@ -181,7 +181,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     );
     let record = Record::new(&identity, total, format!("the terms of {what}"));
     let terms = job.out.join("vb_terms.npz");
-    let found = record.found_at(&terms, "choose another --out, or remove it")?;
+    let found = record.found_at(&terms, "Choose another --out, or remove it")?;
     if let Some(report) = found.filter(|found| found.count == total).and_then(|found| found.report) {
         let report = serde_json::from_value(report).map_err(|e| Error::file(&terms, format!("is damaged: {e}")))?;
         emit(Event::Found(job.out.clone()));

@@ -41,7 +41,7 @@ impl Record {
         }
         let text = Npz::open(out).ok().and_then(|npz| npz.comment());
         let found: Option<Self> = text.and_then(|text| serde_json::from_str(&text).ok());
-        let refuse = |what: &str| Err(ConfigError(format!("{} {what}: {instead}", out.display())));
+        let refuse = |what: &str| Err(ConfigError(format!("{} {what}. {instead}", out.display())));
         match found {
             Some(found) if found.identity != self.identity || found.count > self.count => {
                 refuse(&format!("holds {}", found.what))

@@ -48,11 +48,13 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     print(&if matches.get_flag("json") { serde_json::to_string_pretty(&report)? } else { report.to_string() })?;
     if let Some(out) = matches.get_one::<PathBuf>("contact-sheet") {
         let count: usize = matches.get_one::<u16>("images").map_or(100, |&n| n.into());
-        if let info::Report::Data { images, .. } = &report {
-            if matches.value_source("images") == Some(ValueSource::CommandLine) && count > *images {
-                let message = format!("--images is {count}, and {what} has {images}: use at most {images}");
-                return Err(ConfigError(message).into());
-            }
+        let is_given = matches.value_source("images") == Some(ValueSource::CommandLine);
+        if let info::Report::Data { images, .. } = &report
+            && is_given
+            && count > *images
+        {
+            let message = format!("--images is {count}, and {what} has {images}: use at most {images}");
+            return Err(ConfigError(message).into());
         }
         info::contact_sheet(what, &config, out, count)?;
         complain(&format!("wrote {}", out.display()));

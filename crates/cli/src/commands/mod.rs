@@ -78,7 +78,7 @@ fn unknown_flag(command: &Command, error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument || !written.starts_with('-') {
         return None;
     }
-    let name = std::env::args().nth(1)?;
+    let name = std::env::args_os().nth(1)?;
     let command = command.find_subcommand(name)?;
     Some(args::advice(command, written))
 }

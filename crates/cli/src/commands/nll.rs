@@ -30,7 +30,7 @@ pub(super) fn command() -> Command {
             "Bound the negative log-likelihood of images under a model, in bits per dimension, and write the means of its \
              terms: vb_terms.npz, mse_terms.npz and xstart_mse_terms.npz (`arr_0`, from the noisiest step to the first).\n\n\
              Images are taken in their order and not mirrored. The result depends on --seed, not on --batch-size. An \
-             interrupted call goes on when it is repeated.",
+             interrupted call goes on when it is repeated, and a finished one is found done.",
         )
         .arg(
             args::path("checkpoint", "PATH", "run directory, checkpoint folder or file of parameters")

@@ -44,7 +44,8 @@ pub(super) fn command(kind: &Kind) -> Command {
         .long_about(format!(
             "{} into samples_NxHxWxC.npz (`arr_0` uint8 NHWC, `arr_1` labels).\n\n\
              Settings come from the checkpoint's own configuration, then --config, --set and flags. Image i depends on \
-             --seed and i alone. An interrupted call goes on when it is repeated.",
+             --seed and i alone. An interrupted call goes on when it is repeated, and a \
+             finished one is found done; what others made is replaced with --overwrite alone.",
             kind.about
         ))
         .arg(

@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// When the first line is due where there is no bar, and how far apart the others are.
 const FIRST_LINE: Duration = Duration::from_secs(10);
-const BETWEEN_LINES: Duration = Duration::from_secs(60);
+const BETWEEN_LINES: Duration = Duration::from_mins(1);
 
 /// When lines are due.
 struct Pace(Instant);

@@ -331,15 +331,14 @@ pub fn load_network(path: &Path, layout: &Arc<Layout>, config: &Config) -> Resul
 /// Why a file's parameters are not those of a configuration's network, in settings, if that is why they are not.
 fn contradiction(path: &Path, layout: &Layout, config: &Config, error: &Error) -> Option<Error> {
     let Error::File { message, .. } = error else { return None };
-    let own = match config_of(path).ok()? {
-        Some(own) => own,
-        None => {
-            let inferred = crate::info::infer(&list(path).ok()?)?;
-            let mut layers = crate::config::Layers::default();
-            layers.add(config.to_toml().parse().ok()?).ok()?;
-            layers.add(inferred.settings(Some(config.model.image_size))).ok()?;
-            layers.resolve().ok()?
-        }
+    let own = if let Some(own) = config_of(path).ok()? {
+        own
+    } else {
+        let inferred = crate::info::infer(&list(path).ok()?)?;
+        let mut layers = crate::config::Layers::default();
+        layers.add(config.to_toml().parse().ok()?).ok()?;
+        layers.add(inferred.settings(Some(config.model.image_size))).ok()?;
+        layers.resolve().ok()?
     };
     let theirs = crate::train::Task::new(&own, ddpm_net::Device::default()).ok()?;
     if theirs.specs() == layout.specs() {

@@ -92,7 +92,7 @@ pub(crate) fn check_classes(
     const SHOWN: usize = 5;
     let problem = if labels == Labels::Prefix && !has_prefixes(files) {
         let name = files[0].file_name().unwrap_or_default().to_string_lossy();
-        format!("the names of its images, such as {name}, carry no class, which would stand before the first `_`")
+        format!("the names of its images, such as {name}, carry no class before a `_`")
     } else if files.len() > 1 && classes.len() == files.len() {
         format!("each of its {} images would be a class of its own", files.len())
     } else {
@@ -104,7 +104,7 @@ pub(crate) fn check_classes(
         let shown = folders.iter().map(|name| if name.is_empty() { "." } else { name });
         format!("--labels folder takes the folders' names: {}{more}", shown.take(SHOWN).collect::<Vec<_>>().join(", "))
     } else {
-        "name them CLASS_NUMBER.png, or put those of each class into a folder and use --labels folder".into()
+        "Name them CLASS_NUMBER.png, or put those of each class into a folder and use --labels folder".into()
     };
     Err(DataError::NoClasses { source_name: source.into(), problem, advice })
 }

@@ -79,7 +79,7 @@ pub enum DataError {
     #[error("{}: this is a run directory, not images: name the images to train on or to compare", .0.display())]
     Run(PathBuf),
     /// Files whose names or folders do not tell classes.
-    #[error("{source_name}: {problem}: {advice}")]
+    #[error("{source_name}: {problem}. {advice}")]
     NoClasses {
         /// Where the images are.
         source_name: String,

@@ -53,6 +53,8 @@ pub struct Settings {
     pub split: usize,
     /// Neighbours in precision and recall.
     pub k: usize,
+    /// Metrics whose subsets or splits have a size that was asked for: one that is too large is an error.
+    pub sized: Vec<Metric>,
     /// Subsets of the kernel distance; their seed is also that of the extrapolation's.
     pub subsets: Subsets,
     /// Whether the distance is extrapolated to infinitely many samples.
@@ -79,6 +81,7 @@ impl Default for Settings {
             num_images: None,
             split: InceptionScore::SPLIT,
             k: 3,
+            sized: Vec::new(),
             subsets: Subsets::default(),
             extrapolate: false,
             per_class: false,
@@ -275,7 +278,7 @@ pub fn statistics(
     };
     let what = format!("statistics of {count} images of {} by {}", side.name, network.name());
     let record = Record::new(&format!("{content} {}", network.name()), count, what);
-    if record.found_at(out, "name another file, or remove it")?.is_some()
+    if record.found_at(out, "Name another file, or remove it")?.is_some()
         && let Some(statistics) = Statistics::read(out)?
     {
         emit(Event::Found(out.to_path_buf()));
@@ -376,24 +379,19 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
             )));
         }
     }
-    let sides = [&reference.images, &samples.images];
-    if let Some(least) =
-        sides.iter().filter_map(|set| set.as_ref().map(ImageSet::len)).min().filter(|_| both_have_images)
-    {
-        let size = settings.subsets.size;
-        let is_chosen = settings.metrics.contains(&Metric::KernelDistance) && size != Subsets::default().size;
-        if is_chosen && size > (least / 2).max(2) {
-            return Err(ConfigError(format!(
-                "--kid-subset-size is {size}, and the smaller side has {least} images: use at most {}, half of them",
-                (least / 2).max(2)
-            )));
-        }
+    // A size by default is cut down to what there is.
+    let least = [&reference.images, &samples.images].into_iter().flatten().map(ImageSet::len).min().unwrap_or(0);
+    let half = (least / 2).max(2);
+    if settings.sized.contains(&Metric::KernelDistance) && both_have_images && settings.subsets.size > half {
+        return Err(ConfigError(format!(
+            "--kid-subset-size is {}, and the smaller side has {least} images: use at most {half}, half of them",
+            settings.subsets.size
+        )));
     }
-    if let Some(set) = samples.images.as_ref().filter(|_| settings.split != InceptionScore::SPLIT) {
-        if settings.split > set.len() && settings.metrics.contains(&Metric::InceptionScore) {
-            let (split, name, there) = (settings.split, set.name(), set.len());
-            return Err(ConfigError(format!("--split is {split}, and {name} has {there} images: use at most {there}")));
-        }
+    let splits = settings.sized.contains(&Metric::InceptionScore);
+    if let Some(set) = samples.images.as_ref().filter(|set| splits && settings.split > set.len()) {
+        let (split, name, there) = (settings.split, set.name(), set.len());
+        return Err(ConfigError(format!("--split is {split}, and {name} has {there} images: use at most {there}")));
     }
     if settings.per_class {
         if !both_have_images {

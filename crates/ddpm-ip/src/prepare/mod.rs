@@ -114,7 +114,7 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
     let what = format!("images of {}, prepared as {}", job.source.display(), job.kind.name());
     if output::is_npz(&job.out) {
         let record = Record::new(&identity, usize::MAX, what.clone());
-        if let Some(found) = record.found_at(&job.out, "choose another --out, or remove it")? {
+        if let Some(found) = record.found_at(&job.out, "Choose another --out, or remove it")? {
             emit(Event::Prepared { done: found.count, total: Some(found.count) });
             emit(Event::Found(job.out.clone()));
             return Ok(Outcome::Finished);

@@ -216,7 +216,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let identity = identity(job, &file)?;
     let record = Record::new(&identity, total, format!("{total} image(s) of {what}"));
     if !job.overwrite {
-        let instead = "choose another --out, or replace it with --overwrite";
+        let instead = "Choose another --out, or replace it with --overwrite";
         if record.found_at(&out, instead)?.is_some_and(|found| found.count == total) {
             if let Some(grid) = job.grid.as_ref().filter(|grid| !grid.exists()) {
                 let images = total.min(GRID_IMAGES);
@@ -381,7 +381,7 @@ fn remarks(job: &Job, classes: Option<&Classes>) -> Vec<String> {
             Some(wanted) => {
                 let wanted: Vec<u32> = wanted.iter().copied().filter(untrained).collect();
                 if !wanted.is_empty() {
-                    remarks.push(format!("of --classes these had no images in training: {}", numbers(&wanted)));
+                    remarks.push(format!("--classes names some that had no images in training: {}", numbers(&wanted)));
                 }
             }
         }

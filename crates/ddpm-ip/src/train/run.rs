@@ -508,7 +508,7 @@ fn remarks_on_data(config: &Config, dataset: &Dataset) -> Result<Vec<String>, Er
     let mut remarks = Vec::new();
     match (dataset.stored_channels()?, config.model.in_channels) {
         (1, 3) => remarks.push(
-            "the images are grey, and three equal channels are trained on: --in-channels 1 trains on one".to_string(),
+            "the images are grey, and are trained on as three equal channels: --in-channels 1 takes one".to_string(),
         ),
         (3, 1) => remarks.push("the images are in colour, and are made grey: --in-channels 3 keeps it".to_string()),
         _ => {}

@@ -109,10 +109,10 @@ fn other_settings_neither_go_on_from_nor_overwrite_what_is_there() {
     job.config.sample.num_samples = 5;
     assert!(draw(&job).unwrap().1[..first.len()] == first);
     // Nothing was drawn yet: nothing is lost.
+    job.overwrite = true;
     let stop = AtomicBool::new(true);
     assert_eq!(run(&job, cpu(), &stop, &mut |_| {}).unwrap(), Outcome::Interrupted);
     job.config.sample.seed = 6;
-    job.overwrite = true;
     draw(&job).unwrap();
 }
 
