@@ -62,6 +62,14 @@ pub(crate) fn stamp(path: &Path) -> Result<serde_json::Value, Error> {
     Ok(serde_json::json!([spelled(path), hasher.finish()]))
 }
 
+/// What a path is whose file is not there.
+pub(crate) fn missing(path: &Path) -> String {
+    match path.read_link() {
+        Ok(target) => format!("is a link to {}, which is not there", target.display()),
+        Err(_) => "there is no such file or folder".into(),
+    }
+}
+
 /// Refuses what cannot be a folder to write into, a file or a name of one; `instead` says what to do.
 ///
 /// # Errors
@@ -76,8 +84,8 @@ pub(crate) fn check_folder(flag: &str, path: &Path, instead: &str) -> Result<(),
     if path.exists() {
         return refuse("is a file, not a folder".into());
     }
-    if let Ok(target) = path.read_link() {
-        return refuse(format!("is a link to {}, which is not there", target.display()));
+    if path.is_symlink() {
+        return refuse(missing(path));
     }
     let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     match ending.filter(|ending| FILES.contains(&ending.as_str())) {

@@ -31,6 +31,9 @@ impl Npz {
     /// # Errors
     /// A file that is missing or no zip archive.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        if path.is_dir() {
+            return Err(Error::file(path, "is a folder: name an .npz file"));
+        }
         let file = File::open(path).map_err(Error::io("read", path))?;
         let zip = ZipArchive::new(BufReader::new(file))
             .map_err(|e| Error::file(path, format!("not a readable npz archive ({e})")))?;

@@ -142,16 +142,21 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     if path("classifier-path").is_none() && args::given(matches, "sample.classifier_scale").is_some() {
         notices.push("--classifier-scale does nothing without --classifier-path".into());
     }
-    let quiet = matches.get_flag("quiet");
-    if !quiet {
-        complain_all(&notices);
-    }
     let classifier = guide(matches, &config)?;
     let of_guide = classifier.as_ref().filter(|_| !config.model.class_cond).map(|guide| &guide.config);
     let known = &of_guide.unwrap_or(&config).classes;
     let classes = matches.get_many::<String>("classes");
     let classes = classes.map(|words| words.map(|word| known.find(word.trim())).collect::<Result<Vec<_>, _>>());
     let classes = classes.transpose()?;
+    for (word, class) in matches.get_many::<String>("classes").into_iter().flatten().zip(classes.iter().flatten()) {
+        if word.trim().parse().is_ok_and(|number: u32| number != *class) {
+            notices.push(format!("--classes {word} is the class of that name, number {class}"));
+        }
+    }
+    let quiet = matches.get_flag("quiet");
+    if !quiet {
+        complain_all(&notices);
+    }
     let job = sample::Job {
         checkpoint,
         classifier,

@@ -46,6 +46,8 @@ pub(crate) struct Bar {
     total: usize,
     /// Whose features are being made.
     measured: String,
+    /// What goes in steps of its own, since when, and from which step on.
+    stepped: Option<(String, Instant, usize)>,
 }
 
 impl Bar {
@@ -63,6 +65,7 @@ impl Bar {
             reverse_steps: 1,
             total: 0,
             measured: String::new(),
+            stepped: None,
         }
     }
 
@@ -106,12 +109,13 @@ impl Bar {
                 self.sampled(images, &format!("{done}/{} images, step {step}/{}", self.total, self.reverse_steps));
             }
             Event::Measured { what, done, total } => {
-                let text = format!("{what}, {done}/{total} steps");
-                self.say(text);
+                let left = self.left(what, *done, *total);
+                self.say(format!("{what}, {done}/{total} steps{left}"));
                 self.drawn.tick();
             }
             Event::Drawing { what, done, total } => {
-                self.say(format!("drawing {what}, {done}/{total} steps"));
+                let left = self.left(what, *done, *total);
+                self.say(format!("drawing {what}, {done}/{total} steps{left}"));
                 self.drawn.tick();
             }
             Event::Bounded { done, total, bits_per_dim: None } => {
@@ -147,7 +151,8 @@ impl Bar {
                     self.begin(0.0);
                 }
                 self.drawn.set_position((1000 * done / total.max(&1)) as u64);
-                self.say(format!("{what}, part {done} of {total}"));
+                let left = self.left(what, *done, *total);
+                self.say(format!("{what}, part {done} of {total}{left}"));
             }
             Event::Fetching { done, total } => {
                 if self.recent.is_empty() {
@@ -165,6 +170,17 @@ impl Bar {
 
     pub(crate) fn finish(&self) {
         self.drawn.finish_and_clear();
+    }
+
+    /// The time left of what goes in steps, as text.
+    fn left(&mut self, what: &str, done: usize, total: usize) -> String {
+        let now = Instant::now();
+        let goes_on = |(name, _, first): &(String, Instant, usize)| name == what && *first <= done;
+        let (_, since, first) = match self.stepped.take().filter(goes_on) {
+            Some(stepped) => self.stepped.insert(stepped),
+            None => self.stepped.insert((what.into(), now, done)),
+        };
+        eta((now - *since).as_secs_f64() / (done - *first) as f64 * total.saturating_sub(done) as f64)
     }
 
     fn begin(&mut self, images: f64) {
@@ -192,9 +208,7 @@ impl Bar {
     }
 
     fn show(&mut self, done: f64, left_secs: Option<f64>, what: &str, rate: f64) {
-        let eta = left_secs.filter(|s| s.is_finite() && *s < 1e9);
-        let eta =
-            eta.map_or(String::new(), |s| format!(", ETA {}", HumanDuration(Duration::from_secs_f64(s.max(0.0)))));
+        let eta = left_secs.map_or(String::new(), eta);
         self.drawn.set_position((done * 1000.0) as u64);
         self.say(format!("{what}, {rate:.3} images/s{eta}"));
     }
@@ -205,6 +219,15 @@ impl Bar {
             crate::output::complain(&text);
         }
         self.drawn.set_message(text);
+    }
+}
+
+/// Time that is left, as text; none where it is not known.
+fn eta(secs: f64) -> String {
+    if secs.is_finite() && secs < 1e9 {
+        format!(", ETA {}", HumanDuration(Duration::from_secs_f64(secs.max(0.0))))
+    } else {
+        String::new()
     }
 }
 

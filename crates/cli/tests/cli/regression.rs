@@ -314,6 +314,13 @@ fn classes_by_their_names() {
     assert_eq!(labels(&place, "samples_3x8x8x1.npz"), [1, 0, 1]);
     place.run(&[&sample[..], &["cow"]].concat()).complains(2, &["there is no class \"cow\"", "cat, dog"]);
     place.run(&[&sample[..], &["2"]].concat()).complains(2, &["class 2 of --classes", "0 to 1"]);
+    // A name goes before a number.
+    images(&place, &["three/0/1.png", "three/1/1.png", "three/10/1.png", "three/10/2.png"], false);
+    let three = ["--data-dir", "three", "--labels", "folder", "--class-cond", "true", "--image-size", "8"];
+    run(&place, &tiny(&[&three[..], &["--in-channels", "1", "--steps", "1", "--out", "three.run"]].concat())).exits(0);
+    let ten = ["sample", "--checkpoint", "three.run", "--num-samples", "1", "--classes", "10"];
+    assert!(place.run(&ten).exits(0).err().contains("--classes 10 is the class of that name, number 2"));
+    assert_eq!(labels(&place, "samples_1x8x8x1.npz"), [2]);
     // Other folders are numbered as the network's are.
     images(&place, &["dogs/dog/1.png", "dogs/dog/2.png", "cows/cow/1.png", "cows/cow/2.png"], false);
     let nll = ["nll", "--checkpoint", "run", "--labels", "folder", "--timestep-respacing", "2", "--data-dir"];
@@ -471,6 +478,10 @@ fn a_folder_where_a_file_was_meant() {
     let nll = ["nll", "--checkpoint", "run", "--data-dir", "digits", "--num-samples", "1", "--out", "terms.npz"];
     place.run(&nll).complains(2, &["--out terms.npz would be a folder"]);
     assert_eq!(names(&place.path("")), ["file", "run"]);
+    place.run(&["sample", "--checkpoint", "run/config.toml"]).complains(1, &["is a .toml file, not a checkpoint"]);
+    place.run(&["train", "--config", "run", "--out", "x"]).complains(2, &["run: is a folder", "config.toml"]);
+    let predict = ["predict", "--checkpoint", "run", "--input", "run", "--output", "x.npz"];
+    place.run(&predict).complains(1, &["run: is a folder: name an .npz file"]);
 }
 
 #[cfg(unix)]
@@ -479,6 +490,7 @@ fn a_link_that_leads_nowhere() {
     let place = Place::new();
     std::os::unix::fs::symlink("gone", place.path("link")).unwrap();
     place.run(&["info", "link"]).complains(1, &["link", "is a link to gone, which is not there"]);
+    place.run(&["sample", "--checkpoint", "link"]).complains(1, &["link: is a link to gone"]);
     place.run(&["train", "--out", "link"]).complains(2, &["--out link is a link to gone"]);
 }
 

@@ -24,7 +24,7 @@ use tensors::load_for;
 
 use crate::Error;
 use crate::config::{Arch, Config, Pool};
-use crate::file::sync_folder;
+use crate::file::{missing, sync_folder};
 use ddpm_math::TimeSamplerState;
 use ddpm_net::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ const STATE: &str = "state.safetensors";
 
 /// The checkpoint whose samples came nearest to real images.
 const BEST: &str = "best";
+
+/// What parameters are read of.
+const CHECKPOINTS: &str = "name a run directory, a checkpoint folder, a .safetensors or a .pt file";
 
 /// How the names of unfinished checkpoints begin.
 const TEMPORARY: &str = ".tmp-";
@@ -380,11 +383,16 @@ pub fn write_parameters(path: &Path, parameters: &Parameters, config: &Config) -
 /// # Errors
 /// A path that does not exist or holds no checkpoint.
 pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
+    const OTHERS: [&str; 10] = ["npz", "npy", "png", "jpg", "jpeg", "toml", "json", "csv", "txt", "onnx"];
     if path.is_file() {
-        return Ok(path.to_path_buf());
+        let ending = path.extension().and_then(|ending| ending.to_str()).filter(|ending| OTHERS.contains(ending));
+        return ending.map_or(Ok(path.to_path_buf()), |ending| {
+            let message = format!("is a .{ending} file, not a checkpoint: {CHECKPOINTS}");
+            Err(Error::file(path, message))
+        });
     }
     if !path.exists() {
-        return Err(Error::file(path, "there is no such file or folder"));
+        return Err(Error::file(path, missing(path)));
     }
     let folder = match Store::new(path).newest()? {
         Some((_, newest)) => newest,
@@ -392,8 +400,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     };
     let model = folder.join(MODEL);
     if !model.exists() {
-        let message = "holds no checkpoint: name a run directory, a checkpoint folder, a .safetensors or a .pt file";
-        return Err(Error::file(path, message));
+        return Err(Error::file(path, format!("holds no checkpoint: {CHECKPOINTS}")));
     }
     let rate = config_of(&model)?.and_then(|config| config.train.ema_rate.first().copied());
     let average = rate.map(|rate| folder.join(ema_name(rate))).filter(|path| path.exists());

@@ -67,6 +67,9 @@ impl Layers {
     /// A file that cannot be read or is no TOML, and as [`Self::add`]; each message names the file.
     pub fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let named = |message: String| ConfigError(format!("{}: {}", path.display(), message.trim_end()));
+        if path.is_dir() {
+            return Err(named("is a folder: name a file, such as the config.toml of a run".into()));
+        }
         let text = std::fs::read_to_string(path).map_err(|e| named(format!("cannot read this configuration: {e}")))?;
         let layer: Table = text.parse().map_err(|e: toml::de::Error| named(e.to_string()))?;
         self.add(layer).map_err(|e| named(e.0))

@@ -2,6 +2,7 @@
 
 use super::{DataError, Fit, Pixels, folder, idx, pillow};
 use crate::Error;
+use crate::file::missing;
 use ddpm_math::Stream;
 use std::path::{Path, PathBuf};
 
@@ -25,9 +26,8 @@ impl Kind {
             return Ok(Self::Digits);
         }
         if !path.exists() {
-            if let Ok(target) = path.read_link() {
-                let message = format!("is a link to {}, which is not there", target.display());
-                return Err(Error::file(path, message));
+            if path.is_symlink() {
+                return Err(Error::file(path, missing(path)));
             }
             return Err(DataError::Missing(path.into()).into());
         }

@@ -34,6 +34,9 @@ use side::{Side, know, network, run_of};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+/// Images that take a while to read and to compare one by one.
+const MANY_IMAGES: usize = 5000;
+
 /// How sets are compared.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -226,6 +229,9 @@ pub fn evaluate(
         make_folder(sheet)?;
     }
     let network = network(&[&reference, &samples], settings, device)?;
+    for set in [&reference.images, &samples.images].into_iter().flatten().filter(|set| set.len() > MANY_IMAGES) {
+        emit(Event::Begins(format!("reading {} images of {}", set.len(), set.name())));
+    }
     if !(reference.go_through(&network, stop)? && samples.go_through(&network, stop)?) {
         return Ok((Outcome::Interrupted, None));
     }
