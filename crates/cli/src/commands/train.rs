@@ -2,7 +2,7 @@
 
 use super::sample::own_settings;
 use crate::args::{self, Settings};
-use crate::output::{complain, print};
+use crate::output::{complain, complain_all, print};
 use crate::sink::{RunFiles, Seen, Sinks};
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
@@ -137,6 +137,8 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     if matches.get_flag("dry-run") {
         let mut config = ddpm_ip::train::resolve(&config)?;
         config.settle(device, None);
+        notices.extend(ddpm_ip::train::remarks(&config)?);
+        complain_all(&notices);
         return dry_run(&config, &out, matches.get_flag("json"));
     }
     let quiet = matches.get_flag("quiet") || !formats.terminal;

@@ -84,6 +84,8 @@ fn classes_without_images_are_drawn() {
     };
     ddpm_ip::file::write_atomic(&place.path("three.npz"), ddpm_images).unwrap();
     let three = ["--data-dir", "three.npz", "--image-size", "8", "--in-channels", "1", "--class-cond", "true"];
+    let dry = run(&place, &tiny(&[&three[..], &["--num-classes", "10", "--dry-run"]].concat())).exits(0);
+    assert!(dry.err().contains("7 of the 10 classes have no images"), "{}", dry.err());
     let ran = run(&place, &tiny(&[&three[..], &["--num-classes", "10", "--steps", "1"]].concat())).exits(0);
     assert!(ran.err().contains("7 of the 10 classes have no images and are not learned: 1, 2, 4"), "{}", ran.err());
     let sample = ["sample", "--checkpoint", "run", "--num-samples", "30", "--batch-size", "30"];

@@ -15,7 +15,7 @@ pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;
 pub(crate) use on_gpu::pairs;
-pub use run::{RunOptions, memory, parameter_count, resolve, train};
+pub use run::{RunOptions, memory, parameter_count, remarks, resolve, train};
 pub(crate) use run::{numbers, open_data, open_data_of_network};
 pub use task::Task;
 pub use trainer::{Draws, StepReport, Trainer};

@@ -503,6 +503,14 @@ fn another_run(error: Error, dir: &Path, step: u64, before: &Config, now: &Task)
     Error::file(dir, message)
 }
 
+/// What would be said of the images of a [resolved](resolve) configuration before its run begins.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn remarks(config: &Config) -> Result<Vec<String>, Error> {
+    remarks_on_data(config, &*open_data(config)?)
+}
+
 /// What is to be said about the images of a run before it begins.
 fn remarks_on_data(config: &Config, dataset: &Dataset) -> Result<Vec<String>, Error> {
     let mut remarks = Vec::new();
