@@ -24,7 +24,7 @@ pub(crate) struct Seen {
 
 /// What is said of the best checkpoint so far.
 fn best(step: u64, fid: f64) -> String {
-    format!("step {step}: the best so far, at a distance of {fid:.4}: kept in place of the best before")
+    format!("step {step}: the best so far, at a distance of {fid:.4}; it is checkpoints/best now")
 }
 
 /// Everything that listens.
