@@ -3,12 +3,16 @@
 mod args;
 mod commands;
 mod interrupt;
+mod memory;
 mod output;
 mod sink;
 
 use ddpm_ip::Error;
 use ddpm_ip::data::DataError;
 use std::process::ExitCode;
+
+#[global_allocator]
+static MEMORY: memory::Speaking = memory::Speaking;
 
 /// Usage or configuration is wrong.
 const USAGE: u8 = 2;

@@ -30,7 +30,7 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
         let file = checkpoint::resolve(input)?;
         let config = checkpoint::with_classes(config, &file)?;
         let task = Task::new(&config, Device::default())?;
-        let parameters = checkpoint::load(&file, task.layout())?;
+        let parameters = checkpoint::load_network(&file, task.layout(), &config)?;
         if ends(output, &["safetensors"]) {
             checkpoint::write_parameters(output, &parameters, &config)?;
         } else {
@@ -88,5 +88,5 @@ fn to_run(model: &Path, output: &Path, config: &Config, emit: &mut Emit) -> Resu
     for remark in remarks {
         emit(Event::Warning(remark));
     }
-    Ok(vec![store.save(&state, &config, 0)?])
+    Ok(vec![store.save(&state, &config)?])
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub enum Event {
     /// A remark for the user.
     Notice(String),
+    /// Work that may take long begins: which, on what and how.
+    Begins(String),
     /// A remark that matters even to a user who wants to hear little.
     Warning(String),
     /// Training begins.
@@ -76,7 +78,7 @@ pub enum Event {
         /// The Fréchet distance.
         fid: f64,
     },
-    /// The likelihood of some more images was bounded.
+    /// The likelihood of some more images was bounded; the first of a call has none.
     Bounded {
         /// Images done.
         done: usize,
@@ -118,9 +120,11 @@ pub enum Event {
         done: usize,
         /// Images in all.
         total: usize,
-        /// Network calls per image.
+        /// Reverse steps per image.
         steps: usize,
     },
+    /// What was asked for was made by an earlier call.
+    Found(PathBuf),
     /// One reverse step of the current batch is done.
     SampleStep {
         /// Images of finished batches.

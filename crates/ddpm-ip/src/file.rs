@@ -1,6 +1,7 @@
 //! Files that are either whole or not there.
 
 use crate::Error;
+use crate::config::ConfigError;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::path::Path;
@@ -59,6 +60,48 @@ pub(crate) fn stamp(path: &Path) -> Result<serde_json::Value, Error> {
         (spelled(&file), of(&file)?).hash(&mut hasher);
     }
     Ok(serde_json::json!([spelled(path), hasher.finish()]))
+}
+
+/// What a path is whose file is not there.
+pub(crate) fn missing(path: &Path) -> String {
+    match path.read_link() {
+        Ok(target) => format!("is a link to {}, which is not there", target.display()),
+        Err(_) => "there is no such file or folder".into(),
+    }
+}
+
+/// Refuses what cannot be a folder to write into, a file or a name of one; `instead` says what to do.
+///
+/// # Errors
+/// As said.
+pub(crate) fn check_folder(flag: &str, path: &Path, instead: &str) -> Result<(), ConfigError> {
+    const FILES: [&str; 14] =
+        ["png", "jpg", "jpeg", "gif", "webp", "npy", "npz", "zip", "json", "csv", "txt", "pt", "pth", "safetensors"];
+    let refuse = |what: String| Err(ConfigError(format!("{flag} {} {what}: {instead}", path.display())));
+    if path.is_dir() {
+        return Ok(());
+    }
+    if path.exists() {
+        return refuse("is a file, not a folder".into());
+    }
+    if path.is_symlink() {
+        return refuse(missing(path));
+    }
+    let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
+    match ending.filter(|ending| FILES.contains(&ending.as_str())) {
+        Some(ending) => refuse(format!("would be a folder, and is named like a .{ending} file")),
+        None => Ok(()),
+    }
+}
+
+/// A word as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// A path as text in which no two are the same.

@@ -63,6 +63,7 @@ pub mod npz;
 mod partial;
 pub mod predict;
 pub mod prepare;
+mod record;
 pub mod sample;
 pub mod torch;
 pub mod train;

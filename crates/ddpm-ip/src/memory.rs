@@ -1,7 +1,7 @@
 //! How much memory training and sampling take, before they do, and how much there is.
 
 use crate::Device;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, SampleConfig};
 use crate::train::Task;
 use ddpm_net::{Accumulator, GradientPlace, PlanMemory, Purpose};
 use serde::Serialize;
@@ -120,7 +120,7 @@ pub(crate) fn of_data(config: &Config, in_memory: usize, ahead: usize) -> Memory
 pub struct Machine {
     /// What it is the memory of, in words.
     pub name: &'static str,
-    /// Bytes that this process may have at most: the machine's, or what its group of processes is allowed.
+    /// Bytes that this process may have at most: the machine's, or what it or its group of processes is allowed.
     pub total: usize,
     /// Bytes that are free at the moment.
     pub free: usize,
@@ -135,8 +135,16 @@ pub fn of_machine() -> Option<Machine> {
     };
     let (total, free) = (line("MemTotal:")?, line("MemAvailable:")?);
     let limit = group_limit(Path::new("/sys/fs/cgroup"), &std::fs::read_to_string("/proc/self/cgroup").ok()?);
-    let total = limit.map_or(total, |limit| limit.min(total));
+    let own = std::fs::read_to_string("/proc/self/limits").ok().and_then(|text| process_limit(&text));
+    let total = limit.into_iter().chain(own).fold(total, usize::min);
     Some(Machine { name: "this machine", total, free: free.min(total) })
+}
+
+/// What the process may have by the limits set for it (`ulimit -v`), of a text as in `/proc/self/limits`.
+fn process_limit(limits: &str) -> Option<usize> {
+    let of =
+        |name: &str| limits.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok();
+    ["Max address space", "Max data size"].into_iter().filter_map(of).min()
 }
 
 /// What a device has, where the system says it.
@@ -187,22 +195,24 @@ pub(crate) fn check(
     let needed = |microbatch| training(config, task, microbatch).total() + data.total();
     let all = needed(microbatch);
     let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    // Halves of the batch, as far as they help.
+    let fitting = |most: usize| {
+        std::iter::successors(Some(microbatch / 2), |n| Some(n / 2)).take_while(|&n| n > 0).find(|&n| needed(n) <= most)
+    };
     if all <= machine.free {
         return Ok(None);
     }
     if all <= machine.total {
+        let advice = fitting(machine.free).map_or(String::new(), |n| format!(", or --microbatch {n} fits"));
         return Ok(Some(format!(
-            "a training step takes about {}, and {} of the memory of {} are free: other programs may have to make room",
+            "a training step takes about {}, and {} of the memory of {} are free: other programs may have to make \
+             room{advice}",
             gib(all),
             gib(machine.free),
             machine.name
         )));
     }
-    // Halves of the batch, as far as they help.
-    let fitting = std::iter::successors(Some(microbatch / 2), |n| Some(n / 2))
-        .take_while(|&n| n > 0)
-        .find(|&n| needed(n) <= machine.total);
-    let advice = match fitting {
+    let advice = match fitting(machine.total) {
         Some(n) => format!("--microbatch {n} fits ({})", gib(needed(n))),
         None => "no --microbatch fits: use a smaller network, --precision bf16 or --use-checkpoint".into(),
     };
@@ -213,6 +223,40 @@ pub(crate) fn check(
         machine.name,
         gib(machine.total)
     )))
+}
+
+/// What is to be said about a sampling step on the processor before it begins, as [`check`] says it of training.
+pub(crate) fn check_sampling(config: &Config, machine: Option<Machine>) -> Result<Option<String>, ConfigError> {
+    let Some(machine) = machine else { return Ok(None) };
+    let needed = |batch: usize| {
+        let sample = SampleConfig { batch_size: batch, ..config.sample.clone() };
+        of_sampling(&Config { sample, ..config.clone() }, Device::Cpu).map(|memory| memory.total())
+    };
+    let batch = config.sample.batch_size.min(config.sample.num_samples);
+    let all = needed(batch)?;
+    if all <= machine.free {
+        return Ok(None);
+    }
+    let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    let mut fitting = None;
+    let mut smaller = batch / 2;
+    while smaller > 0 && fitting.is_none() {
+        fitting = Some(smaller).filter(|&n| needed(n).is_ok_and(|bytes| bytes <= machine.free));
+        smaller /= 2;
+    }
+    let advice = match fitting {
+        Some(n) => format!("--batch-size {n} fits"),
+        None => "--precision bf16 takes less".into(),
+    };
+    let step = format!("drawing {batch} images together takes about {}", gib(all));
+    if all <= machine.total {
+        return Ok(Some(format!(
+            "{step}, and {} of the memory of {} are free: {advice}",
+            gib(machine.free),
+            machine.name
+        )));
+    }
+    Err(ConfigError(format!("{step}, and {} has {}: {advice}", machine.name, gib(machine.total))))
 }
 
 #[cfg(test)]
@@ -233,6 +277,9 @@ mod tests {
         assert_eq!(group_limit(root.path(), "0::/outer/inner\n"), Some(5000));
         assert_eq!(group_limit(root.path(), "0::/\n"), None);
         write("memory/group/memory.limit_in_bytes", "3000\n");
+        let limits = "Limit  Soft Limit  Hard Limit  Units\nMax data size   unlimited  unlimited  bytes\n\
+                      Max address space  4096  unlimited  bytes\n";
+        assert_eq!(process_limit(limits), Some(4096));
         assert_eq!(group_limit(root.path(), "4:cpu:/x\n3:memory:/group\n"), Some(3000));
     }
 

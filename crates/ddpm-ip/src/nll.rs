@@ -1,19 +1,21 @@
 //! The variational bound on the likelihood of images, in bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021).
 
+use crate::Error;
+use crate::checkpoint::{self, Origin};
 use crate::config::{Arch, Config, ConfigError};
 use crate::data::Dataset;
 use crate::diffusion::Diffusion;
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{stamp, write_atomic};
+use crate::file::{check_folder, stamp, write_atomic};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
-use crate::train::open_data;
-use crate::{Error, checkpoint};
+use crate::record::Record;
+use crate::train::open_data_of_network;
 use ddpm_math::{Domain, Stream};
 use ddpm_net::network::{Network, Unet};
 use ddpm_net::{Device, Engine, Feed, Parameters};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -104,19 +106,23 @@ impl Bound<'_> {
     }
 }
 
+/// The images that are taken where nobody says how many, if there are as many.
+const MOST_BY_DEFAULT: usize = 1000;
+
 /// What to bound and where to write.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// A parameter file, checkpoint folder or run directory.
     pub checkpoint: PathBuf,
-    /// Network, diffusion, images and, under `sample`, steps, clipping, seed, batch size and number of images.
+    /// Network, diffusion, images and, under `sample`, steps, clipping, seed, batch size and number of images; 0 for the first
+    /// thousand, if there are as many.
     pub config: Config,
     /// The folder for `vb_terms.npz`, `mse_terms.npz` and `xstart_mse_terms.npz`.
     pub out: PathBuf,
 }
 
 /// The result over all images.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Images.
     pub images: usize,
@@ -138,27 +144,51 @@ pub struct Report {
 /// # Errors
 /// Settings that do not fit the checkpoint or the images, damaged files, failing reads or writes.
 pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Option<Report>), Error> {
-    job.config.validate()?;
+    let mut config = job.config.clone();
+    if config.sample.num_samples == 0 {
+        config.sample.num_samples = MOST_BY_DEFAULT;
+    }
+    config.validate()?;
     if !matches!(job.config.model.arch, Arch::Adm | Arch::Ddim) {
         return Err(ConfigError("nll is for networks that draw whole images: --arch adm or ddim".into()).into());
     }
     let file = checkpoint::resolve(&job.checkpoint)?;
-    let config = &checkpoint::with_classes(&job.config, &file)?;
+    let config = &checkpoint::with_classes(&config, &file)?;
     let network = Unet::new(config.model.network(config.diffusion.variance)?);
-    let parameters = checkpoint::load(&file, network.layout())?;
+    let parameters = checkpoint::load_network(&file, network.layout(), config)?;
     let network = Engine::new(network, device);
     let settings = &config.sample;
     let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
-    let dataset = open_data(config)?;
+    let dataset = open_data_of_network(config)?;
     let total = settings.num_samples.min(dataset.len());
-    if total < settings.num_samples {
-        emit(Event::Warning(format!("there are {total} images, not {} (--num-samples)", settings.num_samples)));
+    if total < job.config.sample.num_samples {
+        let message = format!(
+            "--num-samples is {}, and {} has {total} images: use at most {total}",
+            job.config.sample.num_samples, config.data.data_dir
+        );
+        return Err(ConfigError(message).into());
     }
     let labels = labels_of(&dataset, network.network().config().num_classes)?;
+    check_folder("--out", &job.out, "name a folder")?;
     std::fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
     let steps = diffusion.schedule.len();
     let identity = identity(job, &file)?;
-    let (mut partial, mut done) = Partial::open(&job.out.join("nll"), &identity, Terms::size(steps), device, emit)?;
+    let what = format!(
+        "{total} image(s) of {} by {}: {steps} steps, seed {}",
+        config.data.data_dir,
+        Origin::of(&file),
+        settings.seed
+    );
+    let record = Record::new(&identity, total, format!("the terms of {what}"));
+    let terms = job.out.join("vb_terms.npz");
+    let found = record.found_at(&terms, "Choose another --out, or remove it")?;
+    if let Some(report) = found.filter(|found| found.count == total).and_then(|found| found.report) {
+        let report = serde_json::from_value(report).map_err(|e| Error::file(&terms, format!("is damaged: {e}")))?;
+        emit(Event::Found(job.out.clone()));
+        return Ok((Outcome::Finished, Some(report)));
+    }
+    let (mut partial, mut done) =
+        Partial::open(&job.out.join("nll"), &identity, Terms::size(steps), false, device, emit)?;
     done = done.min(total);
     let bound = Bound {
         diffusion: &diffusion,
@@ -167,6 +197,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         clip_denoised: settings.clip_denoised,
     };
     let (size, channels) = (config.model.image_size, config.model.in_channels);
+    emit(Event::Begins(format!("bounding {what}")));
     emit(Event::Bounded { done, total, bits_per_dim: None });
     let mut sum = 0.0;
     let first = done;
@@ -196,7 +227,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         done = batch.end;
         emit(Event::Bounded { done, total, bits_per_dim: Some(sum / (done - first) as f64) });
     }
-    let report = write(&mut partial, total, steps, &job.out)?;
+    let report = write(&mut partial, total, steps, &job.out, record)?;
     partial.remove()?;
     Ok((Outcome::Finished, Some(report)))
 }
@@ -218,7 +249,7 @@ pub(crate) fn labels_of(dataset: &Dataset, classes: Option<usize>) -> Result<Opt
 }
 
 /// Averages the terms of all images, and writes them.
-fn write(partial: &mut Partial, total: usize, steps: usize, out: &Path) -> Result<Report, Error> {
+fn write(partial: &mut Partial, total: usize, steps: usize, out: &Path, mut record: Record) -> Result<Report, Error> {
     let mut sums = [vec![0.0; steps], vec![0.0; steps], vec![0.0; steps]];
     let (mut prior, mut totals) = (0.0, Vec::with_capacity(total));
     let read = partial.read(total, |bytes| {
@@ -233,24 +264,27 @@ fn write(partial: &mut Partial, total: usize, steps: usize, out: &Path) -> Resul
     });
     read.map_err(Error::io("read what was computed for", &out.join("nll.partial")))?;
     let count = total as f64;
-    for (name, sum) in ["vb", "mse", "xstart_mse"].iter().zip(&sums) {
-        let means: Vec<f32> = sum.iter().map(|v| (v / count) as f32).collect();
-        write_atomic(&out.join(format!("{name}_terms.npz")), |w| {
-            let mut npz = NpzWriter::new(w);
-            npz.array::<f32>("arr_0", &[steps], |push| push(&means))?;
-            npz.finish()
-        })?;
-    }
     let mean = totals.iter().sum::<f64>() / count;
     let variance = totals.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (count - 1.0);
-    Ok(Report {
+    let report = Report {
         images: total,
         steps,
         bits_per_dim: mean,
         standard_error: (total > 1).then(|| (variance / count).sqrt()),
         prior_bits_per_dim: prior / count,
         decoder_bits_per_dim: sums[0][steps - 1] / count,
-    })
+    };
+    record.report = serde_json::to_value(&report).ok();
+    // The last to be written says that all are there.
+    for (name, sum) in ["mse", "xstart_mse", "vb"].iter().zip([&sums[1], &sums[2], &sums[0]]) {
+        let means: Vec<f32> = sum.iter().map(|v| (v / count) as f32).collect();
+        write_atomic(&out.join(format!("{name}_terms.npz")), |w| {
+            let mut npz = NpzWriter::new(w);
+            npz.array::<f32>("arr_0", &[steps], |push| push(&means))?;
+            npz.finish_with(&record.line())
+        })?;
+    }
+    Ok(report)
 }
 
 /// A line that differs between two calls whenever an image's terms could.

@@ -31,6 +31,9 @@ impl Npz {
     /// # Errors
     /// A file that is missing or no zip archive.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        if path.is_dir() {
+            return Err(Error::file(path, "is a folder: name an .npz file"));
+        }
         let file = File::open(path).map_err(Error::io("read", path))?;
         let zip = ZipArchive::new(BufReader::new(file))
             .map_err(|e| Error::file(path, format!("not a readable npz archive ({e})")))?;
@@ -40,6 +43,11 @@ impl Npz {
     /// Names of the arrays.
     pub fn names(&self) -> Vec<String> {
         self.zip.file_names().flatten().filter_map(|n| n.strip_suffix(".npy").map(str::to_string)).collect()
+    }
+
+    /// The archive's comment, if it has one.
+    pub(crate) fn comment(&self) -> Option<String> {
+        std::str::from_utf8(self.zip.comment()).ok().filter(|text| !text.is_empty()).map(String::from)
     }
 
     /// Whether there is an array of that name.
@@ -289,6 +297,15 @@ impl<W: Write + Seek> NpzWriter<W> {
             return Err(std::io::Error::other(format!("{left} values fewer than the array's shape says")));
         }
         Ok(())
+    }
+
+    /// Ends the archive with a comment, which is no array.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub(crate) fn finish_with(mut self, comment: &str) -> std::io::Result<()> {
+        self.0.set_comment(comment)?;
+        self.finish()
     }
 
     /// Ends the archive.

@@ -21,7 +21,8 @@ pub(crate) struct Partial {
 
 impl Partial {
     /// Opens what an earlier call with the same `identity` (a line of text) left, or begins anew, and says how many
-    /// whole images are there. `emit` is told if they were begun by other engines of a GPU.
+    /// whole images are there. Images of another identity are dropped if they may be `replace`d; `emit` is told if the images were
+    /// begun by other engines of a GPU.
     ///
     /// # Errors
     /// A file with images of another identity, or that another process is writing.
@@ -29,6 +30,7 @@ impl Partial {
         out: &Path,
         identity: &str,
         image_bytes: usize,
+        replace: bool,
         device: Device,
         emit: &mut Emit,
     ) -> Result<(Self, usize), Error> {
@@ -49,7 +51,7 @@ impl Partial {
         let before = line.strip_suffix(b"\n").and_then(|line| line.strip_prefix(identity.as_bytes()));
         let before = before.filter(|before| before.is_empty() || before[0] == b'\t').map(<[u8]>::to_vec);
         if before.is_none() {
-            if file.metadata().map_err(io)?.len() > line.len() as u64 {
+            if !replace && file.metadata().map_err(io)?.len() > line.len() as u64 {
                 let message = "holds images of an unfinished call with other settings or from another source: repeat that \
                                call to finish it, choose another --out, or delete this file";
                 return Err(Error::file(&path, message));

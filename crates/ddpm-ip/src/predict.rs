@@ -26,7 +26,7 @@ pub fn predict(
     let file = checkpoint::resolve(checkpoint)?;
     let config = checkpoint::with_classes(config, &file)?;
     let task = Task::new(&config, device)?;
-    let parameters = checkpoint::load(&file, task.layout())?;
+    let parameters = checkpoint::load_network(&file, task.layout(), &config)?;
     let network = task.network();
     let mut npz = Npz::open(input)?;
     let x = npz.floats("x")?;

@@ -88,6 +88,11 @@ pub fn check_hash(path: &Path) -> Result<String, Error> {
     }
 }
 
+/// The SHA-256 of some bytes.
+pub(crate) fn hash(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// The first eight digits of the SHA-256 of some bytes.
 pub(crate) fn short_hash(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes)[..4])

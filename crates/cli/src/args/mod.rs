@@ -1,17 +1,39 @@
 //! Flags that commands share, and how they become a configuration.
 
+mod idle;
 mod reference;
 mod settings;
+mod unknown;
 
 pub(crate) use settings::Settings;
+pub(crate) use unknown::advice;
 
 use crate::sink::LogFormats;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
-use ddpm_ip::config::ConfigError;
+use ddpm_ip::config::{Config, ConfigError, KEYS, Key};
 use ddpm_ip::data::Labels;
 use std::path::PathBuf;
+
+/// `--untrained-timesteps`.
+pub(crate) fn untrained() -> Arg {
+    switch("untrained-timesteps", "go on at timesteps at which the network was not trained")
+}
+
+/// That a network is used where it was trained, unless `--untrained-timesteps` says that it need not be.
+pub(crate) fn check_timesteps(matches: &ArgMatches, config: &Config) -> Result<(), ConfigError> {
+    if matches.get_flag("untrained-timesteps") { Ok(()) } else { config.check_timesteps() }
+}
+
+/// Remarks on flags of input perturbation where nothing is trained.
+pub(crate) fn training_only(matches: &ArgMatches, config: &Config) -> Vec<String> {
+    let changed = config.changes_from(&Config::default());
+    let is_written =
+        |key: &&Key| given(matches, &key.path()).is_some() && changed.iter().any(|(c, ..)| *c == key.path());
+    let keys = KEYS.iter().filter(|key| key.section == "perturbation").filter(is_written);
+    keys.map(|key| format!("--{} does nothing here: it is for training", key.flag())).collect()
+}
 
 /// A flag without a value.
 pub(crate) fn switch(name: &'static str, help: &'static str) -> Arg {

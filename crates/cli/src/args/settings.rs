@@ -1,6 +1,6 @@
 //! Flags for the keys of the configuration.
 
-use super::{given, reference, truth};
+use super::{given, idle, reference, truth};
 use clap::{Arg, ArgAction, ArgMatches};
 use ddpm_ip::config::{Config, ConfigError, KEYS, Key, Layers};
 use std::path::PathBuf;
@@ -57,7 +57,8 @@ impl Settings {
         // One layer, in which flags come last.
         layers.set(sets.into_iter().chain(flags))?;
         let mut config = layers.resolve()?;
-        let notices = reference::apply(self.0, matches, &mut config)?;
+        let mut notices = reference::apply(self.0, matches, &mut config)?;
+        notices.extend(idle::remarks(&self.keys(), matches, &config));
         Ok((config, notices))
     }
 }

@@ -6,9 +6,13 @@ use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use ddpm_ip::config::Layers;
+use ddpm_ip::data::Dataset;
 use ddpm_ip::evaluate::Choice;
 use ddpm_ip::{Outcome, bias};
 use std::path::PathBuf;
+
+/// The images that are measured where nobody says how many, if there are as many.
+const MOST_BY_DEFAULT: usize = 512;
 
 const SETTINGS: Settings = Settings(&[
     "model",
@@ -68,6 +72,7 @@ pub(super) fn command() -> Command {
                 .requires("frechet")
                 .help("its network, as `evaluate` takes it [default: the one that fits the images]"),
         )
+        .arg(args::untrained())
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
         .args(args::device_args())
@@ -83,8 +88,14 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         let mut layers = Layers::default();
         layers.add(own_settings(path, matches, &layers)?)?;
         // A run's settings are for its samples.
-        layers.set([("num_samples", "512"), ("sample.batch_size", "64"), ("sample.timestep_respacing", "20")])?;
-        let (config, notices) = SETTINGS.resolve(layers, matches)?;
+        layers.set([("num_samples", "0"), ("sample.batch_size", "64"), ("sample.timestep_respacing", "20")])?;
+        let (mut config, notices) = SETTINGS.resolve(layers, matches)?;
+        args::check_timesteps(matches, &config)?;
+        if config.sample.num_samples == 0 {
+            let data = &config.data.data_dir;
+            let there = if data.is_empty() { MOST_BY_DEFAULT } else { Dataset::count_and_shape(data)?.0 };
+            config.sample.num_samples = there.min(MOST_BY_DEFAULT);
+        }
         if !quiet {
             complain_all(&notices);
         }

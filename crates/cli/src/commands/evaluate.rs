@@ -212,6 +212,10 @@ fn all_settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
     settings.split = count("split").unwrap_or(settings.split);
     settings.k = count("k").unwrap_or(settings.k);
     settings.subsets.count = count("kid-subsets").unwrap_or(settings.subsets.count);
+    settings.sized = [("split", Metric::InceptionScore), ("kid-subset-size", Metric::KernelDistance)]
+        .into_iter()
+        .filter_map(|(flag, metric)| matches.contains_id(flag).then_some(metric))
+        .collect();
     settings.subsets.size = count("kid-subset-size").unwrap_or(settings.subsets.size);
     settings.neighbours = matches.get_one::<PathBuf>("neighbours").cloned();
     Ok(settings)

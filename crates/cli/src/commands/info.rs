@@ -3,8 +3,9 @@
 use crate::args::{self, Settings};
 use crate::output::{complain, complain_all, print};
 use anyhow::Context;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use ddpm_ip::config::Layers;
+use ddpm_ip::config::{ConfigError, Layers};
 use ddpm_ip::{Outcome, info};
 use std::path::PathBuf;
 
@@ -46,7 +47,15 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let report = info::describe(what, &config)?;
     print(&if matches.get_flag("json") { serde_json::to_string_pretty(&report)? } else { report.to_string() })?;
     if let Some(out) = matches.get_one::<PathBuf>("contact-sheet") {
-        let count = matches.get_one::<u16>("images").map_or(100, |&n| n.into());
+        let count: usize = matches.get_one::<u16>("images").map_or(100, |&n| n.into());
+        let is_given = matches.value_source("images") == Some(ValueSource::CommandLine);
+        if let info::Report::Data { images, .. } = &report
+            && is_given
+            && count > *images
+        {
+            let message = format!("--images is {count}, and {what} has {images}: use at most {images}");
+            return Err(ConfigError(message).into());
+        }
         info::contact_sheet(what, &config, out, count)?;
         complain(&format!("wrote {}", out.display()));
     }

@@ -15,6 +15,8 @@ mod sample;
 mod train;
 mod weights;
 
+use crate::args;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command};
 use ddpm_ip::Outcome;
 use std::ffi::OsString;
@@ -26,7 +28,7 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration
     folder for features and weights.";
 
 /// All commands.
-fn all() -> Vec<Command> {
+pub(crate) fn all() -> Vec<Command> {
     let train = train::KINDS.iter().map(train::command);
     let sample = sample::KINDS.iter().map(sample::command);
     let others = [
@@ -60,7 +62,25 @@ fn command() -> Command {
 
 /// Reads the command line; ends the program on a mistake, `--help` or `--version`.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> ArgMatches {
-    command().get_matches_from(arguments.into_iter().map(kebab_case))
+    let mut command = command();
+    command.try_get_matches_from_mut(arguments.into_iter().map(kebab_case)).unwrap_or_else(|error| {
+        if let Some(message) = unknown_flag(&command, &error) {
+            crate::output::complain(&format!("error: {message}"));
+            std::process::exit(crate::USAGE.into());
+        }
+        error.exit()
+    })
+}
+
+/// What is said of a flag that there is none of, if that is the mistake.
+fn unknown_flag(command: &Command, error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(written)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument || !written.starts_with('-') {
+        return None;
+    }
+    let name = std::env::args_os().nth(1)?;
+    let command = command.find_subcommand(name)?;
+    Some(args::advice(command, written))
 }
 
 /// Flags may be spelled with underscores, as the reference's are.
@@ -77,6 +97,7 @@ fn kebab_case(argument: OsString) -> OsString {
 /// Runs the one that was asked for.
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let Some((name, m)) = matches.subcommand() else { unreachable!("clap asks for a command") };
+    crate::memory::advise(name);
     if let Some(kind) = train::KINDS.iter().find(|kind| kind.name == name) {
         return train::run(kind, m);
     }

@@ -30,7 +30,7 @@ pub(super) fn command() -> Command {
             "Bound the negative log-likelihood of images under a model, in bits per dimension, and write the means of its \
              terms: vb_terms.npz, mse_terms.npz and xstart_mse_terms.npz (`arr_0`, from the noisiest step to the first).\n\n\
              Images are taken in their order and not mirrored. The result depends on --seed, not on --batch-size. An \
-             interrupted call goes on when it is repeated.",
+             interrupted call goes on when it is repeated, and a finished one is found done.",
         )
         .arg(
             args::path("checkpoint", "PATH", "run directory, checkpoint folder or file of parameters")
@@ -38,6 +38,7 @@ pub(super) fn command() -> Command {
                 .visible_alias("model-path"),
         )
         .arg(args::path("out", "DIR", "folder for the terms [default: where you are]"))
+        .arg(args::untrained())
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
         .args(args::device_args())
@@ -51,9 +52,11 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let device = args::device(matches)?;
     let mut layers = Layers::default();
     layers.add(own_settings(&checkpoint, matches, &layers)?)?;
-    // The reference's script has these for defaults; a run's settings are for its samples.
-    layers.set([("num_samples", "1000"), ("sample.batch_size", "1"), ("sample.timestep_respacing", "")])?;
-    let (config, notices) = SETTINGS.resolve(layers, matches)?;
+    // The reference's script has these for defaults, and at most 1000 images; a run's settings are for its samples.
+    layers.set([("num_samples", "0"), ("sample.batch_size", "1"), ("sample.timestep_respacing", "")])?;
+    let (config, mut notices) = SETTINGS.resolve(layers, matches)?;
+    args::check_timesteps(matches, &config)?;
+    notices.extend(args::training_only(matches, &config));
     let quiet = matches.get_flag("quiet");
     if !quiet {
         complain_all(&notices);

@@ -25,7 +25,7 @@ pub(super) fn command() -> Command {
              lsun        LMDB folder such as tower_train_lmdb\n  \
              images      folder, zip, tar or tar.gz of PNG or JPEG images\n\n\
              Images are in the order of their names; those of tar archives and databases in their own. An interrupted \
-             call goes on when it is repeated.",
+             call goes on when it is repeated, and a finished npz is found done.",
         )
         .arg(
             Arg::new("kind")

@@ -4,10 +4,10 @@ use crate::args::{self, Settings};
 use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command};
 use ddpm_ip::config::{Config, ConfigError, Layers};
-use ddpm_ip::sample::GuideJob;
-use ddpm_ip::{Error, Outcome, checkpoint, sample};
+use ddpm_ip::sample::{GuideJob, SmallImages};
+use ddpm_ip::{Error, Event, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
 
 const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample", "classifier"]);
@@ -44,7 +44,8 @@ pub(super) fn command(kind: &Kind) -> Command {
         .long_about(format!(
             "{} into samples_NxHxWxC.npz (`arr_0` uint8 NHWC, `arr_1` labels).\n\n\
              Settings come from the checkpoint's own configuration, then --config, --set and flags. Image i depends on \
-             --seed and i alone. An interrupted call goes on when it is repeated.",
+             --seed and i alone. An interrupted call goes on when it is repeated, and a \
+             finished one is found done; what others made is replaced with --overwrite alone.",
             kind.about
         ))
         .arg(
@@ -63,8 +64,7 @@ pub(super) fn command(kind: &Kind) -> Command {
                 .long("classes")
                 .value_name("LIST")
                 .value_delimiter(',')
-                .value_parser(value_parser!(u32))
-                .help("classes to draw, in turn, as in 0,1,2; at random if not given"),
+                .help("classes to draw, in turn, by number or name, as in 0,1,2 or cat,dog; at random if not given"),
         )
         .arg(
             args::path("classifier-path", "PATH", "classifier that leads the images to their classes")
@@ -73,13 +73,15 @@ pub(super) fn command(kind: &Kind) -> Command {
         .arg(args::path(
             "base-samples",
             "PATH",
-            "images to enlarge: an npz of samples, a folder, anything --data-dir takes",
+            "images to enlarge: an npz of samples, a folder, a PNG, anything --data-dir takes; each once without --num-samples",
         ))
         .arg(args::path(
             "initial-noise",
             "NPZ",
             "follow given chains: initial_noise [N,C,H,W], step_noise [steps,N,C,H,W]",
         ))
+        .arg(args::switch("overwrite", "replace an --out and a --grid that are there"))
+        .arg(args::untrained())
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
         .args(args::device_args())
@@ -126,9 +128,30 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let mut layers = Layers::default();
     layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
     layers.add(own_settings(&checkpoint, matches, &layers)?)?;
-    let (config, mut notices) = SETTINGS.resolve(layers, matches)?;
+    let base_samples = path("base-samples");
+    if base_samples.is_some() {
+        // As many as there are, unless somebody says how many.
+        layers.set([("num_samples", "0")])?;
+    }
+    let (mut config, mut notices) = SETTINGS.resolve(layers, matches)?;
+    if let Some(base) = base_samples.as_deref().filter(|_| config.sample.num_samples == 0) {
+        config.sample.num_samples = SmallImages::count(base)?;
+    }
+    args::check_timesteps(matches, &config)?;
+    notices.extend(args::training_only(matches, &config));
     if path("classifier-path").is_none() && args::given(matches, "sample.classifier_scale").is_some() {
         notices.push("--classifier-scale does nothing without --classifier-path".into());
+    }
+    let classifier = guide(matches, &config)?;
+    let of_guide = classifier.as_ref().filter(|_| !config.model.class_cond).map(|guide| &guide.config);
+    let known = &of_guide.unwrap_or(&config).classes;
+    let classes = matches.get_many::<String>("classes");
+    let classes = classes.map(|words| words.map(|word| known.find(word.trim())).collect::<Result<Vec<_>, _>>());
+    let classes = classes.transpose()?;
+    for (word, class) in matches.get_many::<String>("classes").into_iter().flatten().zip(classes.iter().flatten()) {
+        if word.trim().parse().is_ok_and(|number: u32| number != *class) {
+            notices.push(format!("--classes {word} is the class of that name, number {class}"));
+        }
     }
     let quiet = matches.get_flag("quiet");
     if !quiet {
@@ -136,29 +159,47 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     }
     let job = sample::Job {
         checkpoint,
-        classifier: guide(matches, &config)?,
+        classifier,
         config,
         out: path("out").or_else(args::log_dir),
         grid: path("grid"),
-        classes: matches.get_many::<u32>("classes").map(|c| c.copied().collect()),
+        classes,
         initial_noise: path("initial-noise"),
-        base_samples: path("base-samples"),
+        base_samples,
+        overwrite: matches.get_flag("overwrite"),
     };
     let mut sinks = Sinks::new(quiet, None);
-    let outcome = sample::run(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let (mut found, mut steps) = (false, None);
+    let outcome = sample::run(&job, device, crate::interrupt::flag()?, &mut |e| {
+        match &e {
+            Event::Found(_) => found = true,
+            Event::Sampling { steps: of_each, .. } => steps = Some(*of_each),
+            _ => {}
+        }
+        sinks.receive(&e);
+    });
     sinks.finish();
     let (outcome, out) = (outcome?, job.out_path());
     let finished = outcome == Outcome::Finished;
     if matches.get_flag("json") {
+        let origin = checkpoint::Origin::of(&checkpoint::resolve(&job.checkpoint)?);
         let report = serde_json::json!({
             "outcome": if finished { "finished" } else { "interrupted" },
             "images": job.config.sample.num_samples, "out": out.display().to_string(),
             "grid": job.grid.as_ref().map(|path| path.display().to_string()),
+            "checkpoint": origin.file.display().to_string(), "step": origin.step, "average": origin.average,
+            "sampler": job.config.sample.sampler.name(), "steps": steps, "seed": job.config.sample.seed,
+            "found": found,
         });
         print(&report.to_string())?;
     } else if finished {
         let grid = job.grid.map_or(String::new(), |g| format!(" and {}", g.display()));
-        print(&format!("wrote {} images to {}{grid}", job.config.sample.num_samples, out.display()))?;
+        let images = job.config.sample.num_samples;
+        print(&if found {
+            format!("these {images} images are in {} already{grid}", out.display())
+        } else {
+            format!("wrote {images} images to {}{grid}", out.display())
+        })?;
     } else {
         print("stopped; what is finished is kept, and the same command goes on from there")?;
     }

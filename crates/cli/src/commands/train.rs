@@ -2,7 +2,7 @@
 
 use super::sample::own_settings;
 use crate::args::{self, Settings};
-use crate::output::{complain, print};
+use crate::output::{complain, complain_all, print};
 use crate::sink::{RunFiles, Seen, Sinks};
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
@@ -11,6 +11,7 @@ use ddpm_ip::config::{Arch, Config, Layers, PRESETS, Preset};
 use ddpm_ip::convolutions::{self, Choice};
 use ddpm_ip::data::Fit;
 use ddpm_ip::evaluate::{self, EvaluationHook};
+use ddpm_ip::file::quoted;
 use ddpm_ip::memory;
 use ddpm_ip::train::{Hook, RunOptions};
 use ddpm_ip::{Device, Event, Outcome};
@@ -100,12 +101,16 @@ fn resolve(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches) -> anyhow
     // What a run begins from has a network, and a process for which it was trained.
     for begin in ["train.init_from", "train.resume_checkpoint"] {
         if let Some(path) = args::given(matches, begin).filter(|path| !path.is_empty()) {
-            let own = own_settings(Path::new(path), matches, &layers)?;
-            layers.add(
-                own.into_iter()
-                    .filter(|(section, _)| ["model", "classifier", "diffusion"].contains(&section.as_str()))
-                    .collect(),
-            )?;
+            let mut own = own_settings(Path::new(path), matches, &layers)?;
+            let goes_on = begin == "train.resume_checkpoint" && own.contains_key("train");
+            if !goes_on {
+                own.retain(|section, _| ["model", "classifier", "diffusion"].contains(&section));
+            }
+            layers.add(own)?;
+            if goes_on {
+                // A run of ours goes on as it was, but for where it began.
+                layers.set([("init_from", ""), ("resume_checkpoint", "")])?;
+            }
         }
     }
     let (mut config, notices) = kind.settings.resolve(layers, matches)?;
@@ -122,7 +127,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         None if matches.contains_id("config") || matches.contains_id("data.data_dir") => None,
         None => PRESETS.first(),
     };
-    let (config, notices) = resolve(kind, preset, matches)?;
+    let (config, mut notices) = resolve(kind, preset, matches)?;
     let dry = matches.get_flag("dry-run");
     let device = if dry { args::device_or_chip(matches)? } else { args::device(matches)? };
     let out = match matches.get_one::<PathBuf>("out").cloned().or_else(args::log_dir) {
@@ -130,9 +135,12 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         None => Path::new("runs").join(run_name(kind, preset, matches, &config)),
     };
     let formats = args::log_formats()?;
+    notices.extend(begins_anew(kind, matches, &out));
     if dry {
         let mut config = ddpm_ip::train::resolve(&config)?;
         config.settle(device, None);
+        notices.extend(ddpm_ip::train::remarks(&config)?);
+        complain_all(&notices);
         dry_run(&config, &out, device, matches.get_flag("json"))?;
         if device != Device::Cpu
             && !matches.get_flag("ignore-memory-limit")
@@ -238,6 +246,23 @@ fn engines(step: &str, choices: &[Choice]) -> String {
     )
 }
 
+/// What is said where a run's own settings begin another run.
+fn begins_anew(kind: &Kind, matches: &ArgMatches, out: &Path) -> Option<String> {
+    let file = matches.get_many::<PathBuf>("config")?.next_back()?;
+    let run = file.parent().filter(|run| file.ends_with("config.toml") && run.join("checkpoints").is_dir())?;
+    let same = run.canonicalize().ok() == out.canonicalize().ok();
+    let run = if run == Path::new("") { Path::new(".") } else { run };
+    (!same && Store::new(out).newest().ok()?.is_none()).then(|| {
+        format!(
+            "this begins anew, in {}; `ddpm-ip {} --config {} --out {}` goes on with the run that has these settings",
+            out.display(),
+            kind.name,
+            quoted(&file.display().to_string()),
+            quoted(&run.display().to_string())
+        )
+    })
+}
+
 /// What the run directory is called if nobody says.
 fn run_name(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches, config: &Config) -> String {
     let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
@@ -298,7 +323,10 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
     lines.push("\nnext:".into());
     match config.model.arch {
         Arch::Adm | Arch::Ddim => {
-            lines.push(format!("  {program} sample --checkpoint {run} --num-samples 100 --grid grid.png"));
+            lines.push(format!(
+                "  {program} sample --checkpoint {run} --num-samples 100 --out {run} --grid {}",
+                quoted(&out.join("grid.png").display().to_string())
+            ));
         }
         Arch::Superres => lines.push(format!(
             "  {program} super-res-sample --checkpoint {run} --base-samples SAMPLES.npz --num-samples 100 --grid grid.png"
@@ -335,14 +363,4 @@ fn without_steps(mut words: impl Iterator<Item = String>) -> Vec<String> {
         }
     }
     kept
-}
-
-/// As a shell wants it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_string()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }

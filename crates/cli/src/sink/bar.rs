@@ -1,4 +1,4 @@
-//! The progress bar. There is none where standard error is no terminal.
+//! The progress bar. Where standard error is no terminal, a line a minute stands in its place.
 
 use ddpm_ip::Event;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -8,9 +8,33 @@ use std::time::{Duration, Instant};
 /// Progress over which the speed shown is taken.
 const WINDOW: Duration = Duration::from_secs(10);
 
+/// When the first line is due where there is no bar, and how far apart the others are.
+const FIRST_LINE: Duration = Duration::from_secs(10);
+const BETWEEN_LINES: Duration = Duration::from_mins(1);
+
+/// When lines are due.
+struct Pace(Instant);
+
+impl Pace {
+    fn new(begin: Instant) -> Self {
+        Self(begin + FIRST_LINE)
+    }
+
+    /// Whether one is due, and then the next one is a while away.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.0;
+        if due {
+            self.0 = now + BETWEEN_LINES;
+        }
+        due
+    }
+}
+
 /// Progress of a training or sampling call.
 pub(crate) struct Bar {
     drawn: ProgressBar,
+    quiet: bool,
+    pace: Pace,
     /// Images done at past moments, within the window.
     recent: VecDeque<(Instant, f64)>,
     /// How training ends, and its batch size.
@@ -22,6 +46,8 @@ pub(crate) struct Bar {
     total: usize,
     /// Whose features are being made.
     measured: String,
+    /// What goes in steps of its own, since when, and from which step on.
+    stepped: Option<(String, Instant, usize)>,
 }
 
 impl Bar {
@@ -30,6 +56,8 @@ impl Bar {
         let drawn = ProgressBar::with_draw_target(None, target);
         Self {
             drawn,
+            quiet,
+            pace: Pace::new(Instant::now()),
             recent: VecDeque::new(),
             last_step: None,
             time_limit: None,
@@ -37,6 +65,7 @@ impl Bar {
             reverse_steps: 1,
             total: 0,
             measured: String::new(),
+            stepped: None,
         }
     }
 
@@ -80,12 +109,13 @@ impl Bar {
                 self.sampled(images, &format!("{done}/{} images, step {step}/{}", self.total, self.reverse_steps));
             }
             Event::Measured { what, done, total } => {
-                let text = format!("{what}, {done}/{total} steps");
-                self.drawn.set_message(text);
+                let left = self.left(what, *done, *total);
+                self.say(format!("{what}, {done}/{total} steps{left}"));
                 self.drawn.tick();
             }
             Event::Drawing { what, done, total } => {
-                self.drawn.set_message(format!("drawing {what}, {done}/{total} steps"));
+                let left = self.left(what, *done, *total);
+                self.say(format!("drawing {what}, {done}/{total} steps{left}"));
                 self.drawn.tick();
             }
             Event::Bounded { done, total, bits_per_dim: None } => {
@@ -121,7 +151,8 @@ impl Bar {
                     self.begin(0.0);
                 }
                 self.drawn.set_position((1000 * done / total.max(&1)) as u64);
-                self.drawn.set_message(format!("{what}, part {done} of {total}"));
+                let left = self.left(what, *done, *total);
+                self.say(format!("{what}, part {done} of {total}{left}"));
             }
             Event::Fetching { done, total } => {
                 if self.recent.is_empty() {
@@ -130,7 +161,7 @@ impl Bar {
                 let megabytes = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
                 let of = total.map_or(String::new(), |total| format!(" of {}", megabytes(total)));
                 self.drawn.set_position((1000.0 * *done as f64 / total.unwrap_or(u64::MAX) as f64) as u64);
-                self.drawn.set_message(format!("{}{of} MB", megabytes(*done)));
+                self.say(format!("{}{of} MB", megabytes(*done)));
             }
             Event::Sampled { done } => self.sampled(*done as f64, &format!("{done}/{} images", self.total)),
             _ => {}
@@ -139,6 +170,17 @@ impl Bar {
 
     pub(crate) fn finish(&self) {
         self.drawn.finish_and_clear();
+    }
+
+    /// The time left of what goes in steps, as text.
+    fn left(&mut self, what: &str, done: usize, total: usize) -> String {
+        let now = Instant::now();
+        let goes_on = |(name, _, first): &(String, Instant, usize)| name == what && *first <= done;
+        let (_, since, first) = match self.stepped.take().filter(goes_on) {
+            Some(stepped) => self.stepped.insert(stepped),
+            None => self.stepped.insert((what.into(), now, done)),
+        };
+        eta((now - *since).as_secs_f64() / (done - *first) as f64 * total.saturating_sub(done) as f64)
     }
 
     fn begin(&mut self, images: f64) {
@@ -165,11 +207,39 @@ impl Bar {
         (images - before) / (now - since).as_secs_f64().max(1e-6)
     }
 
-    fn show(&self, done: f64, left_secs: Option<f64>, what: &str, rate: f64) {
-        let eta = left_secs.filter(|s| s.is_finite() && *s < 1e9);
-        let eta =
-            eta.map_or(String::new(), |s| format!(", ETA {}", HumanDuration(Duration::from_secs_f64(s.max(0.0)))));
+    fn show(&mut self, done: f64, left_secs: Option<f64>, what: &str, rate: f64) {
+        let eta = left_secs.map_or(String::new(), eta);
         self.drawn.set_position((done * 1000.0) as u64);
-        self.drawn.set_message(format!("{what}, {rate:.3} images/s{eta}"));
+        self.say(format!("{what}, {rate:.3} images/s{eta}"));
+    }
+
+    /// Shows what is being done: beside the bar, or now and then as a line.
+    fn say(&mut self, text: String) {
+        if !self.quiet && self.drawn.is_hidden() && self.pace.is_due(Instant::now()) {
+            crate::output::complain(&text);
+        }
+        self.drawn.set_message(text);
+    }
+}
+
+/// Time that is left, as text; none where it is not known.
+fn eta(secs: f64) -> String {
+    if secs.is_finite() && secs < 1e9 {
+        format!(", ETA {}", HumanDuration(Duration::from_secs_f64(secs.max(0.0))))
+    } else {
+        String::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_gets_a_line_after_ten_seconds_and_then_one_a_minute() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        let due: Vec<u64> = (0..200).filter(|&s| pace.is_due(begin + Duration::from_secs(s))).collect();
+        assert_eq!(due, [10, 70, 130, 190]);
     }
 }

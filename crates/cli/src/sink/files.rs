@@ -90,7 +90,7 @@ impl RunFiles {
             Event::Notice(text) | Event::Warning(text) => self.say(text.clone()),
             Event::Log(line) => self.open.iter_mut().try_for_each(|log| log.log(line)),
             Event::Grid { step, path } => self.say(format!("step {step}: wrote {}", path.display())),
-            Event::Best { step, fid } => self.say(format!("step {step}: the best so far, at a distance of {fid:.4}")),
+            Event::Best { step, fid } => self.say(super::best(*step, *fid)),
             Event::Checkpoint { step, path } => self.say(format!("step {step}: saved {}", path.display())),
             _ => Ok(()),
         }

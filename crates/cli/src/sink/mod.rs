@@ -22,6 +22,11 @@ pub(crate) struct Seen {
     pub(crate) best: Option<(u64, f64)>,
 }
 
+/// What is said of the best checkpoint so far.
+fn best(step: u64, fid: f64) -> String {
+    format!("step {step}: the best so far, at a distance of {fid:.4}; it is checkpoints/best now")
+}
+
 /// Everything that listens.
 pub(crate) struct Sinks {
     bar: Bar,
@@ -46,7 +51,8 @@ impl Sinks {
             self.files = None;
         }
         match event {
-            Event::Notice(text) if !self.quiet => self.bar.above(text),
+            Event::Notice(text) | Event::Begins(text) if !self.quiet => self.bar.above(text),
+            Event::Best { step, fid } if !self.quiet => self.bar.above(&best(*step, *fid)),
             Event::Warning(text) => self.bar.above(text),
             Event::Step { .. }
             | Event::Sampling { .. }

@@ -5,6 +5,7 @@
 mod evaluating;
 mod mistakes;
 mod reference;
+mod regression;
 mod reports;
 mod runs;
 mod support;

@@ -7,11 +7,11 @@ use crate::data::Dataset;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::evaluate::{Choice, FeatureNetwork, Sum};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::write_atomic;
+use crate::file::{check_folder, write_atomic};
 use crate::nll::labels_of;
 use crate::npz::NpzWriter;
 use crate::sample::{Chain, Model, Seeded, Subjects, random_labels};
-use crate::train::open_data;
+use crate::train::open_data_of_network;
 use crate::{Error, checkpoint, weights};
 use ddpm_math::{Domain, philox::permutation};
 use ddpm_net::network::{Network, Unet};
@@ -218,7 +218,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             return Err(ConfigError(message).into());
         }
     }
-    let dataset = open_data(first)?;
+    let dataset = open_data_of_network(first)?;
     let wanted = first.sample.num_samples;
     if wanted.min(dataset.len()) < LEAST_IMAGES {
         let message = format!(
@@ -228,8 +228,17 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         return Err(ConfigError(message).into());
     }
     if wanted > dataset.len() {
-        emit(Event::Warning(format!("there are {} images, not {wanted} (--num-samples)", dataset.len())));
+        let (name, there) = (&first.data.data_dir, dataset.len());
+        let message = format!("--num-samples is {wanted}, and {name} has {there} images: use at most {there}");
+        return Err(ConfigError(message).into());
     }
+    check_folder("--out", &job.out, "name a folder")?;
+    let report = job.out.join("bias.json");
+    if report.exists() {
+        let message = format!("{} is there already: choose another --out, or remove it", report.display());
+        return Err(ConfigError(message).into());
+    }
+    emit(Event::Begins(format!("measuring {} checkpoint(s) on {wanted} images", job.checkpoints.len())));
     std::fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
     let mut entries = Vec::new();
     for (path, config) in &job.checkpoints {
@@ -341,7 +350,7 @@ fn entry(
     let file = checkpoint::resolve(path)?;
     let config = &checkpoint::with_classes(config, &file)?;
     let network = Unet::new(config.model.network(config.diffusion.variance)?);
-    let parameters = checkpoint::load(&file, network.layout())?;
+    let parameters = checkpoint::load_network(&file, network.layout(), config)?;
     let network = Engine::new(network, device);
     let classes = network.network().config().num_classes;
     let settings = &config.sample;
@@ -416,7 +425,7 @@ fn scale(
     let training = &readings.norm_training.value;
     let images: Vec<u64> = (0..SCALE_IMAGES.min(settings.num_samples) as u64).collect();
     let mut go_on = || !stop.load(Ordering::Relaxed);
-    let labels = |seed| classes.map(|classes| random_labels(&images, classes, seed));
+    let labels = |seed| classes.map(|classes| random_labels(&images, &config.classes.trained(classes), seed));
     let (own, draws) = (labels(settings.seed), Seeded(settings.seed));
     let of_seed = subjects(&images, own.as_deref(), settings.batch_size, &draws);
     let scale = match find_scale(chain, &of_seed, training, &mut go_on) {

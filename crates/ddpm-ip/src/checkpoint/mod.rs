@@ -24,7 +24,7 @@ use tensors::load_for;
 
 use crate::Error;
 use crate::config::{Arch, Config, Pool};
-use crate::file::sync_folder;
+use crate::file::{missing, sync_folder};
 use ddpm_math::TimeSamplerState;
 use ddpm_net::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ const STATE: &str = "state.safetensors";
 
 /// The checkpoint whose samples came nearest to real images.
 const BEST: &str = "best";
+
+/// What parameters are read of.
+const CHECKPOINTS: &str = "name a run directory, a checkpoint folder, a .safetensors or a .pt file";
 
 /// How the names of unfinished checkpoints begin.
 const TEMPORARY: &str = ".tmp-";
@@ -134,19 +137,25 @@ impl Store {
         Ok(self.all()?.pop())
     }
 
-    /// Saves a checkpoint, then removes all but the newest `keep` (all stay for 0).
+    /// Saves a checkpoint.
     ///
     /// # Errors
     /// What writing says; nothing half-written is left and no older checkpoint is touched.
-    pub fn save(&self, state: &State, config: &Config, keep: usize) -> Result<PathBuf, Error> {
-        let target = self.write(&format!("step_{:06}", state.progress.step), state, config)?;
-        if keep > 0 {
-            let all = self.all()?;
-            for (_, old) in &all[..all.len().saturating_sub(keep)] {
-                fs::remove_dir_all(old).map_err(Error::io("remove the old checkpoint", old))?;
-            }
+    pub fn save(&self, state: &State, config: &Config) -> Result<PathBuf, Error> {
+        self.write(&format!("step_{:06}", state.progress.step), state, config)
+    }
+
+    /// Removes all checkpoints but the newest `keep` (none for 0), and says which.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn keep_newest(&self, keep: usize) -> Result<Vec<PathBuf>, Error> {
+        let mut all: Vec<PathBuf> = self.all()?.into_iter().map(|(_, path)| path).collect();
+        all.truncate(if keep == 0 { 0 } else { all.len().saturating_sub(keep) });
+        for old in &all {
+            fs::remove_dir_all(old).map_err(Error::io("remove the old checkpoint", old))?;
         }
-        Ok(target)
+        Ok(all)
     }
 
     /// The step of the best checkpoint, if one is kept.
@@ -238,6 +247,57 @@ impl Store {
     }
 }
 
+/// The checkpoint folder that a path means and a run can go on from: itself, the newest of a run directory, or the one that
+/// a file lies in; none if it is something else.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn saved_in(path: &Path) -> Result<Option<PathBuf>, Error> {
+    let newest = if path.is_dir() { Store::new(path).newest()? } else { None };
+    let folder = match newest {
+        Some((_, newest)) => newest,
+        None if path.is_dir() => path.to_path_buf(),
+        None => path.parent().unwrap_or(path).to_path_buf(),
+    };
+    let is_own = path.is_dir() || path.extension().is_some_and(|e| e == "safetensors");
+    Ok((is_own && folder.join(MODEL).exists() && folder.join(STATE).exists()).then_some(folder))
+}
+
+/// Where parameters are from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// Steps of training, where the file lies in a checkpoint folder.
+    pub step: Option<u64>,
+    /// The rate of the average, if it is one.
+    pub average: Option<f64>,
+}
+
+impl Origin {
+    /// What the files beside a file of parameters, and its name, tell of it.
+    pub fn of(file: &Path) -> Self {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let average = name.strip_prefix("ema_").and_then(|name| name.strip_suffix(".safetensors")?.parse().ok());
+        let step = file.parent().and_then(|folder| progress(folder).ok()).map(|progress| progress.step);
+        Self { file: file.to_path_buf(), step, average }
+    }
+}
+
+impl std::fmt::Display for Origin {
+    /// In words: the run or the file, the step, the average.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(step) = self.step else { return write!(f, "{}", self.file.display()) };
+        let folder = self.file.parent().unwrap_or(&self.file);
+        let run = folder.parent().filter(|checkpoints| checkpoints.ends_with("checkpoints")).and_then(Path::parent);
+        write!(f, "{}, step {step}", run.filter(|run| *run != Path::new("")).unwrap_or(folder).display())?;
+        match self.average {
+            Some(rate) => write!(f, ", average {rate}"),
+            None => write!(f, ", no average"),
+        }
+    }
+}
+
 /// How far the run of a checkpoint folder had come.
 ///
 /// # Errors
@@ -270,6 +330,52 @@ pub fn load(path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
     if TorchFile::is_one(path) { reference::load(path, layout) } else { load_for(path, layout, "") }
 }
 
+/// As [`load`], for the network of a configuration: where the file was made with other settings, these are named.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_network(path: &Path, layout: &Arc<Layout>, config: &Config) -> Result<Parameters, Error> {
+    load(path, layout).map_err(|error| contradiction(path, layout, config, &error).unwrap_or(error))
+}
+
+/// Why a file's parameters are not those of a configuration's network, in settings, if that is why they are not.
+fn contradiction(path: &Path, layout: &Layout, config: &Config, error: &Error) -> Option<Error> {
+    let Error::File { message, .. } = error else { return None };
+    let own = if let Some(own) = config_of(path).ok()? {
+        own
+    } else {
+        let inferred = crate::info::infer(&list(path).ok()?)?;
+        let mut layers = crate::config::Layers::default();
+        layers.add(config.to_toml().parse().ok()?).ok()?;
+        layers.add(inferred.settings(Some(config.model.image_size))).ok()?;
+        layers.resolve().ok()?
+    };
+    let theirs = crate::train::Task::new(&own, ddpm_net::Device::default()).ok()?;
+    if theirs.specs() == layout.specs() {
+        return None;
+    }
+    let section = if config.model.arch == Arch::Classifier { "classifier." } else { "model." };
+    let shapes = |key: &str| {
+        let speed = ["model.precision", "model.use_checkpoint", "model.dropout", "classifier.precision"];
+        (key.starts_with(section) && !speed.contains(&key)) || ["diffusion.variance", "model.arch"].contains(&key)
+    };
+    let differs: Vec<String> = config
+        .changes_from(&own)
+        .into_iter()
+        // The number of classes follows.
+        .filter(|(key, ..)| {
+            shapes(key) && (key != "model.num_classes" || config.model.class_cond == own.model.class_cond)
+        })
+        .map(|(key, now, before)| {
+            let flag = crate::config::KEYS.iter().find(|k| k.path() == key).map_or(key, |k| format!("--{}", k.flag()));
+            format!("{flag} {} (not {})", before.trim_matches('"'), now.trim_matches('"'))
+        })
+        .collect();
+    let them = if differs.len() == 1 { "this flag" } else { "these flags" };
+    (!differs.is_empty())
+        .then(|| Error::file(path, format!("was made with {}: leave {them} out. It {message}", differs.join(", "))))
+}
+
 /// Writes parameters alone, with the configuration.
 ///
 /// # Errors
@@ -284,11 +390,16 @@ pub fn write_parameters(path: &Path, parameters: &Parameters, config: &Config) -
 /// # Errors
 /// A path that does not exist or holds no checkpoint.
 pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
+    const OTHERS: [&str; 10] = ["npz", "npy", "png", "jpg", "jpeg", "toml", "json", "csv", "txt", "onnx"];
     if path.is_file() {
-        return Ok(path.to_path_buf());
+        let ending = path.extension().and_then(|ending| ending.to_str()).filter(|ending| OTHERS.contains(ending));
+        return ending.map_or(Ok(path.to_path_buf()), |ending| {
+            let message = format!("is a .{ending} file, not a checkpoint: {CHECKPOINTS}");
+            Err(Error::file(path, message))
+        });
     }
     if !path.exists() {
-        return Err(Error::file(path, "there is no such file or folder"));
+        return Err(Error::file(path, missing(path)));
     }
     let folder = match Store::new(path).newest()? {
         Some((_, newest)) => newest,
@@ -296,8 +407,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     };
     let model = folder.join(MODEL);
     if !model.exists() {
-        let message = "holds no checkpoint: name a run directory, a checkpoint folder, a .safetensors or a .pt file";
-        return Err(Error::file(path, message));
+        return Err(Error::file(path, format!("holds no checkpoint: {CHECKPOINTS}")));
     }
     let rate = config_of(&model)?.and_then(|config| config.train.ema_rate.first().copied());
     let average = rate.map(|rate| folder.join(ema_name(rate))).filter(|path| path.exists());

@@ -51,7 +51,8 @@ impl Trio {
         let step = digits.filter(|d| d.bytes().all(|b| b.is_ascii_digit())).and_then(|digits| digits.parse().ok());
         let other = || {
             let message = "is not named like model000100.pt, where the step stands: name that file, beside which ema_*.pt \
-                           and opt*.pt are looked for. To begin anew from any parameters use --init-from";
+                           and opt*.pt are looked for. A checkpoint of a run is gone on from with --resume-checkpoint \
+                           RUN/checkpoints/step_N --out NEW. To begin anew from any parameters use --init-from";
             Error::file(model, message)
         };
         Ok(Self { model: model.to_path_buf(), step: step.ok_or_else(other)? })

@@ -96,6 +96,8 @@ pub const KEYS: &[Key] = &[
     key("data", "random_flip", "mirror each image with probability 1/2"),
     key("data", "on_bad_image", "images that cannot be read: fail, skip"),
     key("data", "workers", "threads that decode ahead of the training"),
+    key("classes", "names", "names of the classes, class 0 first; training keeps them where the images tell"),
+    key("classes", "untrained", "classes without images, which the network has not learned; training keeps them"),
     key("train", "steps", "optimizer steps to train for; 0: no limit; replaces a preset's duration"),
     key("train", "duration", "time to train for, such as 20m or 2h; empty: no limit; replaces a preset's steps"),
     key("train", "init_from", "begin with the parameters of any checkpoint (fine-tuning)"),

@@ -26,6 +26,7 @@ impl Layers {
             config.train.grid_steps = FAST_GRID_STEPS;
         }
         config.model.auto_precision = !self.says("model", "precision");
+        config.train.auto_keep = !self.says("train", "keep_checkpoints");
         config.classifier.auto_precision = !self.says("classifier", "precision");
         Ok(config)
     }
@@ -50,10 +51,8 @@ impl Layers {
         }
         for (section, keys) in layer {
             let Value::Table(keys) = keys else {
-                return Err(ConfigError(format!(
-                    "`{section}` stands outside a section: write it as {}",
-                    advice(&section)
-                )));
+                let advice = nearest(&section).map_or("section.key".into(), |key| format!("`{key}`"));
+                return Err(ConfigError(format!("`{section}` stands outside a section: write it as {advice}")));
             };
             for (name, value) in keys {
                 self.insert(find(&format!("{section}.{name}"))?, value)?;
@@ -68,6 +67,9 @@ impl Layers {
     /// A file that cannot be read or is no TOML, and as [`Self::add`]; each message names the file.
     pub fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let named = |message: String| ConfigError(format!("{}: {}", path.display(), message.trim_end()));
+        if path.is_dir() {
+            return Err(named("is a folder: name a file, such as the config.toml of a run".into()));
+        }
         let text = std::fs::read_to_string(path).map_err(|e| named(format!("cannot read this configuration: {e}")))?;
         let layer: Table = text.parse().map_err(|e: toml::de::Error| named(e.to_string()))?;
         self.add(layer).map_err(|e| named(e.0))
@@ -127,19 +129,23 @@ fn find(name: &str) -> Result<&'static Key, ConfigError> {
         (None, Some(one), Some(other)) => {
             Err(ConfigError(format!("`{name}` could be {} or {}: say which", one.path(), other.path())))
         }
-        (None, None, _) => Err(ConfigError(format!("there is no setting `{name}`: did you mean {}?", advice(&name)))),
+        (None, None, _) => {
+            let advice = nearest(&name).map_or("`--help` lists them".into(), |key| format!("did you mean `{key}`?"));
+            Err(ConfigError(format!("there is no setting `{name}`: {advice}")))
+        }
     }
 }
 
-/// The known key most like `name`.
-fn advice(name: &str) -> String {
-    let likeness = |k: &Key| {
-        let whole = strsim::jaro_winkler(name, &k.path());
-        let last = name.rsplit('.').next().unwrap_or(name);
-        whole.max(strsim::jaro_winkler(last, k.name))
-    };
-    let best = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    best.map_or_else(String::new, |k| format!("`{}`", k.path()))
+/// How alike two names are that may be one misspelled.
+const ALIKE: f64 = 0.7;
+
+/// The known key most like `name`, if any is. Where several are, the section decides.
+fn nearest(name: &str) -> Option<String> {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let likeness = |k: &Key| strsim::normalized_damerau_levenshtein(last, k.name);
+    let whole = |k: &Key| strsim::normalized_damerau_levenshtein(name, &k.path());
+    let best = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)).then(whole(a).total_cmp(&whole(b))))?;
+    (likeness(best) >= ALIKE).then(|| best.path())
 }
 
 /// Reads a truth value as the reference's scripts do.
@@ -170,6 +176,9 @@ fn parse(key: &Key, text: &str) -> Result<Value, ConfigError> {
         Value::Array(_) => {
             let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
             let entries = inner.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+            if key.path() == "classes.names" {
+                return Ok(Value::Array(entries.map(|name| Value::String(name.into())).collect()));
+            }
             entries
                 .map(number)
                 .collect::<Option<_>>()
@@ -269,6 +278,10 @@ mod tests {
         let config = layers.resolve().unwrap();
         assert_eq!(config.model.channel_mult, [1.0, 2.0]);
         assert_eq!((config.classifier.channel_mult, config.classifier.depth), (vec![1.0, 3.0], 4));
+        assert_eq!(
+            message(("train.learning_rate", "3")),
+            "there is no setting `train.learning_rate`: `--help` lists them"
+        );
         assert_eq!(message(("seed", "3")), "`seed` could be train.seed or sample.seed: say which");
         assert_eq!(message(("class_cond", "maybe")), r#"model.class_cond = "maybe" is not true or false"#);
         assert_eq!(

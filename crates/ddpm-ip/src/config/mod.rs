@@ -19,7 +19,8 @@ use crate::Device;
 use crate::data::{Fit, Labels, OnBadImage};
 use crate::diffusion::{Diffusion, Reverse};
 pub use ddpm_math::{
-    Corrections, LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, Spacing, TimeSamplerKind, Variance,
+    Corrections, LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, Spacing, Strength, TimeSamplerKind,
+    Variance,
 };
 pub use ddpm_net::Precision;
 pub use ddpm_net::network::Pool;
@@ -47,6 +48,8 @@ pub struct Config {
     pub perturbation: Perturbation,
     /// The training images.
     pub data: DataConfig,
+    /// The classes of the training images.
+    pub classes: ClassesConfig,
     /// The training run.
     pub train: TrainConfig,
     /// Sampling, also of the grids drawn during training.
@@ -221,6 +224,52 @@ impl Default for DataConfig {
     }
 }
 
+/// The classes of the training images, as training finds and keeps them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClassesConfig {
+    /// Their names, class 0 first, where file names or folders tell them.
+    pub names: Vec<String>,
+    /// The numbers of those of which there were no images, so that a network has not learned them.
+    pub untrained: Vec<u32>,
+}
+
+impl ClassesConfig {
+    /// Those of `count` classes that were trained: all, if it is not known.
+    pub fn trained(&self, count: usize) -> Vec<u32> {
+        let all = 0..count as u32;
+        let trained: Vec<u32> = all.clone().filter(|class| !self.untrained.contains(class)).collect();
+        if trained.is_empty() { all.collect() } else { trained }
+    }
+
+    /// The number of the class that a word stands for: its name, or else its number.
+    ///
+    /// # Errors
+    /// A word that is neither.
+    pub fn find(&self, word: &str) -> Result<u32, ConfigError> {
+        const SHOWN: usize = 20;
+        let by_name = self.names.iter().position(|name| name == word).map(|place| place as u32);
+        by_name.or_else(|| word.parse().ok()).ok_or_else(|| {
+            let known = if self.names.is_empty() {
+                "the network's classes have no names, use their numbers, as in 0,1,2".to_string()
+            } else {
+                let more = if self.names.len() > SHOWN { ", …" } else { "" };
+                let shown: Vec<&str> = self.names.iter().take(SHOWN).map(String::as_str).collect();
+                format!("there are {}{more}", shown.join(", "))
+            };
+            ConfigError(format!("there is no class {word:?}: {known}"))
+        })
+    }
+
+    /// Numbers and names, for people; nothing where there are no names.
+    pub fn describe(&self) -> Option<String> {
+        const SHOWN: usize = 20;
+        let shown: Vec<String> = self.names.iter().take(SHOWN).enumerate().map(|(i, n)| format!("{i} {n}")).collect();
+        let more = if self.names.len() > SHOWN { ", …" } else { "" };
+        (!shown.is_empty()).then(|| format!("{}{more}", shown.join(", ")))
+    }
+}
+
 /// The training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -272,6 +321,9 @@ pub struct TrainConfig {
     pub save_interval: u64,
     /// Checkpoints kept, newest first; 0 for all.
     pub keep_checkpoints: usize,
+    /// Whether nobody chose how many are kept: a run that goes on then keeps as many as it did.
+    #[serde(skip)]
+    pub auto_keep: bool,
     /// Steps between sample grids; 0 for the last alone.
     pub grid_interval: u64,
     /// Images in a sample grid; 0 for no grids.
@@ -306,6 +358,7 @@ impl Default for TrainConfig {
             eval_interval: 5,
             save_interval: 10_000,
             keep_checkpoints: 3,
+            auto_keep: false,
             grid_interval: 10_000,
             grid_images: 64,
             grid_steps: 0,
@@ -353,6 +406,20 @@ pub enum SamplerKind {
     UniPc,
     /// EDM's sampler with `churn`.
     Heun,
+}
+
+impl SamplerKind {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ddpm => "ddpm",
+            Self::Ddim => "ddim",
+            Self::DpmSolver => "dpm-solver++",
+            Self::DpmSolverSde => "dpm-solver++-sde",
+            Self::UniPc => "unipc",
+            Self::Heun => "heun",
+        }
+    }
 }
 
 /// Sampling.
@@ -418,8 +485,8 @@ fn require(ok: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError
 }
 
 impl Config {
-    /// Decides the precisions that nobody chose: those of the run that goes on, or else what fits the device, bf16 on a GPU
-    /// and f32 on the processor.
+    /// Decides what nobody chose as it is in the run that goes on: the precisions, which else fit the device (bf16 on a GPU
+    /// and f32 on the processor), and how many checkpoints are kept.
     pub fn settle(&mut self, device: Device, before: Option<&Self>) {
         // What the gradient penalty differentiates is lost in fewer bits.
         let fitting =
@@ -429,6 +496,9 @@ impl Config {
         }
         if std::mem::take(&mut self.classifier.auto_precision) {
             self.classifier.precision = before.map_or(fitting, |before| before.classifier.precision);
+        }
+        if let (true, Some(before)) = (std::mem::take(&mut self.train.auto_keep), before) {
+            self.train.keep_checkpoints = before.train.keep_checkpoints;
         }
     }
 
@@ -520,6 +590,31 @@ impl Config {
         self.train.validate()?;
         self.sample.validate()?;
         self.validate_sampler()
+    }
+
+    /// Checks that all timesteps at which the network is to be used are among those that `diffusion.timestep_respacing` has
+    /// kept for its training.
+    ///
+    /// # Errors
+    /// Others, with what would do.
+    pub fn check_timesteps(&self) -> Result<(), ConfigError> {
+        let kept = &self.diffusion.timestep_respacing;
+        let trained = Diffusion::new(&self.diffusion, kept)?.schedule;
+        if trained.len() == self.diffusion.diffusion_steps {
+            return Ok(());
+        }
+        let schedule = Diffusion::for_sampling(&self.diffusion, &self.sample)?.schedule;
+        let stages = Reverse::new(&self.sample).rule.stages(&schedule, schedule.len() - 1);
+        let is_trained = |time: f64| trained.times.iter().any(|t| (t - time).abs() < 1e-9);
+        if stages.iter().all(|stage| is_trained(stage.level.time)) {
+            return Ok(());
+        }
+        Err(ConfigError(format!(
+            "the network was trained at {} of {} timesteps (--timestep-respacing {kept}), and would be used at others: use \
+             --timestep-respacing {kept} here, too, or --untrained-timesteps to go on all the same",
+            trained.len(),
+            self.diffusion.diffusion_steps
+        )))
     }
 
     /// Checks that the sampler and its corrections work with the network and the process.

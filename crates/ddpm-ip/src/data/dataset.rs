@@ -44,6 +44,33 @@ impl Source {
         };
         Ok((Self::Memory(memory), labels))
     }
+
+    /// As [`Self::open`], or a single PNG or JPEG.
+    fn open_any(name: &str) -> Result<(Self, Option<Vec<u32>>), Error> {
+        let path = Path::new(name);
+        if path.is_file() && folder::is_image(path) {
+            return Ok((Self::Files(vec![path.into()]), None));
+        }
+        Self::open(name)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(memory) => memory.len(),
+            Self::Files(files) => files.len(),
+        }
+    }
+
+    /// Height, width and channels of the first image.
+    fn first_image_shape(&self) -> Result<[usize; 3], DataError> {
+        Ok(match self {
+            Self::Memory(memory) => memory.image_shape(),
+            Self::Files(files) => {
+                let image = folder::decode(&files[0])?;
+                [image.height, image.width, image.channels]
+            }
+        })
+    }
 }
 
 /// A list of images, with labels if there are any.
@@ -61,7 +88,18 @@ impl Dataset {
     /// # Errors
     /// What does not exist, is empty, damaged or of an unknown kind, or has channels that do not fit.
     pub fn open(name: &str, options: &Options) -> Result<Self, Error> {
-        let (source, labels) = Source::open(name)?;
+        Self::from_source(Source::open(name)?, name, options)
+    }
+
+    /// As [`Self::open`], or a single PNG or JPEG.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_any(name: &str, options: &Options) -> Result<Self, Error> {
+        Self::from_source(Source::open_any(name)?, name, options)
+    }
+
+    fn from_source((source, labels): (Source, Option<Vec<u32>>), name: &str, options: &Options) -> Result<Self, Error> {
         let (mut labels, mut class_names) = (labels, Vec::new());
         if let Source::Files(files) = &source
             && let Some((of_files, names)) = folder::classes(Path::new(name), files, options.labels)
@@ -89,22 +127,22 @@ impl Dataset {
     /// # Errors
     /// As [`Self::open`], and a first image that cannot be read.
     pub fn first_image_shape(name: &str) -> Result<[usize; 3], Error> {
-        Ok(match Source::open(name)?.0 {
-            Source::Memory(memory) => memory.image_shape(),
-            Source::Files(files) => {
-                let image = folder::decode(&files[0])?;
-                [image.height, image.width, image.channels]
-            }
-        })
+        Ok(Source::open(name)?.0.first_image_shape()?)
+    }
+
+    /// Number of images of a name, or of a single PNG or JPEG, and height, width and channels of the first.
+    ///
+    /// # Errors
+    /// As [`Self::first_image_shape`].
+    pub fn count_and_shape(name: &str) -> Result<(usize, [usize; 3]), Error> {
+        let source = Source::open_any(name)?.0;
+        Ok((source.len(), source.first_image_shape()?))
     }
 
     /// Number of images: at least 1.
     #[expect(clippy::len_without_is_empty, reason = "a data set is never empty")]
     pub fn len(&self) -> usize {
-        match &self.source {
-            Source::Memory(memory) => memory.len(),
-            Source::Files(files) => files.len(),
-        }
+        self.source.len()
     }
 
     /// Bytes of the images that are held in memory: all of an npz or IDX file, none of a folder.
@@ -132,6 +170,51 @@ impl Dataset {
     /// Names of the classes, where they have any.
     pub fn class_names(&self) -> &[String] {
         &self.class_names
+    }
+
+    /// Checks that its classes, if file names or folders tell them, are such that something can be learned of them.
+    ///
+    /// # Errors
+    /// [`DataError::NoClasses`].
+    pub fn check_classes(&self) -> Result<(), DataError> {
+        match &self.source {
+            Source::Files(files) if !self.class_names.is_empty() => {
+                let root = Path::new(&self.name);
+                folder::check_classes(&self.name, root, files, self.options.labels, &self.class_names)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Numbers the classes as a network does whose classes have these names; where either has no names, numbers stay.
+    ///
+    /// # Errors
+    /// [`DataError::UnknownClass`].
+    pub fn numbered_by(mut self, names: &[String]) -> Result<Self, DataError> {
+        if names.is_empty() || self.class_names.is_empty() {
+            return Ok(self);
+        }
+        let place = |class: &String| {
+            names.iter().position(|name| name == class).map(|place| place as u32).ok_or_else(|| {
+                DataError::UnknownClass {
+                    source_name: self.name.clone(),
+                    class: class.clone(),
+                    known: names.join(", "),
+                }
+            })
+        };
+        let places = self.class_names.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+        self.labels.iter_mut().flatten().for_each(|label| *label = places[*label as usize]);
+        self.class_names = names.to_vec();
+        Ok(self)
+    }
+
+    /// Channels of the first image as it is stored.
+    ///
+    /// # Errors
+    /// A first image that cannot be read.
+    pub fn stored_channels(&self) -> Result<usize, DataError> {
+        Ok(self.source.first_image_shape()?[2])
     }
 
     /// What the data are, in a line.

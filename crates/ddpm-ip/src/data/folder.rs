@@ -75,6 +75,40 @@ pub(crate) fn classes(root: &Path, files: &[PathBuf], labels: Labels) -> Option<
     Some((names.iter().map(number).collect(), sorted))
 }
 
+/// Whether any file is named `CLASS_…`.
+pub(crate) fn has_prefixes(files: &[PathBuf]) -> bool {
+    files.iter().any(|file| file.file_name().unwrap_or_default().to_string_lossy().contains('_'))
+}
+
+/// Why the classes of files say nothing, and what would, if that is so: no name has a class, or every image is a class of
+/// its own.
+pub(crate) fn check_classes(
+    source: &str,
+    root: &Path,
+    files: &[PathBuf],
+    labels: Labels,
+    classes: &[String],
+) -> Result<(), DataError> {
+    const SHOWN: usize = 5;
+    let problem = if labels == Labels::Prefix && !has_prefixes(files) {
+        let name = files[0].file_name().unwrap_or_default().to_string_lossy();
+        format!("the names of its images, such as {name}, carry no class before a `_`")
+    } else if files.len() > 1 && classes.len() == files.len() {
+        format!("each of its {} images would be a class of its own", files.len())
+    } else {
+        return Ok(());
+    };
+    let folders = self::classes(root, files, Labels::Folder).map(|(_, names)| names).unwrap_or_default();
+    let advice = if labels == Labels::Prefix && folders.len() > 1 && folders.len() < files.len() {
+        let more = if folders.len() > SHOWN { ", …" } else { "" };
+        let shown = folders.iter().map(|name| if name.is_empty() { "." } else { name });
+        format!("--labels folder takes the folders' names: {}{more}", shown.take(SHOWN).collect::<Vec<_>>().join(", "))
+    } else {
+        "Name them CLASS_NUMBER.png, or put those of each class into a folder and use --labels folder".into()
+    };
+    Err(DataError::NoClasses { source_name: source.into(), problem, advice })
+}
+
 /// Decodes a PNG or JPEG: grey as one channel, everything else as three, without transparency.
 pub(super) fn decode(path: &Path) -> Result<Pixels, DataError> {
     let bad = |reason: String| DataError::BadImage { image: path.display().to_string(), reason };

@@ -29,6 +29,8 @@ pub struct ImageSet {
     /// Of a folder's classes.
     class_names: Vec<String>,
     shape: Option<Shape>,
+    /// Channels that they are brought to, if to others than their own.
+    channels: Option<usize>,
     /// Height, width and channels as stored; of a folder those of the first image.
     stored: [usize; 3],
     /// Images in all, and those that are used.
@@ -57,7 +59,11 @@ impl ImageSet {
             Kind::Idx(file) => of_memory(Memory::idx(&file)?),
             Kind::Files(files) => {
                 let image = decode(&files[0])?;
-                let classes = labels.and_then(|labels| folder::classes(Path::new(name), &files, labels));
+                let root = Path::new(name);
+                let classes = labels.and_then(|labels| folder::classes(root, &files, labels));
+                if let Some(((_, names), labels)) = classes.as_ref().zip(labels) {
+                    folder::check_classes(name, root, &files, labels, names)?;
+                }
                 let labels = classes.map(|(labels, names)| {
                     class_names = names;
                     labels
@@ -71,7 +77,17 @@ impl ImageSet {
                 (stored, n, labels, Source::Npz(path))
             }
         };
-        let set = Self { name: name.into(), source, labels, class_names, shape, stored, stored_len, len: stored_len };
+        let set = Self {
+            name: name.into(),
+            source,
+            labels,
+            class_names,
+            shape,
+            channels: None,
+            stored,
+            stored_len,
+            len: stored_len,
+        };
         if !matches!(set.source, Source::Files(_)) {
             // All images are alike: one tells whether any fits.
             let [height, width, channels] = stored;
@@ -88,6 +104,13 @@ impl ImageSet {
         self
     }
 
+    /// All images in colour (3) or in grey (1).
+    #[must_use]
+    pub fn with_channels(mut self, channels: usize) -> Self {
+        self.channels = Some(channels);
+        self
+    }
+
     /// What it was opened by.
     pub fn name(&self) -> &str {
         &self.name
@@ -101,8 +124,9 @@ impl ImageSet {
 
     /// Height, width and channels of every image.
     pub fn image_shape(&self) -> [usize; 3] {
-        let [height, width, channels] = self.stored;
-        self.shape.map_or([height, width, channels], |s| [s.image_size, s.image_size, s.channels.unwrap_or(channels)])
+        let [height, width, stored] = self.stored;
+        let channels = self.channels.or(self.shape.and_then(|shape| shape.channels)).unwrap_or(stored);
+        self.shape.map_or([height, width, channels], |shape| [shape.image_size, shape.image_size, channels])
     }
 
     /// Class of each image.
@@ -140,7 +164,7 @@ impl ImageSet {
                     return Ok(on);
                 }
                 let rows = &rows[(wanted.start - begin) * bytes..(wanted.end - begin) * bytes];
-                if self.shape.is_none() {
+                if self.shape.is_none() && self.channels.is_none() {
                     return Ok(take(rows)? && on);
                 }
                 let image = |(i, row): (usize, &[u8])| {
@@ -200,7 +224,7 @@ impl ImageSet {
         let Some(image) = image.with_channels(channels) else {
             return bad(format!("{found} channels, and {channels} are wanted"));
         };
-        if found > channels && self.shape.is_none_or(|shape| shape.channels.is_none()) {
+        if found > channels && self.channels.is_none() && self.shape.is_none_or(|shape| shape.channels.is_none()) {
             return bad(
                 "in colour, the first image of the folder is grey: make them alike with `ddpm-ip prepare images`"
                     .into(),

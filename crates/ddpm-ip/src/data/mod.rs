@@ -21,6 +21,7 @@ pub use pillow::center_crop;
 pub(crate) use pillow::{bicubic_crop, box_crop};
 pub use pixels::Pixels;
 pub use sheet::{Sheet, contact_sheet};
+pub(crate) use source::is_run;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -74,6 +75,29 @@ pub enum DataError {
     /// A file of another kind.
     #[error("{}: not a kind of data that is known: use a folder of PNG or JPEG images, an .npz or an IDX file", .0.display())]
     Unknown(PathBuf),
+    /// A run where images were meant.
+    #[error("{}: this is a run directory, not images: name the images to train on or to compare", .0.display())]
+    Run(PathBuf),
+    /// Files whose names or folders do not tell classes.
+    #[error("{source_name}: {problem}. {advice}")]
+    NoClasses {
+        /// Where the images are.
+        source_name: String,
+        /// What is wrong with their classes.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A class that the network has not.
+    #[error("{source_name} has a class {class:?}, which the network has not: its classes are {known}")]
+    UnknownClass {
+        /// Where the images are.
+        source_name: String,
+        /// The class there.
+        class: String,
+        /// The network's.
+        known: String,
+    },
     /// One image that is damaged, too small or too large.
     #[error("{image}: {reason}. --on-bad-image skip goes on without such images")]
     BadImage {

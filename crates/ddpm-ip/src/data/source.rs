@@ -2,6 +2,7 @@
 
 use super::{DataError, Fit, Pixels, folder, idx, pillow};
 use crate::Error;
+use crate::file::missing;
 use ddpm_math::Stream;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,13 @@ impl Kind {
             return Ok(Self::Digits);
         }
         if !path.exists() {
+            if path.is_symlink() {
+                return Err(Error::file(path, missing(path)));
+            }
             return Err(DataError::Missing(path.into()).into());
+        }
+        if is_run(path) {
+            return Err(DataError::Run(path.into()).into());
         }
         let idx_file = if path.is_dir() { idx::in_folder(path) } else { idx::is_named(path).then(|| path.into()) };
         if let Some(file) = idx_file {
@@ -33,6 +40,14 @@ impl Kind {
         }
         if path.is_dir() {
             let files = folder::list(path)?;
+            // The grids of a run are no images.
+            let grids = |file: &PathBuf| {
+                let folder = file.parent().filter(|folder| folder.ends_with("samples"))?;
+                folder.parent().filter(|run| is_run(run)).map(Path::to_path_buf)
+            };
+            if let Some(run) = files.iter().find_map(grids) {
+                return Err(DataError::Run(run).into());
+            }
             return if files.is_empty() { Err(DataError::Empty(path.into()).into()) } else { Ok(Self::Files(files)) };
         }
         if path.extension().is_some_and(|e| e == "npz") {
@@ -40,6 +55,11 @@ impl Kind {
         }
         Err(DataError::Unknown(path.into()).into())
     }
+}
+
+/// Whether a folder is a run directory.
+pub(crate) fn is_run(path: &Path) -> bool {
+    path.join("config.toml").is_file() && path.join("checkpoints").is_dir()
 }
 
 /// A square of side `size` from an image, cropped at random if there is a stream; else says why there is none.

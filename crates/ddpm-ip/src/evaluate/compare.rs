@@ -2,7 +2,7 @@
 
 use super::neighbours::{self, Neighbours};
 use super::side::Known;
-use super::{ClassReport, FeatureNetwork, Job, Metric, Report};
+use super::{ClassReport, FeatureNetwork, Job, MANY_IMAGES, Metric, Report};
 use crate::Error;
 use crate::data::ImageSet;
 use crate::event::{Emit, Event};
@@ -133,6 +133,10 @@ fn compare_images(
     let failed =
         |e: FidelityError| Error::file(Path::new(names[1]), format!("cannot be compared with {}: {e}", names[0]));
     let mut found = ByImages::default();
+    if reference.rows().max(samples.rows()) > MANY_IMAGES {
+        let text = format!("comparing {} images with {} one by one", samples.rows(), reference.rows());
+        emit(Event::Begins(text));
+    }
     if settings.metrics.contains(&Metric::KernelDistance) {
         // Subsets of nearly all images are nearly the same, and their spread says nothing.
         let most = reference.rows().min(samples.rows()) / 2;

@@ -146,13 +146,15 @@ pub(super) fn measure(
     }
 
     let row = network.width() + network.spatial_width();
-    let (mut partial, mut done) = Partial::open(&folder.join(hash), &identity, 4 * row, network.device(), emit)?;
+    let device = network.device();
+    let (mut partial, mut done) = Partial::open(&folder.join(hash), &identity, 4 * row, false, device, emit)?;
     // Another call may have finished them while this one looked.
     if let Some(statistics) = kept(&features_path, &statistics_path, &identity, set.len() * network.width()) {
         return Ok(Some(Measured { statistics, features: file(temporary) }));
     }
     done = done.min(set.len());
     let progress = |done: usize| Event::Measuring { what: set.name().into(), done, total: set.len() };
+    emit(Event::Begins(format!("making features of {} images of {} by {}", set.len(), set.name(), network.name())));
     emit(progress(done));
     let mut bad = None;
     set.batches(done, batch, &mut |images| {

@@ -128,7 +128,9 @@ impl<'a> EvaluationHook<'a> {
         let failed = |e: fidelity::FidelityError| Error::file(&self.lines, format!("evaluation at step {step}: {e}"));
         let mut sum = Sum::new(self.network.width());
         // As `sample` draws them, so that its files give the same distance.
-        let labels = |images: &[u64], classes: usize| random_labels(images, classes, config.sample.seed);
+        let labels = |images: &[u64], classes: usize| {
+            random_labels(images, &config.classes.trained(classes), config.sample.seed)
+        };
         let drawing = Drawing {
             trainer,
             settings: &config.sample,

@@ -22,8 +22,9 @@ pub use statistics::Statistics;
 
 use crate::Error;
 use crate::config::ConfigError;
-use crate::data::{Labels, Shape};
+use crate::data::{ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
+use crate::record::Record;
 use compare::compare;
 use ddpm_net::Device;
 use fidelity::{FrechetParts, InceptionScore, LEAST_EXTRAPOLATED, Subsets};
@@ -32,6 +33,9 @@ use serde::Serialize;
 use side::{Side, know, network, run_of};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+
+/// Images that take a while to read and to compare one by one.
+const MANY_IMAGES: usize = 5000;
 
 /// How sets are compared.
 #[derive(Clone, Debug)]
@@ -52,6 +56,8 @@ pub struct Settings {
     pub split: usize,
     /// Neighbours in precision and recall.
     pub k: usize,
+    /// Metrics whose subsets or splits have a size that was asked for: one that is too large is an error.
+    pub sized: Vec<Metric>,
     /// Subsets of the kernel distance; their seed is also that of the extrapolation's.
     pub subsets: Subsets,
     /// Whether the distance is extrapolated to infinitely many samples.
@@ -78,6 +84,7 @@ impl Default for Settings {
             num_images: None,
             split: InceptionScore::SPLIT,
             k: 3,
+            sized: Vec::new(),
             subsets: Subsets::default(),
             extrapolate: false,
             per_class: false,
@@ -202,9 +209,16 @@ pub fn evaluate(
     let mut reference = Side::open(&job.reference, settings)?;
     let mut samples = Side::open(&job.samples, settings)?;
     if let Some(most) = settings.num_images {
+        if let Some(set) = samples.images.as_ref().filter(|set| set.len() < most) {
+            let (name, there) = (set.name(), set.len());
+            return Err(
+                ConfigError(format!("--num-images is {most}, and {name} has {there}: use at most {there}")).into()
+            );
+        }
         samples.images = samples.images.map(|set| set.take(most));
         samples.statistics = samples.statistics.filter(|_| samples.images.is_none());
     }
+    match_channels(&mut reference, &mut samples, settings, emit);
     check_shapes(&reference, &samples)?;
     for side in [&reference, &samples] {
         side.check_count()?;
@@ -215,6 +229,9 @@ pub fn evaluate(
         make_folder(sheet)?;
     }
     let network = network(&[&reference, &samples], settings, device)?;
+    for set in [&reference.images, &samples.images].into_iter().flatten().filter(|set| set.len() > MANY_IMAGES) {
+        emit(Event::Begins(format!("reading {} images of {}", set.len(), set.name())));
+    }
     if !(reference.go_through(&network, stop)? && samples.go_through(&network, stop)?) {
         return Ok((Outcome::Interrupted, None));
     }
@@ -261,11 +278,23 @@ pub fn statistics(
     if !side.go_through(&network, stop)? {
         return Ok((Outcome::Interrupted, None));
     }
+    let (content, count) = match (&side.content, &side.images) {
+        (Some(content), Some(set)) => (content.hash.clone(), set.len()),
+        _ => (String::new(), 0),
+    };
+    let what = format!("statistics of {count} images of {} by {}", side.name, network.name());
+    let record = Record::new(&format!("{content} {}", network.name()), count, what);
+    if record.found_at(out, "Name another file, or remove it")?.is_some()
+        && let Some(statistics) = Statistics::read(out)?
+    {
+        emit(Event::Found(out.to_path_buf()));
+        return Ok((Outcome::Finished, Some(statistics)));
+    }
     let Some(known) = know(side, &network, settings, stop, emit)? else { return Ok((Outcome::Interrupted, None)) };
     if let Some(remark) = network.remark() {
         emit(Event::Notice(remark));
     }
-    known.statistics.write(out)?;
+    known.statistics.write_with(out, &record.line())?;
     Ok((Outcome::Finished, Some(known.statistics)))
 }
 
@@ -289,6 +318,25 @@ fn make_folder(target: &Path) -> Result<(), Error> {
         Some(folder) => std::fs::create_dir_all(folder).map_err(Error::io("create", folder)),
         None => Ok(()),
     }
+}
+
+/// Brings grey images to colour, or colour to grey, where one side has one and the other the other: as the network wants
+/// them, or as the reference is.
+fn match_channels(reference: &mut Side, samples: &mut Side, settings: &Settings, emit: &mut Emit) {
+    let channels = |side: &Side| side.images.as_ref().map(|set| set.image_shape()[2]);
+    let (Some(of_reference), Some(of_samples)) = (channels(reference), channels(samples)) else { return };
+    if !matches!((of_reference, of_samples), (1, 3) | (3, 1)) {
+        return;
+    }
+    let wanted = match settings.features {
+        Some(Choice::Grey) => 1,
+        Some(_) => 3,
+        None => of_reference,
+    };
+    let side = if of_reference == wanted { samples } else { reference };
+    side.images = side.images.take().map(|set| set.with_channels(wanted));
+    let how = if wanted == 1 { "colour is made grey" } else { "grey is made three equal channels" };
+    emit(Event::Notice(format!("{}: {how}, as the other side has it", side.name)));
 }
 
 /// That both sides, where they have images, have them of one shape.
@@ -336,6 +384,20 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
                 set.len()
             )));
         }
+    }
+    // A size by default is cut down to what there is.
+    let least = [&reference.images, &samples.images].into_iter().flatten().map(ImageSet::len).min().unwrap_or(0);
+    let half = (least / 2).max(2);
+    if settings.sized.contains(&Metric::KernelDistance) && both_have_images && settings.subsets.size > half {
+        return Err(ConfigError(format!(
+            "--kid-subset-size is {}, and the smaller side has {least} images: use at most {half}, half of them",
+            settings.subsets.size
+        )));
+    }
+    let splits = settings.sized.contains(&Metric::InceptionScore);
+    if let Some(set) = samples.images.as_ref().filter(|set| splits && settings.split > set.len()) {
+        let (split, name, there) = (settings.split, set.name(), set.len());
+        return Err(ConfigError(format!("--split is {split}, and {name} has {there} images: use at most {there}")));
     }
     if settings.per_class {
         if !both_have_images {

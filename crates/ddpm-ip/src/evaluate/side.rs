@@ -4,7 +4,7 @@ use super::features::{Content, FeatureFile, Measured, content, measure};
 use super::pixels::PixelStatistics;
 use super::{Choice, FID_INCEPTION, FeatureNetwork, Settings, SideReport, Statistics};
 use crate::Error;
-use crate::data::ImageSet;
+use crate::data::{ImageSet, is_run};
 use crate::event::{Emit, Event};
 use crate::npz::Npz;
 use ddpm_net::Device;
@@ -113,10 +113,6 @@ fn run_samples(path: &Path) -> Result<Option<PathBuf>, Error> {
         Error::file(path, message)
     };
     newest.map(|entry| Some(entry.path())).ok_or_else(none)
-}
-
-fn is_run(path: &Path) -> bool {
-    path.join("config.toml").is_file() && path.join("checkpoints").is_dir()
 }
 
 /// The run directory that samples lie in, if they do.

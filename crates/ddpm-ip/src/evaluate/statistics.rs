@@ -71,6 +71,11 @@ impl Statistics {
     /// # Errors
     /// What writing says.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
+        self.write_with(path, "")
+    }
+
+    /// As [`Self::write`], with a comment in the archive.
+    pub(super) fn write_with(&self, path: &Path, comment: &str) -> Result<(), Error> {
         write_atomic(path, |w| {
             let mut npz = NpzWriter::new(w);
             let pairs = [("mu", "sigma", Some(&self.features)), ("mu_s", "sigma_s", self.spatial.as_ref())];
@@ -85,7 +90,7 @@ impl Statistics {
             if let Some(images) = self.images {
                 npz.array::<i64>("images", &[], |push| push(&[images as i64]))?;
             }
-            npz.finish()
+            npz.finish_with(comment)
         })
     }
 }

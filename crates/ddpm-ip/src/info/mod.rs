@@ -6,7 +6,7 @@ pub use architecture::{Architecture, infer};
 
 use crate::Error;
 use crate::checkpoint::{self, Store, TensorInfo};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::data::{Dataset, contact_sheet as sheet};
 use crate::torch::TorchFile;
 use crate::train::open_data;
@@ -149,6 +149,11 @@ fn describe_data(what: &str, config: &Config) -> Result<Report, Error> {
 /// # Errors
 /// Images that cannot be loaded, failing writes.
 pub fn contact_sheet(what: &str, config: &Config, out: &Path, count: usize) -> Result<(), Error> {
+    let real = |path: &Path| path.canonicalize().ok();
+    if real(out).zip(real(Path::new(what))).is_some_and(|(out, data)| out.starts_with(data)) {
+        let message = format!("{} is one of the files of {what} and would be lost: name another file", out.display());
+        return Err(ConfigError(message).into());
+    }
     let config = &data_config(what, config)?;
     let data = open_data(config)?;
     let count = count.min(data.len());
@@ -169,6 +174,9 @@ impl Display for Report {
                     Some(a) => writeln!(f, "\nFrom names and shapes:\n{a}")?,
                     None => writeln!(f, "\nIts names are those of no network that is known.")?,
                 }
+                if let Some(classes) = config.as_ref().and_then(|config| config.classes.describe()) {
+                    writeln!(f, "\nclasses: {classes}")?;
+                }
                 match config {
                     Some(config) => write!(f, "\nIt carries its configuration:\n\n{}", config.to_toml()),
                     None => write!(f, "\nIt carries no configuration: give the network flags where it is used."),
@@ -185,6 +193,9 @@ impl Display for Report {
             Self::Run { path, checkpoints, step, images, elapsed_secs, config } => {
                 writeln!(f, "run {path}\n{step} steps, {images} images, {elapsed_secs:.0} s of training")?;
                 writeln!(f, "checkpoints at {checkpoints:?}")?;
+                if let Some(classes) = config.as_ref().and_then(|config| config.classes.describe()) {
+                    writeln!(f, "classes: {classes}")?;
+                }
                 match config {
                     Some(config) => write!(f, "\n{}", config.to_toml()),
                     None => Ok(()),

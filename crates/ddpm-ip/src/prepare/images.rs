@@ -5,7 +5,7 @@ use super::maker::{Body, Maker};
 use super::source::Source;
 use crate::Error;
 use crate::config::ConfigError;
-use crate::data::{Labels, Pixels, folder};
+use crate::data::{DataError, Labels, Pixels, folder, is_run};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,9 @@ fn in_file_name(class: &str) -> String {
 
 impl Images {
     fn open(path: &Path) -> Result<Self, Error> {
+        if is_run(path) {
+            return Err(DataError::Run(path.into()).into());
+        }
         let archive = Archive::open(path, is_wanted)?;
         if archive.files().is_empty() {
             return Err(Error::file(path, "has no PNG or JPEG images"));
@@ -53,13 +56,16 @@ impl Images {
     }
 
     /// Any images. PNGs are numbered from 1, with the class before the number if there are labels.
-    pub(super) fn any(path: &Path, labels: Labels) -> Result<Self, Error> {
+    pub(super) fn any(path: &Path, wanted: Labels) -> Result<Self, Error> {
         let images = Self::open(path)?;
         let files = images.archive.files();
-        let Some((labels, classes)) = folder::classes(Path::new(""), files, labels) else {
+        let Some((labels, classes)) = folder::classes(Path::new(""), files, wanted) else {
             let names = (1..=files.len()).map(|i| format!("{i:07}")).collect();
             return Ok(Self { names, ..images });
         };
+        if wanted == Labels::Prefix && !folder::has_prefixes(files) {
+            folder::check_classes(&path.display().to_string(), Path::new(""), files, wanted, &classes)?;
+        }
         let prefixes: Vec<String> = classes.iter().map(|class| in_file_name(class)).collect();
         if prefixes.iter().collect::<BTreeSet<_>>().len() < classes.len() {
             let message = "there are classes whose names differ in other than letters and digits alone: rename one";

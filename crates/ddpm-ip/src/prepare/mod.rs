@@ -22,8 +22,9 @@ pub use source::Split;
 use crate::Error;
 use crate::config::ConfigError;
 use crate::data::Labels;
-use crate::event::{Emit, Outcome};
-use crate::file::{spelled, stamp};
+use crate::event::{Emit, Event, Outcome};
+use crate::file::{check_folder, spelled, stamp};
+use crate::record::Record;
 use fit::{Form, Shaping};
 use maker::Maker;
 use output::{Output, Shape};
@@ -109,7 +110,25 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
         job.check_count(count, source.as_ref())?;
     }
     let shape = Shape { image: [form.height, form.width, form.channels], labelled: source.labelled() };
-    let output = Output::open(&job.out, &job.identity(&form, source.as_ref())?, &job.record(), shape)?;
+    let identity = job.identity(&form, source.as_ref())?;
+    let what = format!("images of {}, prepared as {}", job.source.display(), job.kind.name());
+    if output::is_npz(&job.out) {
+        let record = Record::new(&identity, usize::MAX, what.clone());
+        if let Some(found) = record.found_at(&job.out, "Choose another --out, or remove it")? {
+            emit(Event::Prepared { done: found.count, total: Some(found.count) });
+            emit(Event::Found(job.out.clone()));
+            return Ok(Outcome::Finished);
+        }
+    } else {
+        check_folder("--out", &job.out, "end it in .npz, or name a folder")?;
+    }
+    let output = Output::open(&job.out, &identity, &job.record(), shape)?;
+    emit(Event::Begins(format!(
+        "preparing {} from {} into {}",
+        job.kind.name(),
+        job.source.display(),
+        job.out.display()
+    )));
     let expected = source.expected().filter(|_| !job.allow_count);
     let mut maker = Maker::new(&job.source, form, output, source.count().or(expected), stop, emit);
     let fed = source.feed(&mut maker);
@@ -117,7 +136,7 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
     fed?;
     let Some((count, output)) = ended? else { return Ok(Outcome::Interrupted) };
     job.check_count(count, source.as_ref())?;
-    output.finish(count)?;
+    output.finish(count, &Record::new(&identity, count, format!("{count} {what}")))?;
     Ok(Outcome::Finished)
 }
 

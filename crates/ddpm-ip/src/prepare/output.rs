@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::file::write_atomic;
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
+use crate::record::Record;
 use ddpm_net::Device;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use rayon::prelude::*;
@@ -83,7 +84,8 @@ impl Output {
             if let Some(parent) = out.parent() {
                 fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
-            let (partial, done) = Partial::open(&out, identity, shape.record_bytes(), Device::Cpu, &mut |_| {})?;
+            let bytes = shape.record_bytes();
+            let (partial, done) = Partial::open(&out, identity, bytes, false, Device::Cpu, &mut |_| {})?;
             return Ok(Self::Npz { out, partial, done, shape });
         }
         fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
@@ -138,7 +140,7 @@ impl Output {
     ///
     /// # Errors
     /// What the system says; then an npz can still be finished by another call.
-    pub(super) fn finish(self, count: usize) -> Result<(), Error> {
+    pub(super) fn finish(self, count: usize, how: &Record) -> Result<(), Error> {
         let Self::Npz { out, mut partial, shape, .. } = self else { return Ok(()) };
         let [height, width, channels] = shape.image;
         let (image, record) = (shape.image_bytes(), shape.record_bytes());
@@ -158,7 +160,7 @@ impl Output {
                     })
                 })?;
             }
-            npz.finish()
+            npz.finish_with(&how.line())
         })?;
         partial.remove()
     }

@@ -1,15 +1,19 @@
 //! A file of samples.
 
 use super::{Chain, Draws, GivenNoise, Guide, Model, Seeded, SmallImages, Subjects};
+use crate::Error;
 use crate::bias::resolve_auto;
-use crate::config::{Arch, Config, ConfigError, SampleConfig};
+use crate::checkpoint::{self, Origin};
+use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SampleConfig, SamplerKind};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{stamp, write_atomic};
-use crate::npz::NpzWriter;
+use crate::file::{check_folder, stamp, write_atomic};
+use crate::memory;
+use crate::npz::{Npz, NpzWriter};
 use crate::partial::Partial;
-use crate::{Error, checkpoint};
+use crate::record::Record;
+use crate::train::numbers;
 use ddpm_math::{Domain, Stream};
 use ddpm_net::network::{Classifier, Network, Unet};
 use ddpm_net::{Device, Engine};
@@ -36,6 +40,8 @@ pub struct Job {
     pub initial_noise: Option<PathBuf>,
     /// A classifier that guides the chains.
     pub classifier: Option<GuideJob>,
+    /// Whether what is there already is replaced.
+    pub overwrite: bool,
     /// The small images that a super-resolution network enlarges: anything that holds images.
     pub base_samples: Option<PathBuf>,
 }
@@ -64,7 +70,7 @@ impl GuideJob {
             return Err(ConfigError(message).into());
         }
         let classifier = Classifier::new(config.classifier_network()?);
-        let parameters = checkpoint::load(&file, classifier.layout())?;
+        let parameters = checkpoint::load_network(&file, classifier.layout(), &config)?;
         Ok(Guide::new(Engine::new(classifier, device), parameters, scale))
     }
 }
@@ -81,19 +87,28 @@ impl Job {
         }
     }
 
+    /// The classes of the network, or of the classifier that leads it.
+    fn class_names(&self, of_network: bool) -> &ClassesConfig {
+        match &self.classifier {
+            Some(guide) if !of_network => &guide.config.classes,
+            _ => &self.config.classes,
+        }
+    }
+
     /// The class of each image, if there are `classes` to choose from.
     fn labels(
         &self,
         images: &[u64],
-        classes: Option<usize>,
+        classes: Option<&Classes>,
         small: Option<&SmallImages>,
     ) -> Result<Option<Vec<u32>>, Error> {
-        let Some(count) = classes else {
+        let Some(classes) = classes else {
             return match &self.classes {
                 Some(_) => Err(ConfigError("--classes was given, but the network has no classes".into()).into()),
                 None => Ok(None),
             };
         };
+        let count = classes.count;
         if let Some(wrong) = self.classes.iter().flatten().find(|&&c| c as usize >= count) {
             return Err(ConfigError(format!(
                 "class {wrong} of --classes: the network has classes 0 to {}",
@@ -105,7 +120,7 @@ impl Job {
         let labels: Vec<u32> = match (&self.classes, small.and_then(|small| small.labels(images))) {
             (Some(given), _) if !given.is_empty() => images.iter().map(|&i| given[i as usize % given.len()]).collect(),
             (_, Some(own)) => own,
-            _ => random_labels(images, count, seed),
+            _ => random_labels(images, &classes.trained, seed),
         };
         match labels.iter().find(|&&label| label as usize >= count) {
             Some(wrong) => {
@@ -116,9 +131,17 @@ impl Job {
     }
 }
 
-/// The class of each image where nobody says: it depends on the seed and the image's number alone.
-pub(crate) fn random_labels(images: &[u64], classes: usize, seed: u64) -> Vec<u32> {
-    images.iter().map(|&i| Stream::new(seed, Domain::Label, i, 0).below(classes as u64) as u32).collect()
+/// The class of each image, one of these, where nobody says: it depends on the seed and the image's number alone.
+pub(crate) fn random_labels(images: &[u64], classes: &[u32], seed: u64) -> Vec<u32> {
+    let place = |i: u64| Stream::new(seed, Domain::Label, i, 0).below(classes.len() as u64);
+    images.iter().map(|&i| classes[place(i) as usize]).collect()
+}
+
+/// The classes that there are to choose from.
+struct Classes {
+    count: usize,
+    /// Those that were trained.
+    trained: Vec<u32>,
 }
 
 /// Draws the images, going on where an interrupted call with the same settings stopped.
@@ -135,7 +158,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let file = checkpoint::resolve(&job.checkpoint)?;
     let config = &checkpoint::with_classes(&job.config, &file)?;
     let network = Unet::new(config.model.network(config.diffusion.variance)?);
-    let parameters = checkpoint::load(&file, network.layout())?;
+    let parameters = checkpoint::load_network(&file, network.layout(), config)?;
     let network = Engine::new(network, device);
     let settings = &config.sample;
     let diffusion = Diffusion::for_sampling(&config.diffusion, settings)?;
@@ -168,7 +191,8 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let guide = job.classifier.as_ref();
     let guide = guide.map(|g| g.load(size, channels, settings.classifier_scale, device)).transpose()?;
     let small = small_images(job, config, total, emit)?;
-    let classes = classes(network.network().config().num_classes, guide.as_ref())?;
+    let classes = classes(job, network.network().config().num_classes, guide.as_ref())?;
+    let classes = classes.as_ref();
     job.labels(&[], classes, None)?;
     if let Some(grid) = job
         .grid
@@ -179,6 +203,41 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     }
     if out.is_dir() {
         return Err(ConfigError(format!("--out {} is a folder: name a file", out.display())).into());
+    }
+    if let Some(folder) = job.out.as_deref().filter(|path| *path != out) {
+        check_folder("--out", folder, "end it in .npz, or name a folder")?;
+    }
+    let origin = Origin::of(&file);
+    let of_noise = match &job.initial_noise {
+        Some(noise) => format!("noise of {}", noise.display()),
+        None => format!("seed {}", settings.seed),
+    };
+    let what = format!("{origin}: {}, {steps} steps, {of_noise}", settings.sampler.name());
+    let identity = identity(job, &file)?;
+    let record = Record::new(&identity, total, format!("{total} image(s) of {what}"));
+    if !job.overwrite {
+        let instead = "Choose another --out, or replace it with --overwrite";
+        if record.found_at(&out, instead)?.is_some_and(|found| found.count == total) {
+            if let Some(grid) = job.grid.as_ref().filter(|grid| !grid.exists()) {
+                let images = total.min(GRID_IMAGES);
+                let mut shown = Vec::new();
+                Npz::open(&out)?.byte_rows("arr_0", images, &mut |rows| {
+                    shown.extend_from_slice(rows);
+                    Ok(false)
+                })?;
+                contact_sheet(&shown, images, size, channels).save(grid)?;
+            }
+            emit(Event::Found(out));
+            return Ok(Outcome::Finished);
+        }
+        if let Some(grid) = job.grid.as_ref().filter(|grid| grid.exists()) {
+            let message = format!("--grid {} exists: choose another, or replace it with --overwrite", grid.display());
+            return Err(ConfigError(message).into());
+        }
+    }
+    let machine = if device == Device::Cpu { memory::of_machine() } else { None };
+    if let Some(remark) = memory::check_sampling(config, machine)? {
+        emit(Event::Warning(remark));
     }
     for folder in [Some(&out), job.grid.as_ref()].into_iter().flatten().filter_map(|path| path.parent()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -191,9 +250,14 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             }
         }
     }
-    let (mut partial, mut done) = Partial::open(&out, &identity(job, &file)?, image_bytes, device, emit)?;
+    let (mut partial, mut done) = Partial::open(&out, &identity, image_bytes, job.overwrite, device, emit)?;
     done = done.min(total);
+    let there = if done > 0 { format!(", {done} are there") } else { String::new() };
+    emit(Event::Begins(format!("drawing {total} image(s) of {what}{there}")));
     emit(Event::Sampling { done, total, steps });
+    for remark in remarks(job, classes) {
+        emit(Event::Notice(remark));
+    }
     if config.diffusion.variance.is_learned() && !reverse.rule.uses_variance() {
         emit(Event::Notice("this sampler does not use the variance that the network has learned; ddpm does".into()));
     }
@@ -212,6 +276,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     };
     let scaled = match settings.correct.auto() {
         Some(measured) => {
+            emit(Event::Begins(format!("looking for the scale of {measured}")));
             let first: Vec<u64> = (0..total as u64).collect();
             let labels = job.labels(&first, classes, small.as_ref())?;
             let found = resolve_auto(Path::new(measured), config, &parameters, &chain, labels.as_deref(), stop)?;
@@ -262,7 +327,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             let labels: Vec<i64> = labels.into_iter().map(i64::from).collect();
             npz.array::<i64>("arr_1", &[total], |push| push(&labels))?;
         }
-        npz.finish()
+        npz.finish_with(&record.line())
     })?;
     if let Some(grid) = &job.grid {
         let images = shown.len() / image_bytes;
@@ -272,12 +337,56 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     Ok(Outcome::Finished)
 }
 
-/// How many classes there are to choose from.
-fn classes(of_network: Option<usize>, guide: Option<&Guide>) -> Result<Option<usize>, ConfigError> {
-    match (of_network, guide.map(Guide::classes)) {
-        (Some(n), Some(g)) if n != g => Err(ConfigError(format!("the network has {n} classes, the classifier {g}"))),
-        (n, g) => Ok(n.or(g)),
+/// The classes that there are to choose from, if any.
+fn classes(job: &Job, of_network: Option<usize>, guide: Option<&Guide>) -> Result<Option<Classes>, ConfigError> {
+    let count = match (of_network, guide.map(Guide::classes)) {
+        (Some(n), Some(g)) if n != g => {
+            return Err(ConfigError(format!("the network has {n} classes, the classifier {g}")));
+        }
+        (n, g) => n.or(g),
+    };
+    let own = job.class_names(of_network.is_some());
+    Ok(count.map(|count| Classes { count, trained: own.trained(count) }))
+}
+
+/// What is to be said about settings that do something else than they seem to.
+fn remarks(job: &Job, classes: Option<&Classes>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let sample = &job.config.sample;
+    if let (Respacing::Ddim(_), SamplerKind::Ddpm) = (&sample.timestep_respacing, sample.sampler) {
+        remarks.push(format!(
+            "--timestep-respacing {} says at which timesteps, not by which sampler: ddpm draws. DDIM is --use-ddim true",
+            sample.timestep_respacing
+        ));
     }
+    if sample.eta != 0.0 && sample.sampler != SamplerKind::Ddim {
+        remarks.push(format!(
+            "--eta {} does nothing with --sampler {}: it is for DDIM (--use-ddim true)",
+            sample.eta,
+            sample.sampler.name()
+        ));
+    }
+    if let Some(Classes { count, trained }) = classes.filter(|classes| classes.trained.len() < classes.count) {
+        let untrained = |class: &u32| !trained.contains(class);
+        match &job.classes {
+            None => {
+                let left_out: Vec<u32> = (0..*count as u32).filter(untrained).collect();
+                remarks.push(format!(
+                    "{} of the {count} classes had no images in training and are left out: {}. --classes draws them all \
+                     the same",
+                    left_out.len(),
+                    numbers(&left_out)
+                ));
+            }
+            Some(wanted) => {
+                let wanted: Vec<u32> = wanted.iter().copied().filter(untrained).collect();
+                if !wanted.is_empty() {
+                    remarks.push(format!("--classes names some that had no images in training: {}", numbers(&wanted)));
+                }
+            }
+        }
+    }
+    remarks
 }
 
 /// What a super-resolution network enlarges.

@@ -23,7 +23,7 @@ impl SmallImages {
     pub fn read(source: &Path, config: &Config, count: usize) -> Result<Self, Error> {
         let (name, model) = (source.to_string_lossy(), &config.model);
         let size = model.small_size;
-        let [height, width, _] = Dataset::first_image_shape(&name)?;
+        let (_, [height, width, _]) = Dataset::count_and_shape(&name)?;
         if [height, width] != [size, size] {
             let reason =
                 format!("{width}x{height} pixels, but the network enlarges images of {size}x{size} (--small-size)");
@@ -39,11 +39,24 @@ impl SmallImages {
             random_flip: false,
             on_bad_image: config.data.on_bad_image,
         };
-        let dataset = Dataset::open(&name, &options)?;
+        let mut dataset = Dataset::open_any(&name, &options)?;
+        if dataset.check_classes().is_err() {
+            // Their names carry no classes.
+            dataset = Dataset::open_any(&name, &Options { labels: Labels::None, ..options })?;
+        }
+        let dataset = dataset.numbered_by(&config.classes.names)?;
         let count = count.min(dataset.len());
         let images = (0..count).map(|i| dataset.plain_example(i)).collect::<Result<Vec<_>, _>>()?;
         let labels = dataset.labels().map(|l| l[..count].to_vec());
         Ok(Self { values: images.concat(), labels, channels: model.in_channels, size })
+    }
+
+    /// Number of images that a source holds.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn count(source: &Path) -> Result<usize, Error> {
+        Ok(Dataset::count_and_shape(&source.to_string_lossy())?.0)
     }
 
     /// The first `count` images of a data set, made small.

@@ -2,7 +2,7 @@
 
 use super::{StepReport, Trainer};
 use crate::Error;
-use crate::checkpoint::Store;
+use crate::checkpoint::{State, Store};
 use crate::config::{Config, Corrections, Respacing, SampleConfig, SamplerKind, Spacing};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
@@ -42,7 +42,32 @@ pub(crate) fn due(step: u64, interval: u64) -> bool {
 pub struct CheckpointHook<'a> {
     store: &'a Store,
     /// What is being written, and its step.
-    writing: Option<(u64, JoinHandle<Result<PathBuf, Error>>)>,
+    writing: Option<(u64, JoinHandle<Result<Saved, Error>>)>,
+}
+
+/// A checkpoint that was saved.
+struct Saved {
+    path: PathBuf,
+    /// Those that had to go for it.
+    removed: Vec<PathBuf>,
+    /// How many are kept.
+    keep: usize,
+}
+
+impl Saved {
+    /// Saves a checkpoint, and removes those that the run's configuration does not keep.
+    fn new(store: &Store, state: &State, config: &Config) -> Result<Self, Error> {
+        let (path, keep) = (store.save(state, config)?, config.train.keep_checkpoints);
+        Ok(Self { path, removed: store.keep_newest(keep)?, keep })
+    }
+
+    fn tell(self, step: u64, emit: &mut Emit) {
+        let Self { path, removed, keep } = self;
+        emit(Event::Checkpoint { step, path });
+        for old in removed {
+            emit(Event::Notice(format!("step {step}: removed {} (--keep-checkpoints {keep})", old.display())));
+        }
+    }
 }
 
 impl<'a> CheckpointHook<'a> {
@@ -54,8 +79,7 @@ impl<'a> CheckpointHook<'a> {
     /// Waits for what is being written.
     fn finish(&mut self, emit: &mut Emit) -> Result<(), Error> {
         let Some((step, thread)) = self.writing.take() else { return Ok(()) };
-        let path = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        emit(Event::Checkpoint { step, path });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?.tell(step, emit);
         Ok(())
     }
 
@@ -63,9 +87,7 @@ impl<'a> CheckpointHook<'a> {
     pub(super) fn save(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
         trainer.settle()?;
         self.finish(emit)?;
-        let config = &trainer.config;
-        let path = self.store.save(&trainer.state, config, config.train.keep_checkpoints)?;
-        emit(Event::Checkpoint { step: trainer.step(), path });
+        Saved::new(self.store, &trainer.state, &trainer.config)?.tell(trainer.step(), emit);
         Ok(())
     }
 
@@ -74,7 +96,7 @@ impl<'a> CheckpointHook<'a> {
         trainer.settle()?;
         self.finish(emit)?;
         let (store, state, config) = (self.store.clone(), trainer.state.clone(), trainer.config.clone());
-        let save = move || store.save(&state, &config, config.train.keep_checkpoints);
+        let save = move || Saved::new(&store, &state, &config);
         self.writing = Some((trainer.step(), std::thread::spawn(save)));
         Ok(())
     }
@@ -121,6 +143,12 @@ impl<'a> GridHook<'a> {
         self.folder.join(format!("step_{step:06}.png"))
     }
 
+    /// Whether the grid of the trainer's step is wanted and not there.
+    pub(super) fn is_missing(&self, trainer: &Trainer) -> bool {
+        let wanted = trainer.config.train.grid_images > 0 && trainer.task.unet().is_some();
+        wanted && !self.path(trainer.step()).exists()
+    }
+
     /// Draws a grid, unless the configuration wants none or the network draws nothing.
     ///
     /// # Errors
@@ -134,7 +162,8 @@ impl<'a> GridHook<'a> {
         let mut bytes = Vec::new();
         let small = self.small.as_ref();
         let labels = |images: &[u64], classes: usize| {
-            let in_turn = || images.iter().map(|i| (i % classes as u64) as u32).collect();
+            let trained = config.classes.trained(classes);
+            let in_turn = || images.iter().map(|&i| trained[i as usize % trained.len()]).collect();
             small.and_then(|small| small.labels(images)).unwrap_or_else(in_turn)
         };
         let settings = &grid_settings(config);
@@ -155,7 +184,7 @@ impl<'a> GridHook<'a> {
 }
 
 /// How grids are sampled: as `sample` says, or with `UniPC` in few steps.
-fn grid_settings(config: &Config) -> SampleConfig {
+pub(super) fn grid_settings(config: &Config) -> SampleConfig {
     let sample = config.sample.clone();
     match config.train.grid_steps.min(config.diffusion.diffusion_steps) {
         0 => sample,

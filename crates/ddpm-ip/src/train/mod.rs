@@ -9,12 +9,13 @@ mod penalty;
 mod run;
 mod task;
 mod trainer;
+mod watch;
 
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;
 pub(crate) use on_gpu::pairs;
-pub(crate) use run::open_data;
-pub use run::{RunOptions, check_memory, memory, parameter_count, resolve, train};
+pub use run::{RunOptions, check_memory, memory, parameter_count, remarks, resolve, train};
+pub(crate) use run::{numbers, open_data, open_data_of_network};
 pub use task::Task;
 pub use trainer::{Draws, StepReport, Trainer};

@@ -1,15 +1,19 @@
 //! A run directory, from the first step or from where it stopped.
 
+use super::hook::grid_settings;
+use super::watch::WatchHook;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
 use crate::checkpoint::{self, State, Store, Trio};
 use crate::config::{Arch, Config, ConfigError};
 use crate::data::{Dataset, Labels, Loader, Options};
+use crate::diffusion::Diffusion;
 use crate::event::{Emit, Event, Outcome};
-use crate::file::write_atomic;
+use crate::file::{check_folder, quoted, write_atomic};
 use crate::memory::{self, Memory};
 use crate::sample::SmallImages;
 use ddpm_net::Device;
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::Path;
@@ -64,12 +68,19 @@ fn run(
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
+    check_folder("--out", dir, "name a folder for the run")?;
     config.validate()?;
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
     let mut config = with_classes(config, &dataset)?;
-    let before = Store::new(dir).newest()?.map(|(_, path)| checkpoint::config_of(&path.join("model.safetensors")));
-    config.settle(device, before.transpose()?.flatten().as_ref());
+    let store = Store::new(dir);
+    let newest = store.newest()?;
+    let before = newest.as_ref().map(|(_, path)| checkpoint::config_of(&path.join("model.safetensors")));
+    let before = before.transpose()?.flatten();
+    config.settle(device, before.as_ref());
+    if let (Some((step, _)), Some(before)) = (&newest, &before) {
+        check_beginning(&config, before, dir, *step)?;
+    }
     // Before anything is planned.
     let engines = dir.join(ENGINES);
     if let Device::Cuda(gpu) = device {
@@ -80,6 +91,9 @@ fn run(
     if let Some(classes) = classes_by_prefix(&config, &dataset) {
         emit(Event::Notice(classes));
     }
+    for remark in remarks_on_data(&config, &dataset)? {
+        emit(Event::Warning(remark));
+    }
     if let Some(text) = crate::device::describe(device) {
         emit(Event::Notice(format!("computing in {} on {text}", task.precision(&config).name())));
     }
@@ -88,20 +102,26 @@ fn run(
     }
     // A new directory is not made before all is known to be well.
     let held = dir.exists().then(|| lock(dir)).transpose()?;
-    let store = Store::new(dir);
+    // The process that held it may have saved.
+    let newest = store.newest()?;
     let mut changed = Vec::new();
-    let state = match store.newest()? {
+    let state = match &newest {
         Some((step, path)) => {
-            changed = changes(&path, &config)?;
+            let loaded = Store::load(path, task.layout(), &config.train.ema_rate);
+            let (state, fresh) = loaded.map_err(|e| match &before {
+                Some(before) => another_run(e, dir, *step, before, &task),
+                None => e,
+            })?;
+            changed = before.as_ref().map(|before| changes(before, &config)).unwrap_or_default();
             for change in &changed {
                 emit(Event::Warning(change.clone()));
             }
-            let (state, fresh) = Store::load(&path, task.layout(), &config.train.ema_rate)?;
+            if let (Some(before), false) = (&before, changed.is_empty()) {
+                emit(Event::Notice(format!("`{}` would go on with the run's own settings", command(before, dir))));
+            }
             emit(Event::Notice(format!("resuming at step {step} from {}", path.display())));
             for rate in fresh {
-                emit(Event::Warning(format!(
-                    "no average of rate {rate} was saved: it begins at the current parameters"
-                )));
+                emit(Event::Warning(no_average(rate)));
             }
             Some(state)
         }
@@ -144,16 +164,20 @@ fn run(
             );
             return Err(ConfigError(message).into());
         }
-        if store.newest()?.is_none() {
+        if newest.is_none() {
             let message = format!("--resume-checkpoint is at step {first_step} already: raise --steps to go on");
             return Err(ConfigError(message).into());
         }
-        if trainer.task.unet().is_some() && !grid.path(first_step).exists() {
+        if grid.is_missing(&trainer) {
             grid.draw(&trainer, emit)?;
         }
         // What an interrupted call left undone at the end.
         for hook in &mut hooks {
             hook.after_step(&trainer, &StepReport::default(), Next::Finish, emit)?;
+        }
+        if stop.load(Ordering::Relaxed) && (grid.is_missing(&trainer) || !hooks.is_empty()) {
+            emit(Event::Warning(left_out(first_step)));
+            return Ok(Outcome::Interrupted);
         }
         emit(Event::Warning(format!("the run is complete at step {first_step}: raise --steps or --duration to go on")));
         return Ok(Outcome::Finished);
@@ -177,7 +201,7 @@ fn run(
     if let Device::Cuda(gpu) = device {
         gpu.keep_tuned_in(&engines);
     }
-    let (mut log, mut checkpoints) = (LogHook::new(), CheckpointHook::new(&store));
+    let (mut log, mut saving, mut watch) = (LogHook::new(), CheckpointHook::new(&store), WatchHook::new(&trainer));
 
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
     let (begin, mut in_hooks) = (Instant::now(), Duration::ZERO);
@@ -188,7 +212,7 @@ fn run(
             Err(error) => {
                 // The run is good up to here; only its images are not.
                 if trainer.step() > first_step {
-                    checkpoints.save(&trainer, emit)?;
+                    saving.save(&trainer, emit)?;
                 }
                 return Err(error);
             }
@@ -213,31 +237,52 @@ fn run(
             (false, true) => Next::Interrupt,
             (false, false) => Next::Step,
         };
+        watch.see(&trainer, &batch);
         // A checkpoint comes before what takes long.
-        let own: [&mut dyn Hook; 3] = [&mut log, &mut checkpoints, &mut grid];
+        let own: [&mut dyn Hook; 4] = [&mut log, &mut saving, &mut watch, &mut grid];
         for hook in own {
             hook.after_step(&trainer, &report, next, emit)?;
         }
-        let (since, stopped) = (Instant::now(), stop.load(Ordering::Relaxed));
+        let since = Instant::now();
         for hook in &mut hooks {
             hook.after_step(&trainer, &report, next, emit)?;
         }
         in_hooks += since.elapsed();
-        // The run is complete, but not what was to be done at its end.
-        let left_out = !stopped && stop.load(Ordering::Relaxed);
         if next != Next::Step {
             for (image, reason) in loader.skipped() {
                 emit(Event::Warning(format!("skipped {image}: {reason}")));
             }
-            return Ok(if finished && !left_out { Outcome::Finished } else { Outcome::Interrupted });
+            // The run may be complete, but not what was to be done at its end.
+            let cut_short = stop.load(Ordering::Relaxed) && (grid.is_missing(&trainer) || !hooks.is_empty());
+            if finished && cut_short {
+                emit(Event::Warning(left_out(trainer.step())));
+            }
+            return Ok(if finished && !cut_short { Outcome::Finished } else { Outcome::Interrupted });
         }
     }
+}
+
+/// What is said when a run is complete and its end was interrupted.
+fn left_out(step: u64) -> String {
+    format!("training is complete at step {step}, what is drawn at its end is not: repeat the command to draw it")
+}
+
+fn no_average(rate: f64) -> String {
+    format!("no average of rate {rate} was saved: it begins at the current parameters")
 }
 
 /// Where a new run begins, if not at the network's first values.
 fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<State>, Error> {
     let settings = &config.train;
     if !settings.resume_checkpoint.is_empty() {
+        if let Some(folder) = checkpoint::saved_in(Path::new(&settings.resume_checkpoint))? {
+            let (state, fresh) = Store::load(&folder, task.layout(), &settings.ema_rate)?;
+            emit(Event::Notice(format!("going on at step {} from {}", state.progress.step, folder.display())));
+            for rate in fresh {
+                emit(Event::Warning(no_average(rate)));
+            }
+            return Ok(Some(state));
+        }
         let trio = Trio::new(Path::new(&settings.resume_checkpoint))?;
         let (state, remarks) = trio.load(task.layout(), &settings.ema_rate, settings.batch_size)?;
         emit(Event::Notice(format!("going on at step {} from {}", state.progress.step, settings.resume_checkpoint)));
@@ -305,7 +350,7 @@ impl Validation {
         let mut of_validation = config.clone();
         of_validation.data.data_dir.clone_from(&config.data.val_data_dir);
         of_validation.data.random_crop = false;
-        let dataset = open_data(&of_validation)?;
+        let dataset = open_data_of_network(&of_validation)?;
         with_classes(&of_validation, &dataset)?;
         let (batch, interval) = (config.train.batch_size, config.train.eval_interval);
         let seen = first_step.div_ceil(interval) * batch as u64;
@@ -324,18 +369,23 @@ impl Validation {
 
 /// Which class is which, where the names of files say it as in the reference.
 fn classes_by_prefix(config: &Config, dataset: &Dataset) -> Option<String> {
-    const SHOWN: usize = 20;
-    let names = dataset.class_names();
-    if names.is_empty() || config.data.labels == Labels::Folder {
+    if dataset.class_names().is_empty() || config.data.labels == Labels::Folder {
         return None;
     }
-    let shown: Vec<String> = names.iter().take(SHOWN).enumerate().map(|(i, name)| format!("{i} {name}")).collect();
-    let more = if names.len() > SHOWN { ", …" } else { "" };
-    Some(format!("classes are file names up to the first `_`, sorted: {}{more}", shown.join(", ")))
+    Some(format!("classes are file names up to the first `_`, sorted: {}", config.classes.describe()?))
 }
 
 /// Opens the configuration's images.
 pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
+    read_data(config).map(Arc::new)
+}
+
+/// As [`open_data`], for a network that is there: classes with names have its numbers.
+pub(crate) fn open_data_of_network(config: &Config) -> Result<Arc<Dataset>, Error> {
+    Ok(Arc::new(read_data(config)?.numbered_by(&config.classes.names)?))
+}
+
+fn read_data(config: &Config) -> Result<Dataset, Error> {
     let (data, model) = (&config.data, &config.model);
     let has_classes = model.class_cond || model.arch == Arch::Classifier;
     let labels = match data.labels {
@@ -356,7 +406,9 @@ pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
         random_flip: data.random_flip,
         on_bad_image: data.on_bad_image,
     };
-    Ok(Arc::new(Dataset::open(&data.data_dir, &options)?))
+    let dataset = Dataset::open(&data.data_dir, &options)?;
+    dataset.check_classes()?;
+    Ok(dataset)
 }
 
 /// The configuration that a run would have: checked, with the number of classes that the images have.
@@ -390,6 +442,12 @@ fn with_classes(config: &Config, dataset: &Dataset) -> Result<Config, Error> {
         *classes = found;
     } else if *classes < found {
         return Err(ConfigError(format!("{flag} is {classes} but the images have {found} classes")).into());
+    }
+    let count = *classes as u32;
+    let seen: BTreeSet<u32> = labels.iter().copied().collect();
+    config.classes.untrained = (0..count).filter(|class| !seen.contains(class)).collect();
+    if !dataset.class_names().is_empty() {
+        config.classes.names = dataset.class_names().to_vec();
     }
     Ok(config)
 }
@@ -426,13 +484,118 @@ const HARMLESS: [&str; 13] = [
 ];
 
 /// Which settings differ from those a checkpoint was made with, in words.
-fn changes(checkpoint: &Path, config: &Config) -> Result<Vec<String>, Error> {
-    let Some(before) = checkpoint::config_of(&checkpoint.join("model.safetensors"))? else {
-        return Ok(Vec::new());
-    };
+fn changes(before: &Config, config: &Config) -> Vec<String> {
+    // Runs of older programs have not kept their classes.
+    let kept = |key: &str, before: &str| !key.starts_with("classes.") || before != "[]";
     let matter = |key: &str| !HARMLESS.contains(&key) && !key.starts_with("sample.") && !key.starts_with("evaluation.");
-    let changes = config.changes_from(&before).into_iter().filter(|(key, ..)| matter(key));
-    Ok(changes.map(|(key, now, before)| format!("{key} is {now} now; the checkpoint was made with {before}")).collect())
+    let changes = config.changes_from(before).into_iter().filter(|(key, _, before)| matter(key) && kept(key, before));
+    changes.map(|(key, now, before)| format!("{key} is {now} now; the checkpoint was made with {before}")).collect()
+}
+
+/// Refuses to begin where a run is that began elsewhere.
+fn check_beginning(config: &Config, before: &Config, dir: &Path, step: u64) -> Result<(), ConfigError> {
+    let (now, then) = (&config.train, &before.train);
+    for (flag, now, then) in [
+        ("--resume-checkpoint", &now.resume_checkpoint, &then.resume_checkpoint),
+        ("--init-from", &now.init_from, &then.init_from),
+    ] {
+        if !now.is_empty() && now != then {
+            return Err(ConfigError(format!(
+                "{} holds a run at step {step}, and {flag} begins another: choose another --out",
+                dir.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The command that goes on with a run.
+fn command(run: &Config, dir: &Path) -> String {
+    let name = match run.model.arch {
+        Arch::Classifier => "classifier-train",
+        Arch::Superres => "super-res-train",
+        Arch::Adm | Arch::Ddim => "train",
+    };
+    let (settings, dir) = (dir.join("config.toml").display().to_string(), dir.display().to_string());
+    format!("ddpm-ip {name} --config {} --out {}", quoted(&settings), quoted(&dir))
+}
+
+/// Why a checkpoint cannot be gone on from, where that is because the run is of another network.
+fn another_run(error: Error, dir: &Path, step: u64, before: &Config, now: &Task) -> Error {
+    let Error::File { message, .. } = &error else { return error };
+    let is_other = Task::new(before, Device::default()).is_ok_and(|task| task.specs() != now.specs());
+    if !is_other {
+        return error;
+    }
+    let (model, data) = (&before.model, &before.data.data_dir);
+    let what = match model.arch {
+        Arch::Classifier => "a classifier",
+        Arch::Superres => "a super-resolution network",
+        Arch::Adm | Arch::Ddim => "a network",
+    };
+    let message = format!(
+        "holds a run of another network at step {step}: {what} for images of {0}x{0} pixels with {1} channel(s), trained \
+         on {data}. `{2}` goes on with it; choose another --out to train this one. (Its checkpoint {message})",
+        model.image_size,
+        model.in_channels,
+        command(before, dir)
+    );
+    Error::file(dir, message)
+}
+
+/// What would be said of the images of a [resolved](resolve) configuration before its run begins.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn remarks(config: &Config) -> Result<Vec<String>, Error> {
+    remarks_on_data(config, &*open_data(config)?)
+}
+
+/// What is to be said about the images of a run before it begins.
+fn remarks_on_data(config: &Config, dataset: &Dataset) -> Result<Vec<String>, Error> {
+    let mut remarks = Vec::new();
+    match (dataset.stored_channels()?, config.model.in_channels) {
+        (1, 3) => remarks.push(
+            "the images are grey, and are trained on as three equal channels: --in-channels 1 takes one".to_string(),
+        ),
+        (3, 1) => remarks.push("the images are in colour, and are made grey: --in-channels 3 keeps it".to_string()),
+        _ => {}
+    }
+    let untrained = &config.classes.untrained;
+    if !untrained.is_empty() {
+        let count = if config.model.arch == Arch::Classifier {
+            config.classifier.num_classes
+        } else {
+            config.model.num_classes
+        };
+        remarks.push(format!(
+            "{} of the {count} classes have no images and are not learned: {}",
+            untrained.len(),
+            numbers(untrained)
+        ));
+    }
+    let (steps, kept) = (
+        config.diffusion.diffusion_steps,
+        Diffusion::new(&config.diffusion, &config.diffusion.timestep_respacing)?.schedule.len(),
+    );
+    if kept < steps {
+        let respacing = &config.diffusion.timestep_respacing;
+        let grids = Config { sample: grid_settings(config), ..config.clone() };
+        let drawn = if grids.check_timesteps().is_err() { ". The run's own grids are drawn at others" } else { "" };
+        remarks.push(format!(
+            "--timestep-respacing {respacing} trains {kept} of the {steps} timesteps, and samples can be drawn at those \
+             alone{drawn}. To train all and sample in {kept} steps, leave it out here and give it to `sample`"
+        ));
+    }
+    Ok(remarks)
+}
+
+/// A list of numbers, not too long.
+pub(crate) fn numbers(list: &[u32]) -> String {
+    const SHOWN: usize = 20;
+    let more = if list.len() > SHOWN { ", …" } else { "" };
+    let shown: Vec<String> = list.iter().take(SHOWN).map(ToString::to_string).collect();
+    format!("{}{more}", shown.join(", "))
 }
 
 /// Refuses a network that no machine holds.

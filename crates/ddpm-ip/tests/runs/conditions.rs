@@ -149,6 +149,7 @@ fn guided(folder: &Path) -> (sample::Job, PathBuf) {
         initial_noise: None,
         classifier: Some(guide),
         base_samples: None,
+        overwrite: true,
     };
     (job, classifier)
 }
@@ -266,6 +267,7 @@ fn super_resolution_trains_resumes_and_enlarges_what_it_is_given() {
         initial_noise: None,
         classifier: None,
         base_samples: Some(small.clone()),
+        overwrite: true,
     };
     let (_, labels) = draw(&job);
     assert_eq!(labels, [0, 1, 2, 0, 1], "the classes of the small images, taken again after the last");

@@ -146,6 +146,31 @@ fn links_are_followed_but_not_in_circles() {
 }
 
 #[test]
+fn sets_are_brought_to_grey_or_colour_of_files_and_of_memory_alike() {
+    use ddpm_ip::data::ImageSet;
+    let folder = tempfile::tempdir().unwrap();
+    numbered(folder.path(), 3);
+    let all = |set: ImageSet| {
+        let mut bytes = Vec::new();
+        let shape = set.image_shape();
+        set.batches(0, 2, &mut |images| {
+            bytes.extend_from_slice(images);
+            Ok(true)
+        })
+        .unwrap();
+        (shape, bytes)
+    };
+    for name in [folder.path().to_str().unwrap(), "digits"] {
+        let open = || ImageSet::open(name, None, None).unwrap();
+        let ([h, w, _], grey) = all(open());
+        let (shape, colour) = all(open().with_channels(3));
+        assert_eq!(shape, [h, w, 3]);
+        assert!(colour.chunks_exact(3).zip(&grey).all(|(pixel, &v)| pixel == [v; 3]), "{name}");
+        assert_eq!(all(open().with_channels(1)).1, grey);
+    }
+}
+
+#[test]
 fn grey_and_colour_are_converted_as_pillow_does() {
     let folder = tempfile::tempdir().unwrap();
     ImageBuffer::from_pixel(8, 8, Rgb([200_u8, 100, 50])).save(folder.path().join("colour.png")).unwrap();

@@ -13,6 +13,7 @@ mod penalty;
 mod perturbation;
 mod precision;
 mod predicting;
+mod regression;
 mod samplers;
 mod sampling;
 mod support;

@@ -164,6 +164,7 @@ fn resumes_and_samples_exactly(precision: &str) {
             initial_noise: None,
             classifier: None,
             base_samples: None,
+            overwrite: true,
         };
         run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
         std::fs::read(out).unwrap()

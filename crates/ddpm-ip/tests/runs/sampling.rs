@@ -95,6 +95,7 @@ fn other_settings_neither_go_on_from_nor_overwrite_what_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let (checkpoint, config) = checkpoint(folder.path());
     let mut job = job(&checkpoint, &config, &folder.path().join("samples.npz"));
+    job.overwrite = false;
     interrupted(&job);
     job.config.sample.seed = 5;
     assert_says(draw(&job), &["samples.npz.partial", "other settings", "--out"]);
@@ -108,6 +109,7 @@ fn other_settings_neither_go_on_from_nor_overwrite_what_is_there() {
     job.config.sample.num_samples = 5;
     assert!(draw(&job).unwrap().1[..first.len()] == first);
     // Nothing was drawn yet: nothing is lost.
+    job.overwrite = true;
     let stop = AtomicBool::new(true);
     assert_eq!(run(&job, cpu(), &stop, &mut |_| {}).unwrap(), Outcome::Interrupted);
     job.config.sample.seed = 6;

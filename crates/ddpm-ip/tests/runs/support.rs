@@ -72,6 +72,7 @@ pub(crate) fn job(checkpoint: &Path, config: &Config, out: &Path) -> sample::Job
         initial_noise: None,
         classifier: None,
         base_samples: None,
+        overwrite: true,
     }
 }
 

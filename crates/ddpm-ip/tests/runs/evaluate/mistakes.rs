@@ -33,8 +33,8 @@ fn files_that_hold_something_else_are_refused() {
     let file = file.display().to_string();
     assert_says(&problem(&own, &file, place.settings()), &["other.npz", "arr_0", "it holds: x"]);
     assert_says(&problem("nowhere", &own, place.settings()), &["nowhere", "no such file or folder"]);
-    let colour = place.images("colour.npz", &vec![vec![0; 192]; 3], [8, 8, 3]);
-    assert_says(&problem(&own, &colour, place.settings()), &["1 channel(s)", "3", "same kind"]);
+    let two = place.images("two.npz", &vec![vec![0; 128]; 3], [8, 8, 2]);
+    assert_says(&problem(&own, &two, place.settings()), &["1 channel(s)", "2", "same kind"]);
     let four = place.images("four.npz", &vec![vec![0; 256]; 5], [8, 8, 4]);
     let settings = Settings { features: Some(Choice::Grey), ..place.settings() };
     assert_says(&problem(&four, &four, settings), &["four.npz", "4 channels"]);

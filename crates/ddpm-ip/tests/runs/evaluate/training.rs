@@ -75,6 +75,7 @@ fn the_distance_is_logged_and_the_best_checkpoint_kept() {
         initial_noise: None,
         classifier: None,
         base_samples: None,
+        overwrite: true,
     };
     sample::run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
     let report = compare("digits", &run.display().to_string(), place.settings());
