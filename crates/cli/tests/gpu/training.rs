@@ -102,7 +102,8 @@ fn a_run_goes_from_one_device_to_another_and_back() {
         assert_losses_near(&place, &moved, &stayed, tolerance);
         let log = place.read(&format!("{moved}/log.txt"));
         assert!(
-            log.contains("this run was on a processor in place of a GPU and goes on on the processor, at about "),
+            log.contains("this run was on a processor in place of a GPU (cuDNN ")
+                && log.contains(") and goes on on the processor, at about "),
             "{log}"
         );
         assert!(log.contains("resuming at step 4") && !log.contains("the checkpoint was made with"), "{log}");
