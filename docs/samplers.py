@@ -121,9 +121,11 @@ def table(known, images):
     print("| none | " + " | ".join(cell(f"{s} {n}") for s, n in columns) + " |")
     for correction in CORRECTIONS:
         print(f"| `{correction}` | " + " | ".join(cell(f"{s} {n} {correction}") for s, n in columns) + " |")
-    for k in known:
-        if k["images"] != images:
-            print(f"\n{k['name']}: {k['fid']:.3f}")
+    few = {k["name"]: k["fid"] for k in known if k["name"].endswith(" 2000")}
+    cell = lambda name: f"{few[name]:.3f}" if name in few else ""
+    print("\n| 2 000 samples | " + " | ".join(SAMPLERS) + " |\n| --- |" + " --- |" * len(SAMPLERS))
+    for steps in [10, 20, 50, 100, 1000]:
+        print(f"| {steps} steps | " + " | ".join(cell(f"{s} {steps} 2000") for s in SAMPLERS) + " |")
 
 
 def plot(known, images, path):
