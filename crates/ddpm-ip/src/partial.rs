@@ -101,3 +101,27 @@ impl Partial {
         fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_engines_began_goes_on_and_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("a");
+        let open = |identity: &str| {
+            let mut said = Vec::new();
+            let opened = Partial::open(&out, identity, 2, false, Device::Cpu, &mut |event| said.push(event));
+            (opened.map(|(_, done)| done), said)
+        };
+        fs::write(folder.path().join("a.partial"), "that\tsome GPU (cuDNN 9)\n12345").unwrap();
+        let (done, said) = open("that");
+        assert_eq!(done.unwrap(), 2);
+        assert!(matches!(&said[..], [Event::Notice(text)] if text.contains("begun on some GPU (cuDNN 9): ")));
+        assert!(open("tha").0.is_err() && open("this").0.is_err());
+        fs::write(folder.path().join("a.partial"), "that\n1234").unwrap();
+        let (done, said) = open("that");
+        assert!(done.unwrap() == 2 && said.is_empty());
+    }
+}

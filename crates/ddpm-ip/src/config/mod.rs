@@ -3,12 +3,15 @@
 //! The keys are the reference's where it has them. A configuration is layered from TOML tables (see [`Layers`]) and
 //! resolved once; what comes out is written into every run directory and checkpoint.
 
+mod classes;
 mod classifier;
 mod keys;
 mod layer;
 mod network;
 mod preset;
 
+pub use classes::ClassesConfig;
+pub(crate) use classes::listed;
 pub use classifier::ClassifierConfig;
 pub use keys::{KEYS, Key};
 pub use layer::{Layers, boolean};
@@ -221,52 +224,6 @@ impl Default for DataConfig {
             on_bad_image: OnBadImage::Fail,
             workers: 1,
         }
-    }
-}
-
-/// The classes of the training images, as training finds and keeps them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClassesConfig {
-    /// Their names, class 0 first, where file names or folders tell them.
-    pub names: Vec<String>,
-    /// The numbers of those of which there were no images, so that a network has not learned them.
-    pub untrained: Vec<u32>,
-}
-
-impl ClassesConfig {
-    /// Those of `count` classes that were trained: all, if it is not known.
-    pub fn trained(&self, count: usize) -> Vec<u32> {
-        let all = 0..count as u32;
-        let trained: Vec<u32> = all.clone().filter(|class| !self.untrained.contains(class)).collect();
-        if trained.is_empty() { all.collect() } else { trained }
-    }
-
-    /// The number of the class that a word stands for: its name, or else its number.
-    ///
-    /// # Errors
-    /// A word that is neither.
-    pub fn find(&self, word: &str) -> Result<u32, ConfigError> {
-        const SHOWN: usize = 20;
-        let by_name = self.names.iter().position(|name| name == word).map(|place| place as u32);
-        by_name.or_else(|| word.parse().ok()).ok_or_else(|| {
-            let known = if self.names.is_empty() {
-                "the network's classes have no names, use their numbers, as in 0,1,2".to_string()
-            } else {
-                let more = if self.names.len() > SHOWN { ", …" } else { "" };
-                let shown: Vec<&str> = self.names.iter().take(SHOWN).map(String::as_str).collect();
-                format!("there are {}{more}", shown.join(", "))
-            };
-            ConfigError(format!("there is no class {word:?}: {known}"))
-        })
-    }
-
-    /// Numbers and names, for people; nothing where there are no names.
-    pub fn describe(&self) -> Option<String> {
-        const SHOWN: usize = 20;
-        let shown: Vec<String> = self.names.iter().take(SHOWN).enumerate().map(|(i, n)| format!("{i} {n}")).collect();
-        let more = if self.names.len() > SHOWN { ", …" } else { "" };
-        (!shown.is_empty()).then(|| format!("{}{more}", shown.join(", ")))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{DataError, Labels, Pixels};
 use crate::Error;
+use crate::config::listed;
 use image::{DynamicImage, ImageReader, Limits};
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -89,7 +90,6 @@ pub(crate) fn check_classes(
     labels: Labels,
     classes: &[String],
 ) -> Result<(), DataError> {
-    const SHOWN: usize = 5;
     let problem = if labels == Labels::Prefix && !has_prefixes(files) {
         let name = files[0].file_name().unwrap_or_default().to_string_lossy();
         format!("the names of its images, such as {name}, carry no class before a `_`")
@@ -100,9 +100,8 @@ pub(crate) fn check_classes(
     };
     let folders = self::classes(root, files, Labels::Folder).map(|(_, names)| names).unwrap_or_default();
     let advice = if labels == Labels::Prefix && folders.len() > 1 && folders.len() < files.len() {
-        let more = if folders.len() > SHOWN { ", …" } else { "" };
-        let shown = folders.iter().map(|name| if name.is_empty() { "." } else { name });
-        format!("--labels folder takes the folders' names: {}{more}", shown.take(SHOWN).collect::<Vec<_>>().join(", "))
+        let names = folders.iter().map(|name| if name.is_empty() { "." } else { name });
+        format!("--labels folder takes the folders' names: {}", listed(names))
     } else {
         "Name them CLASS_NUMBER.png, or put those of each class into a folder and use --labels folder".into()
     };

@@ -4,6 +4,7 @@ use super::{Chain, Draws, GivenNoise, Guide, Model, Seeded, SmallImages, Subject
 use crate::Error;
 use crate::bias::resolve_auto;
 use crate::checkpoint::{self, Origin};
+use crate::config::listed;
 use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SampleConfig, SamplerKind};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
@@ -13,7 +14,6 @@ use crate::memory;
 use crate::npz::{Npz, NpzWriter};
 use crate::partial::Partial;
 use crate::record::Record;
-use crate::train::numbers;
 use ddpm_math::{Domain, Stream};
 use ddpm_net::network::{Classifier, Network, Unet};
 use ddpm_net::{Device, Engine};
@@ -375,13 +375,13 @@ fn remarks(job: &Job, classes: Option<&Classes>) -> Vec<String> {
                     "{} of the {count} classes had no images in training and are left out: {}. --classes draws them all \
                      the same",
                     left_out.len(),
-                    numbers(&left_out)
+                    listed(&left_out)
                 ));
             }
             Some(wanted) => {
                 let wanted: Vec<u32> = wanted.iter().copied().filter(untrained).collect();
                 if !wanted.is_empty() {
-                    remarks.push(format!("--classes names some that had no images in training: {}", numbers(&wanted)));
+                    remarks.push(format!("--classes names some that had no images in training: {}", listed(&wanted)));
                 }
             }
         }

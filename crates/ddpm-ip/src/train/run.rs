@@ -1,13 +1,12 @@
 //! A run directory, from the first step or from where it stopped.
 
-use super::hook::grid_settings;
+use super::remarks::{classes_by_prefix, remarks_on_data};
 use super::watch::WatchHook;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
 use crate::checkpoint::{self, State, Store, Trio};
 use crate::config::{Arch, Config, ConfigError};
 use crate::data::{Dataset, Labels, Loader, Options};
-use crate::diffusion::Diffusion;
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, quoted, write_atomic};
 use crate::memory::{self, Memory};
@@ -367,14 +366,6 @@ impl Validation {
     }
 }
 
-/// Which class is which, where the names of files say it as in the reference.
-fn classes_by_prefix(config: &Config, dataset: &Dataset) -> Option<String> {
-    if dataset.class_names().is_empty() || config.data.labels == Labels::Folder {
-        return None;
-    }
-    Some(format!("classes are file names up to the first `_`, sorted: {}", config.classes.describe()?))
-}
-
 /// Opens the configuration's images.
 pub(crate) fn open_data(config: &Config) -> Result<Arc<Dataset>, Error> {
     read_data(config).map(Arc::new)
@@ -541,61 +532,6 @@ fn another_run(error: Error, dir: &Path, step: u64, before: &Config, now: &Task)
         command(before, dir)
     );
     Error::file(dir, message)
-}
-
-/// What would be said of the images of a [resolved](resolve) configuration before its run begins.
-///
-/// # Errors
-/// As [`resolve`].
-pub fn remarks(config: &Config) -> Result<Vec<String>, Error> {
-    remarks_on_data(config, &*open_data(config)?)
-}
-
-/// What is to be said about the images of a run before it begins.
-fn remarks_on_data(config: &Config, dataset: &Dataset) -> Result<Vec<String>, Error> {
-    let mut remarks = Vec::new();
-    match (dataset.stored_channels()?, config.model.in_channels) {
-        (1, 3) => remarks.push(
-            "the images are grey, and are trained on as three equal channels: --in-channels 1 takes one".to_string(),
-        ),
-        (3, 1) => remarks.push("the images are in colour, and are made grey: --in-channels 3 keeps it".to_string()),
-        _ => {}
-    }
-    let untrained = &config.classes.untrained;
-    if !untrained.is_empty() {
-        let count = if config.model.arch == Arch::Classifier {
-            config.classifier.num_classes
-        } else {
-            config.model.num_classes
-        };
-        remarks.push(format!(
-            "{} of the {count} classes have no images and are not learned: {}",
-            untrained.len(),
-            numbers(untrained)
-        ));
-    }
-    let (steps, kept) = (
-        config.diffusion.diffusion_steps,
-        Diffusion::new(&config.diffusion, &config.diffusion.timestep_respacing)?.schedule.len(),
-    );
-    if kept < steps {
-        let respacing = &config.diffusion.timestep_respacing;
-        let grids = Config { sample: grid_settings(config), ..config.clone() };
-        let drawn = if grids.check_timesteps().is_err() { ". The run's own grids are drawn at others" } else { "" };
-        remarks.push(format!(
-            "--timestep-respacing {respacing} trains {kept} of the {steps} timesteps, and samples can be drawn at those \
-             alone{drawn}. To train all and sample in {kept} steps, leave it out here and give it to `sample`"
-        ));
-    }
-    Ok(remarks)
-}
-
-/// A list of numbers, not too long.
-pub(crate) fn numbers(list: &[u32]) -> String {
-    const SHOWN: usize = 20;
-    let more = if list.len() > SHOWN { ", …" } else { "" };
-    let shown: Vec<String> = list.iter().take(SHOWN).map(ToString::to_string).collect();
-    format!("{}{more}", shown.join(", "))
 }
 
 /// Refuses a network that no machine holds.
