@@ -4,8 +4,7 @@ use super::{Chain, Draws, GivenNoise, Guide, Model, Seeded, SmallImages, Subject
 use crate::Error;
 use crate::bias::resolve_auto;
 use crate::checkpoint::{self, Origin};
-use crate::config::listed;
-use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SampleConfig, SamplerKind};
+use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SampleConfig, SamplerKind, listed};
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
