@@ -237,7 +237,7 @@ fn sampling(
     let shape = [config.model.in_channels, size, size];
     let model = Model { network, parameters: &parameters, size: [size; 2] };
     let reverse = Reverse::new(settings);
-    let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape };
+    let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, guidance: None, shape };
     let images: Vec<u64> = (0..config.train.batch_size as u64).collect();
     let labels = labels(config);
     let values = images.len() * shape.iter().product::<usize>();

@@ -7,7 +7,7 @@ use crate::config::{Config, ConfigError, Layers, Precision};
 use crate::data::Batch;
 use crate::diffusion::{Diffusion, Reverse};
 use crate::event::{Emit, Event};
-use crate::sample::{Chain, Guide, Model, Seeded, Subjects};
+use crate::sample::{Chain, Guidance, Guide, Model, Seeded, Subjects, Weak};
 use crate::train::{Task, Trainer};
 use crate::{Device, Error};
 use ddpm_kernels::{Conv2d, HeadOrder, Padding, Pool2d, PoolKind, Resample};
@@ -358,21 +358,55 @@ fn training(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> 
     Ok(())
 }
 
-/// The chains that are tried: name, steps, settings and whether a classifier guides.
-const CHAINS: [(&str, usize, &str, bool); 8] = [
-    ("ddpm", 6, "", false),
-    ("ddim", 4, "sampler = \"ddim\"", false),
-    ("dpm-solver++-sde", 5, "sampler = \"dpm-solver++-sde\"", false),
-    ("unipc", 5, "sampler = \"unipc\"", false),
-    ("heun with churn", 4, "sampler = \"heun\"\nchurn = 2.0", false),
-    ("ddpm, guided and corrected", 6, "correct = \"es:1.05; shift:7; dcw:double,0.1,-0.1; noise:1.1\"", true),
-    ("unipc, guided and corrected", 5, "sampler = \"unipc\"\ncorrect = \"ideal-ip:0.2; dcw:pixel,0.1\"", true),
-    ("ddim, guided", 4, "sampler = \"ddim\"\neta = 0.5", true),
+/// What leads a chain.
+#[derive(Clone, Copy, PartialEq)]
+enum Led {
+    Not,
+    /// A classifier's gradient.
+    ByClassifier,
+    /// The same network without classes, in one batch or not.
+    FromNoClass {
+        together: bool,
+    },
+    /// Another network, which has learned variances.
+    FromAnother,
+}
+
+/// The chains that are tried: name, steps, settings and what leads them.
+const CHAINS: [(&str, usize, &str, Led); 11] = [
+    ("ddpm", 6, "", Led::Not),
+    ("ddim", 4, "sampler = \"ddim\"", Led::Not),
+    ("dpm-solver++-sde", 5, "sampler = \"dpm-solver++-sde\"", Led::Not),
+    ("unipc", 5, "sampler = \"unipc\"", Led::Not),
+    ("heun with churn", 4, "sampler = \"heun\"\nchurn = 2.0", Led::Not),
+    ("ddpm, led by a classifier, corrected", 6, CORRECTED, Led::ByClassifier),
+    (
+        "unipc, led by a classifier, corrected",
+        5,
+        "sampler = \"unipc\"\ncorrect = \"ideal-ip:0.2; dcw:pixel,0.1\"",
+        Led::ByClassifier,
+    ),
+    ("ddim, led by a classifier", 4, "sampler = \"ddim\"\neta = 0.5", Led::ByClassifier),
+    ("ddpm, classifier-free, corrected", 6, CORRECTED, Led::FromNoClass { together: true }),
+    (
+        "heun, classifier-free in an interval, two calls",
+        4,
+        "sampler = \"heun\"\nguidance_interval = [0.3, 50.0]",
+        Led::FromNoClass { together: false },
+    ),
+    ("unipc, led from another network", 5, "sampler = \"unipc\"", Led::FromAnother),
 ];
+const CORRECTED: &str = "correct = \"es:1.05; shift:7; dcw:double,0.1,-0.1; noise:1.1\"";
 
 fn chains(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> {
-    for (name, steps, settings, guided) in CHAINS {
-        let config = config(&format!("{CLASSIFIER}[sample]\n{settings}"), Precision::F32)?;
+    for (name, steps, settings, led) in CHAINS {
+        let text = |variance: &str| {
+            format!(
+                "class_cond = true\nnum_classes = 3\n[diffusion]\nvariance = \"{variance}\"\n{CLASSIFIER}[sample]\n\
+                 guidance_scale = 2.5\n{settings}"
+            )
+        };
+        let config = config(&text("fixed-large"), Precision::F32)?;
         let diffusion = Diffusion::new(&config.diffusion, &steps.to_string().parse().unwrap_or_default())?;
         let drawn = |device| -> Result<Vec<f32>, Error> {
             let network = unet(&config, device)?;
@@ -382,14 +416,27 @@ fn chains(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> {
                 let parameters = self::parameters(classifier.layout());
                 Ok(Guide::new(Engine::new(classifier, device), parameters, 2.0))
             };
-            let guide = guided.then(guide).transpose()?;
-            let model = Model { network: &network, parameters: &parameters, size: [16; 2] };
-            let reverse = Reverse::new(&config.sample);
-            let shape = [3, 16, 16];
-            let chain =
-                Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: guide.as_ref(), shape };
-            let (draws, labels) = (&Seeded(4), guided.then_some(&[2, 0, 1][..]));
-            let subjects = Subjects { images: &[0, 1, 2], labels, low_res: None, draws };
+            let guide = (led == Led::ByClassifier).then(guide).transpose()?;
+            let model = |network, parameters| Model { network, parameters, size: [16; 2] };
+            let another = unet(&self::config(&text("learned-range"), Precision::F32)?, device)?;
+            let mut of_another = self::parameters(another.network().layout());
+            of_another.values_mut().iter_mut().for_each(|v| *v *= 0.9);
+            let another = model(&another, &of_another);
+            let weak = match led {
+                Led::FromNoClass { together } => Some(Weak::Unconditional { together }),
+                Led::FromAnother => Some(Weak::Network(&another)),
+                Led::Not | Led::ByClassifier => None,
+            };
+            let guidance = Guidance::rule(&config.sample).zip(weak).map(|(rule, weak)| Guidance { rule, weak });
+            let chain = Chain {
+                diffusion: &diffusion,
+                network: &model(&network, &parameters),
+                reverse: &Reverse::new(&config.sample),
+                guide: guide.as_ref(),
+                guidance: guidance.as_ref(),
+                shape: [3, 16, 16],
+            };
+            let subjects = Subjects { images: &[0, 1, 2], labels: Some(&[2, 0, 1]), low_res: None, draws: &Seeded(4) };
             Ok(chain.draw(subjects, |_| true).unwrap_or_default())
         };
         let error = error(&drawn(device)?, &drawn(Device::Cpu)?);

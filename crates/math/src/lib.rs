@@ -59,6 +59,7 @@
 //! | [`reverse`] | p(x_{t−1} \| x_t) from a network's output, and sampling steps pixel by pixel | Ho et al. 2020; Song et al. 2020 |
 //! | [`sampler`] | which network calls a sampler makes, and how each step mixes its results | see there |
 //! | [`correct`] | corrections of exposure bias while sampling | see there |
+//! | [`guidance`] | answers led away from weaker ones | Ho & Salimans 2022; Karras et al. 2024 |
 //! | [`loss`] | training losses, their derivatives, and terms of the likelihood | Ho et al. 2020; Nichol & Dhariwal 2021 |
 //! | [`timestep`] | which t to train on | Nichol & Dhariwal 2021 |
 //! | [`haar`] | bands of an image, and a correction of samples by band | arXiv 2604.16044 |
@@ -72,6 +73,7 @@ mod real;
 pub mod beta;
 pub mod correct;
 pub mod gaussian;
+pub mod guidance;
 pub mod haar;
 pub mod jackknife;
 pub mod loss;
@@ -88,6 +90,7 @@ pub mod variance;
 
 pub use beta::{NoiseSchedule, betas};
 pub use correct::{Call, Correction, CorrectionError, Corrections, DcwMode};
+pub use guidance::Guidance;
 pub use haar::{Bands, haar_correct, haar_energy};
 pub use jackknife::{jackknife_error, jackknife_groups, mean_and_error};
 pub use loss::{BoundTerms, Graded, ImageBound, ImageLoss, Terms, cross_entropy, prior_bound};

@@ -97,6 +97,8 @@ pub enum Domain {
     Direction = 14,
     /// Noise, directions and orders of the exposure-bias instruments (index: the image, step: the level and its use).
     Bias = 15,
+    /// Whether the network is told the class of a training image (index: the image's position in the run).
+    LabelDropout = 16,
 }
 
 /// A sequence of random numbers with an address: seed, domain, index and step.

@@ -12,6 +12,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The label of an image that the network is told no class of: no embedding is added.
+pub const NO_CLASS: u32 = u32::MAX;
+
 /// What a network is given for a batch of N images.
 #[derive(Clone, Copy, Debug)]
 pub struct Feed<'a> {
@@ -21,7 +24,7 @@ pub struct Feed<'a> {
     pub size: [usize; 2],
     /// Times `[N]` as the network sees them.
     pub times: &'a [f32],
-    /// Classes `[N]`, for a network that has them.
+    /// Classes `[N]`, for a network that has them; [`NO_CLASS`] for an image without one.
     pub labels: Option<&'a [u32]>,
     /// Small images enlarged to `[N, C, H, W]`, for a network of super-resolution.
     pub low_res: Option<&'a [f32]>,

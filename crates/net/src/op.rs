@@ -101,7 +101,7 @@ pub enum Op {
     SumPixels(f32),
     /// Rows times a factor at each pixel of a shape in a precision.
     SpreadRows(Shape, Precision, f32),
-    /// Rows plus those that the images' labels choose from the table at a place.
+    /// Rows plus those that the images' labels choose from the table at a place; [`NO_CLASS`](crate::NO_CLASS) chooses none.
     Embed(usize),
     /// The gradient of such rows; writes the table's.
     EmbedGrad(usize),

@@ -26,6 +26,7 @@ const IDLE: &[Idle] = &[
     ("evaluation.images", |c| c.evaluation.interval == 0, "--evaluation-interval"),
     ("evaluation.reference", |c| c.evaluation.interval == 0, "--evaluation-interval"),
     ("evaluation.features", |c| c.evaluation.interval == 0, "--evaluation-interval"),
+    ("sample.guidance_interval", |c| c.sample.guidance_scale == 1.0, "--guidance-scale"),
     ("sample.churn_min", |c| c.sample.churn == 0.0, "--churn"),
     ("sample.churn_max", |c| c.sample.churn == 0.0, "--churn"),
 ];

@@ -5,7 +5,7 @@ use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
-use ddpm_ip::config::{Config, ConfigError, Layers};
+use ddpm_ip::config::{Arch, Config, ConfigError, Layers};
 use ddpm_ip::sample::{GuideJob, SmallImages};
 use ddpm_ip::{Error, Event, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,11 @@ pub(super) fn command(kind: &Kind) -> Command {
                 .required(kind.name == "classifier-sample"),
         )
         .arg(args::path(
+            "guide-with",
+            "PATH",
+            "weaker network (earlier, smaller, another average) that --guidance-scale leads away from: autoguidance",
+        ))
+        .arg(args::path(
             "base-samples",
             "PATH",
             "images to enlarge: an npz of samples, a folder, a PNG, anything --data-dir takes; each once without --num-samples",
@@ -121,6 +126,23 @@ fn guide(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJo
     Ok(Some(GuideJob { checkpoint, config }))
 }
 
+/// The weaker network asked for, with its own settings; its activations have the type of the network's.
+fn weaker(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJob>> {
+    let Some(checkpoint) = matches.get_one::<PathBuf>("guide-with").cloned() else { return Ok(None) };
+    let mut layers = Layers::default();
+    let size = config.model.image_size.to_string();
+    layers.set([("image_size", size.as_str())])?;
+    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
+    let mut own = layers.resolve()?;
+    if own.model.arch == Arch::Classifier {
+        let message = format!("--guide-with {} is a classifier: name it as --classifier-path", checkpoint.display());
+        return Err(ConfigError(message).into());
+    }
+    own.model.precision = config.model.precision;
+    own.model.auto_precision = config.model.auto_precision;
+    Ok(Some(GuideJob { checkpoint, config: own }))
+}
+
 pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned();
     let checkpoint = path("checkpoint").context("--checkpoint is missing")?;
@@ -160,6 +182,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let job = sample::Job {
         checkpoint,
         classifier,
+        guide_with: weaker(matches, &config)?,
         config,
         out: path("out").or_else(args::log_dir),
         grid: path("grid"),

@@ -8,7 +8,7 @@ use serde_json::Value;
 /// A network that answers something.
 fn trained() -> Place {
     let place = Place::new();
-    on_cpu(&place, &small("run", &["--steps", "5"])).exits(0);
+    on_cpu(&place, &small("run", &["--steps", "5", "--lr", "0.02", "--label-dropout", "0.2"])).exits(0);
     place
 }
 
@@ -29,6 +29,16 @@ fn samples_are_the_processors() {
     let guide = ["--classifier-path", "judge", "--classifier-scale", "4"];
     let guided = |sampler| [&["--sampler", sampler][..], &guide].concat();
     let [ddpm, ddim, unipc] = ["ddpm", "ddim", "unipc"].map(guided);
+    let free = ["--guidance-scale", "3"];
+    let from = ["--guidance-scale", "2.5", "--guide-with", "weak", "--sampler", "unipc"];
+    let within = ["--guidance-interval", "0.3,4", "--correct", "es:1.1; dcw:low,0.1"];
+    let [free_ddpm, free_heun] = ["ddpm", "heun"].map(|sampler| [&["--sampler", sampler][..], &free].concat());
+    let (within, both) = ([&free_ddpm[..], &within].concat(), [&free_heun[..], &guide].concat());
+    on_cpu(
+        &place,
+        &small("weak", &["--steps", "4", "--lr", "0.02", "--variance", "fixed-large", "--class-cond", "false"]),
+    )
+    .exits(0);
     let corrected = "es:1.1; shift:1; dcw:double,0.1,-0.05; noise:1.1";
     // All of a chain on the GPU, and in the last two, which look at whole images, the network alone.
     let calls = [
@@ -42,6 +52,11 @@ fn samples_are_the_processors() {
         ("guided ddpm", &ddpm),
         ("guided ddim", &ddim),
         ("guided unipc", &unipc),
+        ("classifier-free ddpm", &free_ddpm),
+        ("classifier-free heun", &free_heun),
+        ("within an interval", &within),
+        ("by both", &both),
+        ("from another network", &from),
         ("shifted", &["--sampler", "ddim", "--correct", "time-shift:4,2"]),
         ("thresholded", &["--sampler", "ddim", "--dynamic-threshold", "0.9"]),
     ];

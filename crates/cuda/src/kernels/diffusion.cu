@@ -260,6 +260,19 @@ scaled(const float* __restrict__ x, float* __restrict__ to, float factor, int va
     });
 }
 
+// A network's answer, led away from a weaker one (crates/math/src/guidance.rs); `further` is w - 1.
+// launch: grid (any, n), block 256
+PLAIN void __launch_bounds__(THREADS)
+guide(float* __restrict__ output, const float* __restrict__ weak, float further, int values, int outputs, int of_weak) {
+    each_pair(values, [&](int pair) {
+        for (int j = 0; j < 2 && 2 * pair + j < values; j++) {
+            const int i = 2 * pair + j;
+            float& answer = output[(long long)blockIdx.y * outputs + i];
+            answer += further * (answer - weak[(long long)blockIdx.y * of_weak + i]);
+        }
+    });
+}
+
 // In place of what a network says of x times `input`, read by `seen`, what it would say of x, read by `own`, with its epsilon divided.
 // launch: grid (any, n), block 256
 PLAIN void __launch_bounds__(THREADS)

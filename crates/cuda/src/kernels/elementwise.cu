@@ -191,10 +191,16 @@ void bias_residual(const E* x, const float* bias, const E* residual, E* y, int r
     BY_WIDTH(c, (bias_residual<8>(x, bias, residual, y, rows, c, relu)), (bias_residual<1>(x, bias, residual, y, rows, c, relu)));
 }
 
+// The label of an image without a class: no row of the table is its.
+constexpr unsigned NO_CLASS = 0xffffffff;
+
 // launch: grid (any; ceil(n·c/256) at most), block 256
 PLAIN void __launch_bounds__(THREADS)
 embed(const float* __restrict__ rows, const float* __restrict__ table, const unsigned* __restrict__ labels, float* __restrict__ out, int n, int c) {
-    each((long long)n * c, [&](long long i) { out[i] = rows[i] + table[(long long)labels[i / c] * c + i % c]; });
+    each((long long)n * c, [&](long long i) {
+        unsigned label = labels[i / c];
+        out[i] = label == NO_CLASS ? rows[i] : rows[i] + table[(long long)label * c + i % c];
+    });
 }
 
 // launch: grid (any; ceil(classes·c/256) at most), block 256

@@ -27,7 +27,7 @@ static Twin all[] = {
     THREE(from_f32), THREE(silu), THREE(silu_grad), THREE(relu), THREE(relu_grad), THREE(add), THREE(add_rows), THREE(sum_pixels),
     THREE(spread_rows), THREE(column_sums), ONE(column_sums_finish), THREE(bias_residual), ONE(embed), ONE(embed_grad), ONE(tokens),
     ONE(tokens_grad), ONE(positions_grad), ONE(first_token), ONE(first_token_grad), THREE(pool), THREE(softmax), THREE(softmax_grad), ONE(adamw),
-    ONE(sum_squares), ONE(sum_partials), ONE(clip), ONE(accumulate), THREE(prepare), ONE(product), ONE(initial_noise), ONE(mix_noise), ONE(diffusion_loss), ONE(reverse_step), ONE(churn), ONE(scaled), ONE(correct_answer),
+    ONE(sum_squares), ONE(sum_partials), ONE(clip), ONE(accumulate), THREE(prepare), ONE(product), ONE(initial_noise), ONE(mix_noise), ONE(diffusion_loss), ONE(reverse_step), ONE(churn), ONE(scaled), ONE(guide), ONE(correct_answer),
     ONE(dcw), ONE(class_slopes),
     HEADS(attention), HEADS(attention_rows), HEADS(attention_keys), HEADS(attention_queries),
 };

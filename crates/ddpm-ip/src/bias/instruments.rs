@@ -203,7 +203,7 @@ impl Subject<'_> {
 
     fn chain<'a>(&'a self, reverse: &'a Reverse) -> Chain<'a> {
         let Self { diffusion, network, shape, .. } = *self;
-        Chain { diffusion, network, reverse, guide: None, shape }
+        Chain { diffusion, network, reverse, guide: None, guidance: None, shape }
     }
 
     fn subjects<'a>(&'a self, images: &'a [u64], batch: &Range<usize>, draws: &'a dyn Draws) -> Subjects<'a> {

@@ -396,7 +396,7 @@ fn entry(
             "its network gives answers that are not finite: check it, and the settings that differ from its own";
         return Err(Error::file(&file, message));
     }
-    let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, shape };
+    let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, guidance: None, shape };
     let Some(es_auto) = scale(&chain, config, classes, &readings, stop) else { return Ok(None) };
     let suggestions = Suggestions::new(&readings, es_auto);
     Ok(Some(Entry {
@@ -440,7 +440,7 @@ fn scale(
     let of_seed = subjects(&images, own.as_deref(), settings.batch_size, &draws);
     let corrected = Reverse { corrections: chain.reverse.corrections.with_scale(scale), ..chain.reverse.clone() };
     let Chain { diffusion, network, shape, .. } = *chain;
-    let corrected = Chain { diffusion, network, reverse: &corrected, guide: None, shape };
+    let corrected = Chain { diffusion, network, reverse: &corrected, guide: None, guidance: None, shape };
     let mut gaps = [0.0; 2];
     for (gap, chain) in gaps.iter_mut().zip([chain, &corrected]) {
         *gap = largest_gap(&sampled_norms(chain, &of_seed, &mut go_on)?, training);

@@ -88,8 +88,7 @@ pub fn find_scale(
     }
     let mut gap = |b: f64| {
         let reverse = Reverse { corrections: chain.reverse.corrections.with_scale(b), ..chain.reverse.clone() };
-        let Chain { diffusion, network, guide, shape, .. } = *chain;
-        let norms = sampled_norms(&Chain { diffusion, network, reverse: &reverse, guide, shape }, subjects, go_on);
+        let norms = sampled_norms(&Chain { reverse: &reverse, ..*chain }, subjects, go_on);
         norms.map(|norms| mean_gap(&norms, training)).ok_or(ScaleError::Stopped)
     };
     // Regula falsi with the end that stays halved (the Illinois algorithm): the root lies between a and b.

@@ -264,6 +264,8 @@ pub struct TrainConfig {
     pub grad_clip: f64,
     /// λ of the gradient penalty λ·E‖∂f/∂x v‖² over random directions v, an ablation; 0 for none.
     pub gradient_penalty: f64,
+    /// Probability that a network with classes is not told an image's class: what classifier-free guidance needs.
+    pub label_dropout: f64,
     /// What log₂ of the loss scale grows by with every step, in f16.
     pub fp16_scale_growth: f64,
     /// How timesteps are drawn.
@@ -308,6 +310,7 @@ impl Default for TrainConfig {
             ema_warmup: false,
             grad_clip: 0.0,
             gradient_penalty: 0.0,
+            label_dropout: 0.0,
             fp16_scale_growth: 1e-3,
             schedule_sampler: TimeSamplerKind::Uniform,
             seed: 0,
@@ -407,6 +410,10 @@ pub struct SampleConfig {
     pub correct: Corrections,
     /// What a classifier's gradient is multiplied by.
     pub classifier_scale: f64,
+    /// w of guidance: how far answers are led away from those without class, or of a weaker network; 1 is none.
+    pub guidance_scale: f64,
+    /// The noise σ/α at which guidance acts, above the first and up to the second; empty for all.
+    pub guidance_interval: Vec<f64>,
     /// Images to draw.
     pub num_samples: usize,
     /// Images drawn together.
@@ -430,6 +437,8 @@ impl Default for SampleConfig {
             dynamic_threshold: 0.0,
             correct: Corrections::default(),
             classifier_scale: 1.0,
+            guidance_scale: 1.0,
+            guidance_interval: Vec::new(),
             num_samples: 10_000,
             batch_size: 16,
             seed: 0,
@@ -544,6 +553,10 @@ impl Config {
                 self.model.precision.name()
             )
         })?;
+        require(
+            self.train.label_dropout == 0.0 || self.model.class_cond && self.model.arch != Arch::Classifier,
+            || "--label-dropout is for networks with classes: add --class-cond, or leave it out".into(),
+        )?;
         self.train.validate()?;
         self.sample.validate()?;
         self.validate_sampler()
@@ -572,6 +585,27 @@ impl Config {
             trained.len(),
             self.diffusion.diffusion_steps
         )))
+    }
+
+    /// Checks that the network knows images without class, from which classifier-free guidance leads away.
+    ///
+    /// # Errors
+    /// Another network, with what would do.
+    pub(crate) fn check_guidance(&self, settings: &SampleConfig) -> Result<(), ConfigError> {
+        let scale = settings.guidance_scale;
+        require(self.model.class_cond, || {
+            format!(
+                "--guidance-scale {scale} leads to classes, and the network has none: use --guide-with CHECKPOINT, a weaker \
+                 network that it leads away from"
+            )
+        })?;
+        require(self.train.label_dropout > 0.0, || {
+            format!(
+                "--guidance-scale {scale} leads away from images without class, and by its settings the network has met none: \
+                 train it with --label-dropout 0.1, or use --guide-with CHECKPOINT, a weaker network. If it was trained so by \
+                 another program, say --set train.label_dropout=0.1"
+            )
+        })
     }
 
     /// Checks that the sampler and its corrections work with the network and the process.
@@ -650,6 +684,9 @@ impl TrainConfig {
         not_negative("grad_clip", self.grad_clip)?;
         not_negative("gradient_penalty", self.gradient_penalty)?;
         not_negative("fp16_scale_growth", self.fp16_scale_growth)?;
+        require((0.0..1.0).contains(&self.label_dropout), || {
+            format!("train.label_dropout = {} is no probability below 1: use one such as 0.1", self.label_dropout)
+        })?;
         for rate in self.ema_rate.iter().chain(&self.adam_betas) {
             require((0.0..1.0).contains(rate), || {
                 format!("an averaging rate of {rate} (train.ema_rate or train.adam_betas) is outside [0, 1)")
@@ -684,8 +721,15 @@ impl SampleConfig {
                 self.dynamic_threshold
             )
         })?;
-        require(self.classifier_scale.is_finite(), || {
-            format!("sample.classifier_scale = {} is no number", self.classifier_scale)
+        for (key, value) in [("classifier_scale", self.classifier_scale), ("guidance_scale", self.guidance_scale)] {
+            require(value.is_finite(), || format!("sample.{key} = {value} is no number"))?;
+        }
+        let interval = &self.guidance_interval;
+        require(interval.is_empty() || matches!(interval[..], [low, high] if low >= 0.0 && low < high), || {
+            format!(
+                "sample.guidance_interval = {interval:?} is no interval of noise levels sigma/alpha: give the lower and the \
+                 higher end, as in 0.2,5 or 0.2,inf"
+            )
         })
     }
 }

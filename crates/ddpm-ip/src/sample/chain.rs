@@ -1,7 +1,7 @@
 //! One batch of sampling chains.
 
 use super::on_gpu::OnGpu;
-use super::{Guide, Predictor};
+use super::{Guidance, Guide, Predictor};
 use crate::diffusion::{Diffusion, Reverse, StepInputs, StepOutputs, variance};
 use ddpm_math::{Bands, Call, Domain, Stage, Stream, Update, haar_correct};
 use rayon::prelude::*;
@@ -48,6 +48,8 @@ pub struct Chain<'a> {
     pub reverse: &'a Reverse,
     /// A classifier whose gradient leads the chain.
     pub guide: Option<&'a Guide>,
+    /// A weaker answer that the network's is led away from.
+    pub guidance: Option<&'a Guidance<'a>>,
     /// Channels, rows and columns of an image.
     pub shape: [usize; 3],
 }
@@ -84,7 +86,7 @@ pub struct Taken {
     pub stage: Stage,
     /// x `[N, C, H, W]` at the call's noise level.
     pub x: Vec<f32>,
-    /// The network's answer `[N, C or 2C, H, W]`, before corrections.
+    /// The network's answer `[N, C or 2C, H, W]`, guided, before corrections.
     pub output: Vec<f32>,
     /// The predicted x_0 `[N, C, H, W]`.
     pub x_start: Vec<f32>,
@@ -160,7 +162,7 @@ impl<'a> Walk<'a> {
 
     /// One stage.
     fn take(&mut self, stage: Stage) -> Taken {
-        let Chain { diffusion, network, reverse, guide, .. } = *self.chain;
+        let Chain { diffusion, network, reverse, guide, guidance, .. } = *self.chain;
         let Subjects { images, labels, low_res, draws } = self.subjects;
         let corrections = &reverse.corrections;
         let noise = || {
@@ -183,7 +185,10 @@ impl<'a> Walk<'a> {
         } else {
             Cow::Owned(x.iter().map(|&x| x * call.input as f32).collect())
         };
-        let output = network.predict(&seen, &times, labels, low_res);
+        let output = match guidance.filter(|guidance| guidance.rule.acts_at(stage.level)) {
+            Some(guidance) => guidance.answer(network, &seen, &times, &self.subjects),
+            None => network.predict(&seen, &times, labels, low_res),
+        };
         let n = images.len();
         let gradient = guide.zip(labels).map(|(guide, labels)| {
             let time = diffusion.model_time(stage.level.time);

@@ -1,6 +1,6 @@
 //! A file of samples.
 
-use super::{Chain, Draws, GivenNoise, Guide, Model, Seeded, SmallImages, Subjects};
+use super::{Chain, Draws, GivenNoise, Guidance, Guide, Model, Seeded, SmallImages, Subjects, Weak};
 use crate::Error;
 use crate::bias::resolve_auto;
 use crate::checkpoint::{self, Origin};
@@ -15,7 +15,7 @@ use crate::partial::Partial;
 use crate::record::Record;
 use ddpm_math::{Domain, Stream};
 use ddpm_net::network::{Classifier, Network, Unet};
-use ddpm_net::{Device, Engine};
+use ddpm_net::{Device, Engine, Parameters};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -39,13 +39,15 @@ pub struct Job {
     pub initial_noise: Option<PathBuf>,
     /// A classifier that guides the chains.
     pub classifier: Option<GuideJob>,
+    /// A weaker network that guidance leads away from, in place of the network itself without classes.
+    pub guide_with: Option<GuideJob>,
     /// Whether what is there already is replaced.
     pub overwrite: bool,
     /// The small images that a super-resolution network enlarges: anything that holds images.
     pub base_samples: Option<PathBuf>,
 }
 
-/// A classifier of noisy images, to guide with.
+/// A classifier of noisy images, or a weaker network, to guide with.
 #[derive(Clone, Debug)]
 pub struct GuideJob {
     /// A parameter file, checkpoint folder or run directory.
@@ -71,6 +73,38 @@ impl GuideJob {
         let classifier = Classifier::new(config.classifier_network()?);
         let parameters = checkpoint::load_network(&file, classifier.layout(), &config)?;
         Ok(Guide::new(Engine::new(classifier, device), parameters, scale))
+    }
+
+    /// A weaker network beside that of `config`.
+    fn load_weaker(&self, config: &Config, device: Device) -> Result<(Engine<Unet>, Parameters), Error> {
+        let file = checkpoint::resolve(&self.checkpoint)?;
+        let mut own = checkpoint::with_classes(&self.config, &file)?;
+        let values = |c: &Config| {
+            let (m, d) = (&c.model, &c.diffusion);
+            let classes = if m.class_cond { m.num_classes.to_string() } else { "no".into() };
+            let enlarges = if m.arch == Arch::Superres { format!(" from {}", m.small_size) } else { String::new() };
+            [
+                ("images of", format!("{0}x{0} pixels and {1} channel(s){enlarges}", m.image_size, m.in_channels)),
+                ("a process of", format!("{} {} steps", d.diffusion_steps, d.noise_schedule)),
+                ("the prediction", d.prediction.to_string()),
+                ("--rescale-timesteps", d.rescale_timesteps.to_string()),
+                ("classes:", classes),
+            ]
+        };
+        for ((what, theirs), (_, ours)) in values(&own).into_iter().zip(values(config)) {
+            // One that knows no classes is weaker for that.
+            if theirs != ours && !(what == "classes:" && !own.model.class_cond) {
+                let file = file.display();
+                let message =
+                    format!("--guide-with {file} has {what} {theirs}, the network {ours}: take one of the same kind");
+                return Err(ConfigError(message).into());
+            }
+        }
+        own.sample = config.sample.clone();
+        own.check_timesteps()?;
+        let network = Unet::new(own.model.network(own.diffusion.variance)?);
+        let parameters = checkpoint::load_network(&file, network.layout(), &own)?;
+        Ok((Engine::new(network, device), parameters))
     }
 }
 
@@ -189,6 +223,12 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let image_bytes = size * size * channels;
     let guide = job.classifier.as_ref();
     let guide = guide.map(|g| g.load(size, channels, settings.classifier_scale, device)).transpose()?;
+    let weaker = job.guide_with.as_ref().map(|g| g.load_weaker(config, device)).transpose()?;
+    let weaker = weaker.as_ref().map(|(network, parameters)| Model { network, parameters, size: [size; 2] });
+    let guidance = match &weaker {
+        Some(weaker) => Guidance::rule(settings).map(|rule| Guidance { rule, weak: Weak::Network(weaker) }),
+        None => Guidance::classifier_free(config, settings, device)?,
+    };
     let small = small_images(job, config, total, emit)?;
     let classes = classes(job, network.network().config().num_classes, guide.as_ref())?;
     let classes = classes.as_ref();
@@ -271,6 +311,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         network: &Model { network: &network, parameters: &parameters, size: [size; 2] },
         reverse: &reverse,
         guide: guide.as_ref(),
+        guidance: guidance.as_ref(),
         shape: [channels, size, size],
     };
     let scaled = match settings.correct.auto() {
@@ -352,6 +393,9 @@ fn classes(job: &Job, of_network: Option<usize>, guide: Option<&Guide>) -> Resul
 fn remarks(job: &Job, classes: Option<&Classes>) -> Vec<String> {
     let mut remarks = Vec::new();
     let sample = &job.config.sample;
+    if job.guide_with.is_some() && sample.guidance_scale == 1.0 {
+        remarks.push("--guide-with does nothing with --guidance-scale 1: use more, such as 2".into());
+    }
     if let (Respacing::Ddim(_), SamplerKind::Ddpm) = (&sample.timestep_respacing, sample.sampler) {
         remarks.push(format!(
             "--timestep-respacing {} says at which timesteps, not by which sampler: ddpm draws. DDIM is --use-ddim true",
@@ -421,13 +465,14 @@ fn identity(job: &Job, file: &Path) -> Result<String, Error> {
     let noise = job.initial_noise.as_deref().map(stamp).transpose()?;
     let small = job.base_samples.as_deref().map(stamp).transpose()?;
     let bias = config.sample.correct.auto().map(|file| stamp(Path::new(file))).transpose()?;
-    let classifier = match &job.classifier {
-        Some(guide) => Some((stamp(&checkpoint::resolve(&guide.checkpoint)?)?, &guide.config)),
-        None => None,
+    let network = |guide: &Option<GuideJob>| match guide {
+        Some(guide) => Ok::<_, Error>(Some((stamp(&checkpoint::resolve(&guide.checkpoint)?)?, guide.config.clone()))),
+        None => Ok(None),
     };
+    let (classifier, guide_with) = (network(&job.classifier)?, network(&job.guide_with)?);
     let line = serde_json::json!({
         "checkpoint": stamp(file)?, "classes": job.classes, "initial_noise": noise, "config": config,
-        "classifier": classifier, "base_samples": small, "bias": bias,
+        "classifier": classifier, "guide_with": guide_with, "base_samples": small, "bias": bias,
     });
     Ok(line.to_string())
 }

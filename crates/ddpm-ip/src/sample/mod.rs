@@ -2,6 +2,7 @@
 
 mod chain;
 mod given;
+mod guidance;
 mod guide;
 mod job;
 mod on_gpu;
@@ -10,6 +11,7 @@ mod small;
 
 pub use chain::{Chain, Draws, Seeded, Subjects, Taken, Walk};
 pub use given::GivenNoise;
+pub use guidance::{Guidance, Weak};
 pub use guide::Guide;
 pub(crate) use job::random_labels;
 pub use job::{GuideJob, Job, run};

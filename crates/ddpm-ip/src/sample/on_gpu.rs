@@ -1,11 +1,12 @@
 //! Chains whose images stay on a GPU from x_T to the end.
 
-use super::{Chain, Model, Subjects};
+use super::guidance::{both_labels, twice};
+use super::{Chain, Model, Subjects, Weak};
 use crate::diffusion::Clip;
 use crate::train::pairs;
 use ddpm_math::{Level, ReverseStep, Stage, Update};
-use ddpm_net::Feed;
-use ddpm_net::gpu::{Address, Arg, Buffer, Gpu, Mailbox, Result, Shape, args};
+use ddpm_net::NO_CLASS;
+use ddpm_net::gpu::{Address, Arg, Buffer, Gpu, Mailbox, Result, Shape, Turn, args};
 use ddpm_net::network::Network;
 
 /// A chain that a GPU can take whole: noise from a seed, and nothing that looks at whole images (a dynamic threshold, the
@@ -29,7 +30,9 @@ struct Memory {
     /// The prediction at hand and the two before it.
     x_start: [Buffer; 3],
     /// The gradient of a classifier.
-    guidance: Option<Buffer>,
+    slopes: Option<Buffer>,
+    /// The answers of a weaker network, or of the same without classes, where they are not those of one batch.
+    weak: Option<Buffer>,
     /// Earlier predictions that there are.
     known: usize,
     /// What a step is told.
@@ -43,7 +46,10 @@ impl<'a> OnGpu<'a> {
         let (gpu, seed) = (model.network.gpu()?, subjects.draws.seed()?);
         let reverse = chain.reverse;
         let whole = reverse.corrections.wants_variance() || matches!(reverse.clip, Clip::Dynamic(_));
-        let elsewhere = chain.guide.is_some_and(|guide| guide.gpu() != Some(gpu));
+        let mut elsewhere = chain.guide.is_some_and(|guide| guide.gpu() != Some(gpu));
+        if let Some(Weak::Network(weak)) = chain.guidance.map(|guidance| guidance.weak) {
+            elsewhere |= weak.model().and_then(|model| model.network.gpu()) != Some(gpu);
+        }
         (!whole && !elsewhere).then_some(Self { chain, model, subjects, gpu, seed })
     }
 
@@ -75,12 +81,30 @@ impl<'a> OnGpu<'a> {
         self.chain.shape.iter().product()
     }
 
+    /// Values of a network's answer to an image.
+    fn outputs(&self, model: &Model) -> usize {
+        let [_, height, width] = self.chain.shape;
+        height * width * model.network.network().config().out_channels
+    }
+
+    /// The network whose answer is the weaker one.
+    fn weak_model<'m>(&'m self, weak: Weak<'m>) -> &'m Model<'m> {
+        match weak {
+            Weak::Unconditional { .. } => self.model,
+            Weak::Network(weak) => weak.model().expect("checked at the beginning"),
+        }
+    }
+
     fn begin(&self) -> Result<Memory> {
         let (n, values) = (self.subjects.images.len(), self.values());
         let plane = || self.gpu.alloc(4 * n * values);
-        let (labels, guidance) = match (self.chain.guide, self.subjects.labels) {
+        let (labels, slopes) = match (self.chain.guide, self.subjects.labels) {
             (Some(_), Some(labels)) => (Some(self.gpu.upload(labels)?), Some(plane()?)),
             _ => (None, None),
+        };
+        let weak = match self.chain.guidance.map(|guidance| guidance.weak) {
+            None | Some(Weak::Unconditional { together: true }) => None,
+            Some(weak) => Some(self.gpu.alloc(4 * n * self.outputs(self.weak_model(weak)))?),
         };
         let memory = Memory {
             images: self.gpu.upload(self.subjects.images)?,
@@ -88,7 +112,8 @@ impl<'a> OnGpu<'a> {
             x: plane()?,
             kept: plane()?,
             x_start: [plane()?, plane()?, plane()?],
-            guidance,
+            slopes,
+            weak,
             known: 0,
             words: Mailbox::new(self.gpu, size_of::<[u32; 32]>())?,
         };
@@ -103,7 +128,7 @@ impl<'a> OnGpu<'a> {
 
     /// One stage, as [`Walk`](super::Walk) takes it.
     fn take(&self, stage: &Stage, memory: &mut Memory) -> Result<()> {
-        let Chain { diffusion, reverse, guide, shape: [_, height, width], .. } = *self.chain;
+        let Chain { diffusion, reverse, guide, guidance, shape: [_, height, width], .. } = *self.chain;
         let (n, values, corrections) = (self.subjects.images.len(), self.values(), &reverse.corrections);
         let (all, count, seed, number) = (pairs(values, n), values as i32, self.seed as i64, stage.step as i32);
         let (bytes, x, images) = (4 * n * values, memory.x.address(), memory.images.address());
@@ -113,8 +138,8 @@ impl<'a> OnGpu<'a> {
             self.gpu.turn()?.launch("churn", all, args)?;
         }
         let mut slopes = Address::NULL;
-        if let (Some(guide), Some(labels), Some(guidance)) = (guide, &memory.labels, &memory.guidance) {
-            slopes = guidance.address();
+        if let (Some(guide), Some(labels), Some(buffer)) = (guide, &memory.labels, &memory.slopes) {
+            slopes = buffer.address();
             let times = vec![diffusion.model_time(stage.level.time); n];
             guide.gradient_on_gpu([height, width], &times, [x, labels.address(), slopes], bytes);
         }
@@ -126,23 +151,45 @@ impl<'a> OnGpu<'a> {
         let [newer, older] =
             [1, 2].map(|i| if i <= memory.known { memory.x_start[i].address() } else { Address::NULL });
         let (network, x_start, kept) = (self.model.network, memory.x_start[0].address(), memory.kept.address());
-        let config = network.network().config();
-        let outputs = (height * width * config.out_channels) as i32;
-        let times = vec![diffusion.model_time(call.time); n];
-        let feed = Feed {
-            labels: config.num_classes.and(self.subjects.labels),
-            low_res: self.subjects.low_res,
-            ..Feed::new(&[], self.model.size, &times)
-        };
+        let outputs = self.outputs(self.model) as i32;
         let (input, divisor) = (call.input as f32, call.eps as f32);
+        let show = |turn: &Turn, to: Address| match call.input {
+            1.0 => turn.copy(to, x, bytes),
+            _ => turn.launch("scaled", all, args![x, to, input, count]),
+        };
+        let guidance = guidance.filter(|guidance| guidance.rule.acts_at(stage.level));
+        let together = matches!(guidance.map(|guidance| guidance.weak), Some(Weak::Unconditional { together: true }));
+        let times = vec![diffusion.model_time(call.time); if together { 2 * n } else { n }];
+        let Subjects { labels, low_res, .. } = self.subjects;
+        let unlabelled = vec![NO_CLASS; n];
+        if let (Some(guidance), Some(buffer)) = (guidance, &memory.weak) {
+            let model = self.weak_model(guidance.weak);
+            let labels = if matches!(guidance.weak, Weak::Network(_)) { labels } else { Some(&unlabelled[..]) };
+            let size = 4 * n * self.outputs(model);
+            let keep = |turn: &Turn, output| turn.copy(buffer.address(), output, size);
+            model.network.forward_between(model.parameters, model.feed(&[], &times, labels, low_res), show, keep);
+        }
+        let both = together.then(|| (both_labels(labels, n), low_res.map(twice)));
+        let (labels, low_res) = match &both {
+            Some((labels, low_res)) => (Some(&labels[..]), low_res.as_deref()),
+            None => (labels, low_res),
+        };
         network.forward_between(
             self.model.parameters,
-            feed,
-            |turn, to| match call.input {
-                1.0 => turn.copy(to, x, bytes),
-                _ => turn.launch("scaled", all, args![x, to, input, count]),
+            self.model.feed(&[], &times, labels, low_res),
+            |turn, to| {
+                show(turn, to)?;
+                if together { show(turn, to.at(bytes)) } else { Ok(()) }
             },
             |turn, output| {
+                if let Some(guidance) = guidance {
+                    let (weak, of_weak) = match &memory.weak {
+                        Some(buffer) => (buffer.address(), self.outputs(self.weak_model(guidance.weak)) as i32),
+                        None => (output.at(4 * n * outputs as usize), outputs),
+                    };
+                    let further = (guidance.rule.scale - 1.0) as f32;
+                    turn.launch("guide", all, args![output, weak, further, count, outputs, of_weak])?;
+                }
                 if !call.is_plain() {
                     let (own, seen) = (own.words(), seen.words());
                     let (own, seen) = (Arg::value(&own), Arg::value(&seen));

@@ -30,7 +30,7 @@ pub struct Model<'a> {
 }
 
 impl Model<'_> {
-    fn feed<'f>(
+    pub(super) fn feed<'f>(
         &self,
         x: &'f [f32],
         times: &'f [f32],

@@ -8,7 +8,8 @@ use crate::diffusion::Noised;
 use crate::low_res;
 use ddpm_math::{Domain, Stream, cross_entropy};
 use ddpm_net::network::Network;
-use ddpm_net::{Accumulator, Feed, RunPosition};
+use ddpm_net::{Accumulator, Feed, NO_CLASS, RunPosition};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Loss terms by name, image by image.
@@ -18,7 +19,7 @@ type Terms = Vec<(&'static str, Vec<f64>)>;
 struct Inputs<'a> {
     images: Vec<f32>,
     times: Vec<f32>,
-    labels: Option<&'a [u32]>,
+    labels: Option<Cow<'a, [u32]>>,
     low_res: Option<Vec<f32>>,
     position: RunPosition,
 }
@@ -29,7 +30,7 @@ impl Inputs<'_> {
             images: &self.images,
             size: [size; 2],
             times: &self.times,
-            labels: self.labels,
+            labels: self.labels.as_deref(),
             low_res: self.low_res.as_deref(),
             position: Some(self.position),
         }
@@ -58,7 +59,7 @@ impl Trainer {
                 let inputs = Inputs {
                     images: noised.as_ref().map(|noised| noised.x_t.clone()).unwrap_or_default(),
                     times: self.diffusion.model_times(&draws.t[images.clone()]),
-                    labels: config.num_classes.and(batch.labels.as_ref()).map(|l| &l[images.clone()]),
+                    labels: config.num_classes.and_then(|_| self.labels(batch, &images)),
                     low_res: config.low_res.then(|| self.low_res(&batch.images, &images)),
                     position: self.position(batch, &images),
                 };
@@ -127,6 +128,21 @@ impl Trainer {
         let xi = draws.xi.as_deref().map(|xi| &xi[place.clone()]);
         let (t, mixes) = (&draws.t[images.clone()], &draws.mixes[images.clone()]);
         self.diffusion.noise(&batch.images[place.clone()], t, mixes, &draws.eps[place], xi)
+    }
+
+    /// The classes of some images, as far as the network is told them.
+    fn labels<'a>(&self, batch: &'a Batch, images: &Range<usize>) -> Option<Cow<'a, [u32]>> {
+        let labels = &batch.labels.as_ref()?[images.clone()];
+        let (seed, dropout) = (self.config.train.seed, self.config.train.label_dropout);
+        if dropout == 0.0 {
+            return Some(Cow::Borrowed(labels));
+        }
+        let told = |(i, &label): (usize, &u32)| {
+            let position = batch.position + (images.start + i) as u64;
+            let dropped = Stream::new(seed, Domain::LabelDropout, position, 0).uniform() < dropout;
+            if dropped { NO_CLASS } else { label }
+        };
+        Some(labels.iter().enumerate().map(told).collect())
     }
 
     fn position(&self, batch: &Batch, images: &Range<usize>) -> RunPosition {

@@ -7,7 +7,7 @@ use crate::config::{Config, Corrections, Respacing, SampleConfig, SamplerKind, S
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
-use crate::sample::{Chain, Model, Seeded, SmallImages, Subjects};
+use crate::sample::{Chain, Guidance, Model, Seeded, SmallImages, Subjects};
 use ddpm_net::network::Network;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -224,11 +224,13 @@ impl Drawing<'_> {
         let diffusion = Diffusion::for_sampling(&config.diffusion, settings)?;
         let size = config.model.image_size;
         let model = Model { network, parameters: trainer.sampling_parameters(), size: [size; 2] };
+        let guidance = Guidance::classifier_free(config, settings, network.device())?;
         let chain = Chain {
             diffusion: &diffusion,
             network: &model,
             reverse: &Reverse::new(settings),
             guide: None,
+            guidance: guidance.as_ref(),
             shape: [config.model.in_channels, size, size],
         };
         let images: Vec<u64> = (0..count as u64).collect();

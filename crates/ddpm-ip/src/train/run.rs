@@ -69,6 +69,9 @@ fn run(
 ) -> Result<Outcome, Error> {
     check_folder("--out", dir, "name a folder for the run")?;
     config.validate()?;
+    if config.sample.guidance_scale != 1.0 {
+        config.check_guidance(&config.sample)?;
+    }
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
     let mut config = with_classes(config, &dataset)?;

@@ -46,7 +46,7 @@ fn scale(network: &Exact, rule: Rule, training: &[f64]) -> Result<f64, ScaleErro
     let subjects = Subjects { images: &images, labels: None, low_res: None, draws: &Seeded(4) };
     let reverse = reverse(rule, "");
     let Exact { data, diffusion, .. } = *network;
-    let chain = Chain { diffusion, network, reverse: &reverse, guide: None, shape: data.shape };
+    let chain = Chain { diffusion, network, reverse: &reverse, guide: None, guidance: None, shape: data.shape };
     find_scale(&chain, &[subjects], training, &mut || true)
 }
 
@@ -89,7 +89,7 @@ fn without_such_a_scale_the_gaps_at_both_ends_are_told() {
 fn ends(network: &Exact, rule: Rule, corrections: &str) -> Vec<f32> {
     let Exact { data, diffusion, .. } = *network;
     let reverse = reverse(rule, corrections);
-    let chain = Chain { diffusion, network, reverse: &reverse, guide: None, shape: data.shape };
+    let chain = Chain { diffusion, network, reverse: &reverse, guide: None, guidance: None, shape: data.shape };
     let images: Vec<u64> = (0..50).collect();
     let subjects = Subjects { images: &images, labels: None, low_res: None, draws: &Seeded(2) };
     chain.run(subjects, |_, _, _| true).unwrap()

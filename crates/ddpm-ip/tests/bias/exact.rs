@@ -3,6 +3,7 @@
 use ddpm_ip::bias::{Curve, Readings, Subject};
 use ddpm_ip::config::DiffusionConfig;
 use ddpm_ip::diffusion::{Clip, Diffusion, Reverse};
+use ddpm_ip::net::NO_CLASS;
 use ddpm_ip::sample::Predictor;
 use ddpm_math::{Domain, Level, Rule, Schedule, Spacing, Stream, Variance};
 
@@ -146,7 +147,7 @@ impl Predictor for Exact<'_> {
         let mut output = Vec::new();
         for (image, (x, &time)) in x.chunks_exact(d).zip(times).enumerate() {
             let time = f64::from(time);
-            let label = labels.filter(|_| self.labelled).map(|labels| labels[image]);
+            let label = labels.filter(|_| self.labelled).map(|labels| labels[image]).filter(|&label| label != NO_CLASS);
             let likely = self.likely(x, self.level(time), label);
             let eps = |(p, &x): (usize, &f32)| self.eps(p, f64::from(x), self.mean_mode(&likely, p), time) as f32;
             output.extend(x.iter().enumerate().map(eps));

@@ -7,5 +7,6 @@ mod closed;
 mod corrections;
 mod exact;
 mod expected;
+mod guidance;
 mod planted;
 mod unbiased;

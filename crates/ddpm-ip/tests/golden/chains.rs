@@ -37,6 +37,7 @@ fn golden_chains() {
             network: &Model { network: &network, parameters: &parameters, size: [image_size; 2] },
             reverse: &reverse,
             guide: None,
+            guidance: None,
             shape: [shape[1], image_size, image_size],
         };
         let images: Vec<u64> = (0..noise.images() as u64).collect();

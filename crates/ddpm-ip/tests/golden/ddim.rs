@@ -49,6 +49,7 @@ fn golden_ddim() {
                 network: &Model { network: &network, parameters: &parameters, size: [size; 2] },
                 reverse: &Reverse { rule: Rule::Ddim { eta }, clip: Clip::None, corrections: Corrections::default() },
                 guide: None,
+                guidance: None,
                 shape: [config.model.in_channels, size, size],
             };
             let images: Vec<u64> = (0..noise.images() as u64).collect();

@@ -148,6 +148,7 @@ fn guided(folder: &Path) -> (sample::Job, PathBuf) {
         classes: Some(vec![3, 7]),
         initial_noise: None,
         classifier: Some(guide),
+        guide_with: None,
         base_samples: None,
         overwrite: true,
     };
@@ -266,6 +267,7 @@ fn super_resolution_trains_resumes_and_enlarges_what_it_is_given() {
         classes: None,
         initial_noise: None,
         classifier: None,
+        guide_with: None,
         base_samples: Some(small.clone()),
         overwrite: true,
     };

@@ -8,6 +8,7 @@ mod conditions;
 mod conversions;
 mod data;
 mod evaluate;
+mod guidance;
 mod networks;
 mod penalty;
 mod perturbation;

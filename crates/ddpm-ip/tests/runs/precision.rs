@@ -163,6 +163,7 @@ fn resumes_and_samples_exactly(precision: &str) {
             classes: None,
             initial_noise: None,
             classifier: None,
+            guide_with: None,
             base_samples: None,
             overwrite: true,
         };

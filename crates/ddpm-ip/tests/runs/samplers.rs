@@ -67,6 +67,7 @@ impl Sampled {
             network: &Model { network: &self.network, parameters: &self.parameters, size: [8; 2] },
             reverse: &Reverse::new(&config.sample),
             guide: self.guide.as_ref(),
+            guidance: None,
             shape: [1, 8, 8],
         })
     }

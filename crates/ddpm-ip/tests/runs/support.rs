@@ -71,6 +71,7 @@ pub(crate) fn job(checkpoint: &Path, config: &Config, out: &Path) -> sample::Job
         classes: None,
         initial_noise: None,
         classifier: None,
+        guide_with: None,
         base_samples: None,
         overwrite: true,
     }

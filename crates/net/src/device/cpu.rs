@@ -1,6 +1,7 @@
 //! The processor: each step is a call of a kernel on slices of the plan's memory.
 
 use super::given::{Context, Memory};
+use crate::engine::NO_CLASS;
 use crate::kind::Precision;
 use crate::op::{Op, extent};
 use crate::plan::{GradientPlace, Plan, Slot, Step};
@@ -280,6 +281,10 @@ impl Call<'_> {
                 let (table, c) = (self.parameter(*place), shape(0).c);
                 let rows = read::<f32>(inputs[0]).chunks_exact(c).zip(self.labels());
                 for (sum, (row, &label)) in write::<f32>(out()).chunks_exact_mut(c).zip(rows) {
+                    if label == NO_CLASS {
+                        sum.copy_from_slice(row);
+                        continue;
+                    }
                     let own = &table[label as usize * c..][..c];
                     sum.iter_mut().zip(row.iter().zip(own)).for_each(|(sum, (a, b))| *sum = a + b);
                 }
@@ -287,7 +292,8 @@ impl Call<'_> {
             Op::EmbedGrad(_) => {
                 let c = shape(0).c;
                 written.fill(0.0);
-                for (grad, &label) in read::<f32>(inputs[0]).chunks_exact(c).zip(self.labels()) {
+                let labelled = read::<f32>(inputs[0]).chunks_exact(c).zip(self.labels());
+                for (grad, &label) in labelled.filter(|&(_, &label)| label != NO_CLASS) {
                     let own = &mut written[label as usize * c..][..c];
                     own.iter_mut().zip(grad).for_each(|(sum, g)| *sum += g);
                 }

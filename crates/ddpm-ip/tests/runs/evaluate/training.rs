@@ -74,6 +74,7 @@ fn the_distance_is_logged_and_the_best_checkpoint_kept() {
         classes: None,
         initial_noise: None,
         classifier: None,
+        guide_with: None,
         base_samples: None,
         overwrite: true,
     };
