@@ -63,13 +63,18 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
     let file = checkpoint::resolve(&folder)?;
     let config = checkpoint::with_classes(config, &file)?;
     let task = Task::new(&config, Device::default())?;
-    let (state, fresh) = Store::load(&folder, task.layout(), &config.train.ema_rate)?;
+    let (state, fresh) = Store::load(&folder, task.layout(), &config.train)?;
     if let Some(rate) = fresh.first() {
         return Err(Error::file(&folder, format!("has no average of rate {rate}, which its settings name")));
     }
     if state.progress.time_sampler.is_some() {
         emit(Event::Warning(
             "the reference's files have no place for the time sampler's history: it is left out".into(),
+        ));
+    }
+    if !state.posthoc.is_empty() {
+        emit(Event::Warning(
+            "the reference's files have no place for averages of --posthoc-ema: they are left out".into(),
         ));
     }
     write_trio(output, &state, &config.train)

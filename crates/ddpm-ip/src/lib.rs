@@ -33,6 +33,7 @@
 //! | [`sample`] | chains and files of samples |
 //! | [`nll`] | likelihoods in bits per dimension |
 //! | [`checkpoint`] | saved runs |
+//! | [`posthoc`] | averages of other lengths, made from those that a run has saved |
 //! | [`evaluate`], [`weights`] | distances between images; weights of feature networks |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`], [`memory`] | how fast this machine trains and samples, and how much memory that takes |
@@ -61,6 +62,8 @@ pub mod nll;
 mod npy;
 pub mod npz;
 mod partial;
+mod plot;
+pub mod posthoc;
 pub mod predict;
 pub mod prepare;
 mod record;

@@ -63,7 +63,7 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     memory.add("program", PROGRAM);
     memory.add("parameters", parameters);
     memory.add("moments", 2 * parameters);
-    memory.add("averages", config.train.ema_rate.len() * parameters);
+    memory.add("averages", (config.train.ema_rate.len() + config.train.posthoc_ema.len()) * parameters);
     if place == GradientPlace::Outside {
         // Of the pieces of a microbatch as many as run at once, and the partial sums of those before.
         let held = Accumulator::most_held(gradients) - 1 + Accumulator::most_held(pieces) + plan.arenas - 1;

@@ -62,6 +62,7 @@
 //! | [`guidance`] | answers led away from weaker ones | Ho & Salimans 2022; Karras et al. 2024 |
 //! | [`loss`] | training losses, their derivatives, and terms of the likelihood | Ho et al. 2020; Nichol & Dhariwal 2021 |
 //! | [`timestep`] | which t to train on | Nichol & Dhariwal 2021 |
+//! | [`posthoc`] | averages of parameters by power functions, and others made from them | Karras et al. 2024 |
 //! | [`haar`] | bands of an image, and a correction of samples by band | arXiv 2604.16044 |
 //! | [`normality`] | whether numbers are normal draws | Royston 1995 |
 //! | [`jackknife`] | how far a statistic may be off | Efron 1982 |
@@ -80,6 +81,7 @@ pub mod loss;
 pub mod normality;
 pub mod perturb;
 pub mod philox;
+pub mod posthoc;
 pub mod respace;
 pub mod reverse;
 pub mod sampler;

@@ -21,6 +21,7 @@ const IDLE: &[Idle] = &[
     ("data.labels", has_own_labels, "folders of images: these carry their labels"),
     ("train.fp16_scale_growth", |c| c.model.precision != Precision::F16, "--precision f16"),
     ("train.ema_warmup", |c| c.train.ema_rate.is_empty(), "averages (--ema-rate)"),
+    ("train.posthoc_ema_interval", |c| c.train.posthoc_ema.is_empty(), "--posthoc-ema"),
     ("train.grid_interval", |c| c.train.grid_images == 0, "grids (--grid-images)"),
     ("train.grid_steps", |c| c.train.grid_images == 0, "grids (--grid-images)"),
     ("evaluation.images", |c| c.evaluation.interval == 0, "--evaluation-interval"),

@@ -78,6 +78,7 @@ fn arg(key: &Key, default: &Value) -> Arg {
         Value::Boolean(_) => truth(key.path(), key.flag(), key.help),
         Value::String(_) if key.name == "correct" => text("NAME:VALUES").action(ArgAction::Append),
         Value::String(_) => text("TEXT"),
+        Value::Array(_) if key.name == "posthoc_ema" => text("LIST").num_args(0..=1).default_missing_value("0.05,0.1"),
         Value::Array(_) => text("LIST"),
         _ => text("N"),
     };

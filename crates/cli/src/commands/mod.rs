@@ -5,6 +5,7 @@ mod bias;
 mod check;
 mod completions;
 mod convert;
+mod ema;
 mod evaluate;
 mod info;
 mod nll;
@@ -40,6 +41,7 @@ pub(crate) fn all() -> Vec<Command> {
         predict::command(),
         prepare::command(),
         convert::command(),
+        ema::command(),
         info::command(),
         presets::command(),
         bench::command(),
@@ -113,6 +115,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         "predict" => predict::run(m),
         "prepare" => prepare::run(m),
         "convert" => convert::run(m),
+        "ema" => ema::run(m),
         "info" => info::run(m),
         "presets" => presets::run(m),
         "bench" => bench::run(m),

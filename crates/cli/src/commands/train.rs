@@ -199,6 +199,9 @@ fn dry_run(config: &Config, out: &Path, device: Device, json: bool) -> anyhow::R
         let memory = serde_json::json!({ "training": training, "data": data, "sampling": sampling });
         let run = out.display().to_string();
         let mut all = serde_json::json!({ "run": run, "parameters": parameters, "memory": memory, "config": config });
+        if let Some([savings, bytes]) = savings(config, parameters) {
+            all["posthoc_ema"] = serde_json::json!({ "savings": savings, "bytes_each": bytes });
+        }
         if let Some((chip, training, sampling)) = on_chip {
             let gpu = serde_json::json!({ "name": chip.full_name(), "bytes": chip.memory(), "cudnn": chip.cudnn() });
             all["gpu"] = gpu;
@@ -229,7 +232,24 @@ fn dry_run(config: &Config, out: &Path, device: Device, json: bool) -> anyhow::R
         }
         let _ = writeln!(text, "#   {:40} {}", "all", mib(memory.total()));
     }
+    if let Some([savings, bytes]) = savings(config, parameters) {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (interval, each) = (config.train.posthoc_ema_interval, mib(bytes));
+        let all = match savings {
+            0 => String::new(),
+            n => format!(", {n} times: {:.1} MiB on disk", mib(n * bytes)),
+        };
+        let _ = writeln!(text, "#\n# averages of --posthoc-ema: {each:.1} MiB into ema/ every {interval} steps{all}");
+    }
     print(&format!("{text}\n{}", config.to_toml().trim_end()))
+}
+
+/// How often a run saves its averages by power functions, 0 if its end is not known, and the bytes of each time; none if it
+/// keeps none.
+fn savings(config: &Config, parameters: usize) -> Option<[u64; 2]> {
+    let train = &config.train;
+    let bytes = 2 * (train.posthoc_ema.len() * parameters) as u64;
+    (bytes > 0).then(|| [train.last_step().map_or(0, |last| last.div_ceil(train.posthoc_ema_interval)), bytes])
 }
 
 /// A line about the engines of a step's convolutions.

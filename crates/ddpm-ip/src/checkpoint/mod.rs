@@ -5,6 +5,7 @@
 //! checkpoints/step_001500/
 //!     model.safetensors        the network's parameters
 //!     ema_0.995.safetensors    each average of them
+//!     posthoc_0.05.safetensors with --posthoc-ema each average by a power function
 //!     state.safetensors        what else continues the run: moments, counters, time-sampler history
 //! ```
 //! Parameters have the reference's names and shapes. Every file carries the resolved configuration, so that one alone
@@ -23,10 +24,11 @@ use crate::torch::TorchFile;
 use tensors::load_for;
 
 use crate::Error;
-use crate::config::{Arch, Config, Pool};
+use crate::config::{Arch, Config, Pool, TrainConfig};
 use crate::file::{missing, sync_folder};
 use ddpm_math::TimeSamplerState;
 use ddpm_net::{Layout, Parameters};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,16 +55,20 @@ pub struct State {
     pub parameters: Parameters,
     /// Averages of them by rate.
     pub ema: Vec<(f64, Parameters)>,
+    /// Averages of them by power functions, by length ([`ddpm_math::posthoc`]).
+    pub posthoc: Vec<(f64, Parameters)>,
     /// AdamW's first and second moments.
     pub moments: [Parameters; 2],
 }
 
 impl State {
     /// The state of a run that begins with these parameters.
-    pub fn new(parameters: Parameters, rates: &[f64]) -> Self {
+    pub fn new(parameters: Parameters, settings: &TrainConfig) -> Self {
+        let each = |by: &[f64]| by.iter().map(|&by| (by, parameters.clone())).collect();
         Self {
             progress: Progress::default(),
-            ema: rates.iter().map(|&rate| (rate, parameters.clone())).collect(),
+            ema: each(&settings.ema_rate),
+            posthoc: each(&settings.posthoc_ema),
             moments: [parameters.zeros_like(), parameters.zeros_like()],
             parameters,
         }
@@ -100,6 +106,10 @@ pub struct Store {
 
 fn ema_name(rate: f64) -> String {
     format!("ema_{rate}.safetensors")
+}
+
+fn posthoc_name(length: f64) -> String {
+    format!("posthoc_{length}.safetensors")
 }
 
 impl Store {
@@ -183,6 +193,9 @@ impl Store {
         for (rate, ema) in &state.ema {
             tensors::save(&at.join(ema_name(*rate)), &[("", ema)], config, None)?;
         }
+        for (length, average) in &state.posthoc {
+            tensors::save(&at.join(posthoc_name(*length)), &[("", average)], config, None)?;
+        }
         let [m, v] = &state.moments;
         tensors::save(&at.join(STATE), &[("exp_avg/", m), ("exp_avg_sq/", v)], config, Some(&state.progress))?;
         sync_folder(at);
@@ -223,12 +236,13 @@ impl Store {
     /// second result.
     ///
     /// # Errors
-    /// Missing or damaged files, parameters of another architecture.
-    pub fn load(folder: &Path, layout: &Arc<Layout>, rates: &[f64]) -> Result<(State, Vec<f64>), Error> {
+    /// Missing or damaged files, parameters of another architecture; averages by power functions that were not kept from the
+    /// beginning.
+    pub fn load(folder: &Path, layout: &Arc<Layout>, settings: &TrainConfig) -> Result<(State, Vec<f64>), Error> {
         let parameters = load_for(&folder.join(MODEL), layout, "")?;
         let mut fresh = Vec::new();
         let mut ema = Vec::new();
-        for &rate in rates {
+        for &rate in &settings.ema_rate {
             let path = folder.join(ema_name(rate));
             ema.push((
                 rate,
@@ -240,10 +254,22 @@ impl Store {
                 },
             ));
         }
+        let mut posthoc = Vec::new();
+        for &length in &settings.posthoc_ema {
+            let path = folder.join(posthoc_name(length));
+            if !path.exists() {
+                let message = format!(
+                    "has no average of --posthoc-ema {length}: these averages are kept from a run's beginning or not at all. \
+                     Leave it out to go on, or begin anew with another --out"
+                );
+                return Err(Error::file(folder, message));
+            }
+            posthoc.push((length, load_for(&path, layout, "")?));
+        }
         let state = folder.join(STATE);
         let moments = [load_for(&state, layout, "exp_avg/")?, load_for(&state, layout, "exp_avg_sq/")?];
         let progress = progress(folder)?;
-        Ok((State { progress, parameters, ema, moments }, fresh))
+        Ok((State { progress, parameters, ema, posthoc, moments }, fresh))
     }
 }
 
@@ -382,6 +408,27 @@ fn contradiction(path: &Path, layout: &Layout, config: &Config, error: &Error) -
 /// What writing says.
 pub fn write_parameters(path: &Path, parameters: &Parameters, config: &Config) -> Result<(), Error> {
     tensors::save(path, &[("", parameters)], config, None)
+}
+
+/// Writes parameters in half precision; what is beyond its range becomes the largest number that it has.
+///
+/// # Errors
+/// What writing says.
+pub(crate) fn write_half(
+    path: &Path,
+    parameters: &Parameters,
+    config: &Config,
+    progress: &Progress,
+) -> Result<(), Error> {
+    tensors::save_as(path, &[("", parameters)], config, Some(progress), Dtype::F16)
+}
+
+/// How far the run was that wrote a file with its progress.
+///
+/// # Errors
+/// A damaged file, or one without.
+pub(crate) fn progress_in(file: &Path) -> Result<Progress, Error> {
+    tensors::progress_of(file)
 }
 
 /// The parameter file meant by a path: a file itself, a checkpoint folder, or a run directory, whose newest checkpoint

@@ -106,7 +106,7 @@ impl Trio {
         if let Some(updates) = progress.updates {
             remarks.push(format!("{} has made {updates} updates, not {step}", path.display()));
         }
-        Ok((State { progress, parameters, ema, moments }, remarks))
+        Ok((State { progress, parameters, ema, posthoc: Vec::new(), moments }, remarks))
     }
 }
 

@@ -26,6 +26,17 @@ pub(super) fn save(
     config: &Config,
     progress: Option<&Progress>,
 ) -> Result<(), Error> {
+    save_as(path, lists, config, progress, Dtype::F32)
+}
+
+/// The same in f32 or f16. What is beyond the range of f16 becomes the largest number that it has.
+pub(super) fn save_as(
+    path: &Path,
+    lists: &[(&str, &Parameters)],
+    config: &Config,
+    progress: Option<&Progress>,
+    dtype: Dtype,
+) -> Result<(), Error> {
     let mut text = HashMap::from([(CONFIG.to_string(), config.to_toml())]);
     if let Some(progress) = progress {
         let json = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
@@ -41,9 +52,9 @@ pub(super) fn save(
     tensors.sort_by(|(a, ..), (b, ..)| a.cmp(b));
     let mut end = 0;
     let info = tensors.iter().map(|(name, spec, values)| {
-        let data_offsets = (end, end + size_of_val(*values));
+        let data_offsets = (end, end + values.len() * dtype.bitsize() / 8);
         end = data_offsets.1;
-        (name.clone(), safetensors::tensor::TensorInfo { dtype: Dtype::F32, shape: spec.shape.clone(), data_offsets })
+        (name.clone(), safetensors::tensor::TensorInfo { dtype, shape: spec.shape.clone(), data_offsets })
     });
     let metadata = Metadata::new(Some(text), info.collect()).map_err(|e| Error::file(path, e.to_string()))?;
     let mut header = serde_json::to_vec(&metadata).map_err(|e| Error::file(path, e.to_string()))?;
@@ -51,7 +62,10 @@ pub(super) fn save(
     write_atomic(path, |w| {
         w.write_all(&(header.len() as u64).to_le_bytes())?;
         w.write_all(&header)?;
-        tensors.iter().try_for_each(|(.., values)| write_values(w, values))
+        tensors.iter().try_for_each(|(.., values)| match dtype {
+            Dtype::F16 => write_halves(w, values),
+            _ => write_values(w, values),
+        })
     })
 }
 
@@ -61,6 +75,13 @@ fn write_values(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
         return w.write_all(bytemuck::cast_slice(values));
     }
     values.iter().try_for_each(|v| w.write_all(&v.to_le_bytes()))
+}
+
+/// Writes values as f16.
+fn write_halves(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
+    const MOST: f32 = 65504.0;
+    let half = |v: &f32| half::f16::from_f32(v.clamp(-MOST, MOST)).to_le_bytes();
+    values.chunks(1 << 16).try_for_each(|values| w.write_all(&values.iter().flat_map(half).collect::<Vec<_>>()))
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {

@@ -112,6 +112,8 @@ pub const KEYS: &[Key] = &[
     key("train", "lr_anneal_steps", "steps over which it falls to 0, which ends the run; 0: constant"),
     key("train", "ema_rate", "rates of the weight averages, as in 0.999,0.9999"),
     key("train", "ema_warmup", "averages follow the weights more closely at first, for short runs"),
+    key("train", "posthoc_ema", "also keep averages of these lengths, from which `ema` makes others; alone: 0.05,0.1"),
+    key("train", "posthoc_ema_interval", "steps between savings of these; 0: a 64th of the steps"),
     key("train", "grad_clip", "largest norm of the gradient; 0: no limit"),
     key("train", "gradient_penalty", "weight of the network's squared slope, an ablation; 0: none"),
     key(

@@ -21,6 +21,7 @@ pub use preset::{PRESETS, Preset};
 use crate::Device;
 use crate::data::{Fit, Labels, OnBadImage};
 use crate::diffusion::{Diffusion, Reverse};
+use ddpm_math::posthoc;
 pub use ddpm_math::{
     Corrections, LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, Spacing, Strength, TimeSamplerKind,
     Variance,
@@ -260,6 +261,11 @@ pub struct TrainConfig {
     /// Whether averages follow the parameters more closely at first, so that they do not hold the random beginning: after
     /// n updates at a rate of at most (1 + n) / (10 + n), as TensorFlow's `ExponentialMovingAverage` with `num_updates`.
     pub ema_warmup: bool,
+    /// Lengths σ_rel of averages by power functions, from which averages of other lengths can be made afterwards; none, or two
+    /// and more.
+    pub posthoc_ema: Vec<f64>,
+    /// Steps between savings of these averages; 0 for a 64th of the steps.
+    pub posthoc_ema_interval: u64,
     /// Largest norm of the gradient; 0 for no limit.
     pub grad_clip: f64,
     /// λ of the gradient penalty λ·E‖∂f/∂x v‖² over random directions v, an ablation; 0 for none.
@@ -308,6 +314,8 @@ impl Default for TrainConfig {
             lr_anneal_steps: 0,
             ema_rate: vec![0.9999],
             ema_warmup: false,
+            posthoc_ema: Vec::new(),
+            posthoc_ema_interval: 0,
             grad_clip: 0.0,
             gradient_penalty: 0.0,
             label_dropout: 0.0,
@@ -452,7 +460,8 @@ fn require(ok: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError
 
 impl Config {
     /// Decides what nobody chose as it is in the run that goes on: the precisions, which else fit the device (bf16 on a GPU
-    /// and f32 on the processor), and how many checkpoints are kept.
+    /// and f32 on the processor), how many checkpoints are kept, and when averages by power functions are saved, else every
+    /// 64th of the steps.
     pub fn settle(&mut self, device: Device, before: Option<&Self>) {
         // What the gradient penalty differentiates is lost in fewer bits.
         let fitting =
@@ -462,6 +471,11 @@ impl Config {
         }
         if std::mem::take(&mut self.classifier.auto_precision) {
             self.classifier.precision = before.map_or(fitting, |before| before.classifier.precision);
+        }
+        if !self.train.posthoc_ema.is_empty() && self.train.posthoc_ema_interval == 0 {
+            let of_steps = || self.train.last_step().unwrap_or(0).div_ceil(64);
+            let known = before.map(|before| before.train.posthoc_ema_interval).filter(|&interval| interval > 0);
+            self.train.posthoc_ema_interval = known.unwrap_or_else(of_steps);
         }
         if let (true, Some(before)) = (std::mem::take(&mut self.train.auto_keep), before) {
             self.train.keep_checkpoints = before.train.keep_checkpoints;
@@ -696,6 +710,22 @@ impl TrainConfig {
         rates.sort_by(f64::total_cmp);
         rates.dedup();
         require(rates.len() == self.ema_rate.len(), || "train.ema_rate names the same rate twice".into())?;
+        let lengths = &self.posthoc_ema;
+        require(lengths.iter().all(|&length| length > 0.0 && length <= posthoc::LONGEST), || {
+            format!(
+                "train.posthoc_ema = {lengths:?}: lengths are shares of the training above 0 and up to {:.4}, such as 0.05,0.1",
+                posthoc::LONGEST
+            )
+        })?;
+        let differ = lengths.iter().enumerate().all(|(i, length)| !lengths[..i].contains(length));
+        require(lengths.len() != 1 && differ, || {
+            format!("train.posthoc_ema = {lengths:?}: give two lengths or more that differ, such as 0.05,0.1")
+        })?;
+        require(lengths.is_empty() || self.posthoc_ema_interval > 0 || self.last_step().is_some(), || {
+            "--posthoc-ema saves its averages every 64th of the steps, and only a duration is given: say \
+             --posthoc-ema-interval STEPS"
+                .into()
+        })?;
         require(self.eval_interval > 0, || "train.eval_interval is 0: give the steps between trials".into())?;
         require(self.log_interval > 0, || "train.log_interval is 0: give the steps between log lines".into())
     }

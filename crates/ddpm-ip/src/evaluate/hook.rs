@@ -1,17 +1,13 @@
 //! Evaluation during training.
 
-use super::features::Sum;
-use super::side::{Side, know, network};
-use super::{FeatureNetwork, Settings, append};
+use super::{Settings, Yardstick, append};
 use crate::checkpoint::Store;
 use crate::config::{Config, SampleConfig};
-use crate::data::Shape;
 use crate::event::{Emit, Event};
 use crate::sample::random_labels;
 use crate::train::{Drawing, Hook, Next, StepReport, Trainer, due};
 use crate::{Error, weights};
 use ddpm_net::Device;
-use fidelity::{Gaussian, frechet_distance};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,10 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct EvaluationHook<'a> {
     store: Store,
     lines: PathBuf,
-    network: FeatureNetwork,
-    /// The real images.
-    reference: Gaussian,
-    reference_name: String,
+    yardstick: Yardstick,
     /// The lowest distance so far.
     best: Option<f64>,
     /// What an evaluation depends on beside the parameters.
@@ -64,39 +57,15 @@ impl<'a> EvaluationHook<'a> {
         emit: &mut Emit,
     ) -> Result<Option<Self>, Error> {
         config.validate()?;
-        let (wanted, data, model) = (&config.evaluation, &config.data, &config.model);
+        let wanted = &config.evaluation;
         if wanted.interval == 0 {
             return Ok(None);
         }
-        let shape = Shape {
-            image_size: model.image_size,
-            fit: data.fit,
-            allow_upscale: data.allow_upscale,
-            channels: Some(model.in_channels),
-        };
-        let features = if wanted.features.is_empty() { None } else { Some(wanted.features.parse()?) };
-        let metrics = Vec::new();
-        let settings = Settings { features, metrics, shape: Some(shape), ..settings.clone() };
-        let name = if wanted.reference.is_empty() { &data.data_dir } else { &wanted.reference };
-        let mut side = Side::open(name, &settings)?;
-        let network = network(&[&side], &settings, device)?;
-        if !side.go_through(&network, stop)? {
-            return Ok(None);
-        }
-        let content = match (&side.content, &side.statistics) {
-            (Some(content), None) => content.hash.clone(),
-            _ => weights::check_hash(Path::new(&side.name))?,
-        };
-        if let Some(remark) = network.remark() {
-            emit(Event::Notice(remark));
-        }
-        let Some(reference) = know(side, &network, &settings, stop, emit)? else { return Ok(None) };
+        let Some(yardstick) = Yardstick::new(config, settings, device, stop, emit)? else { return Ok(None) };
         let mut hook = Self {
             store: Store::new(run),
             lines: run.join("evaluations.jsonl"),
-            network,
-            reference: reference.statistics.features,
-            reference_name: name.clone(),
+            yardstick,
             best: None,
             identity: String::new(),
             evaluated: BTreeSet::new(),
@@ -105,7 +74,7 @@ impl<'a> EvaluationHook<'a> {
         };
         // Batches and the number of images of other calls change nothing.
         let sampling = SampleConfig { num_samples: 0, batch_size: 0, ..config.sample.clone() };
-        let all = serde_json::json!([sampling, wanted.images, hook.network.name(), content]).to_string();
+        let all = serde_json::json!([sampling, wanted.images, hook.yardstick.identity]).to_string();
         hook.identity = weights::short_hash(all.as_bytes());
         let earlier = std::fs::read_to_string(&hook.lines).unwrap_or_default();
         let earlier = earlier.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
@@ -126,13 +95,15 @@ impl<'a> EvaluationHook<'a> {
         let (config, step) = (&trainer.config, trainer.step());
         let (size, channels) = (config.model.image_size, config.model.in_channels);
         let failed = |e: fidelity::FidelityError| Error::file(&self.lines, format!("evaluation at step {step}: {e}"));
-        let mut sum = Sum::new(self.network.width());
         // As `sample` draws them, so that its files give the same distance.
         let labels = |images: &[u64], classes: usize| {
             random_labels(images, &config.classes.trained(classes), config.sample.seed)
         };
+        let Some(network) = trainer.task.unet() else { return Ok(()) };
         let drawing = Drawing {
-            trainer,
+            network,
+            parameters: trainer.sampling_parameters(),
+            config,
             settings: &config.sample,
             count: config.evaluation.images,
             small: None,
@@ -140,17 +111,11 @@ impl<'a> EvaluationHook<'a> {
             stop: self.stop,
             what: "images to evaluate",
         };
-        let whole = drawing.run(emit, &mut |images| {
-            let n = images.len() / (size * size * channels);
-            sum.add(&self.network.features(images, [n, size, size, channels])?.features).map_err(failed)
-        })?;
-        if !whole {
-            return Ok(());
-        }
-        let fid = frechet_distance(&self.reference, &sum.finish().map_err(failed)?).map_err(failed)?;
-        let key = if self.network.is_inception() { "fid" } else { "frechet_distance" };
+        let distance = self.yardstick.distance([size, channels], failed, |take| drawing.run(emit, take))?;
+        let Some(fid) = distance else { return Ok(()) };
+        let key = self.yardstick.key();
         emit(Event::Log(vec![("step".into(), step as f64), (key.into(), fid)]));
-        let (reference, features) = (self.reference_name.clone(), self.network.name().to_string());
+        let (reference, features) = (self.yardstick.name.clone(), self.yardstick.features().to_string());
         let (identity, images) = (self.identity.clone(), config.evaluation.images);
         append(&self.lines, &Line { step, reference, images, features, identity, fid })?;
         self.evaluated.insert(step);

@@ -11,6 +11,7 @@ mod network;
 mod pixels;
 mod side;
 mod statistics;
+mod yardstick;
 
 pub(crate) use features::Sum;
 
@@ -19,6 +20,7 @@ pub use foreign::OnnxChoice;
 pub use hook::EvaluationHook;
 pub use network::{Choice, FID_INCEPTION, FeatureNetwork, Rows};
 pub use statistics::Statistics;
+pub(crate) use yardstick::Yardstick;
 
 use crate::Error;
 use crate::config::ConfigError;
@@ -417,7 +419,7 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
 }
 
 /// Adds a line to a run's list of evaluations.
-fn append(path: &Path, report: &impl Serialize) -> Result<(), Error> {
+pub(crate) fn append(path: &Path, report: &impl Serialize) -> Result<(), Error> {
     use std::io::{Read, Seek, SeekFrom, Write};
     let line = serde_json::to_string(report).map_err(|e| Error::file(path, e.to_string()))?;
     let options = std::fs::OpenOptions::new().create(true).read(true).append(true).clone();

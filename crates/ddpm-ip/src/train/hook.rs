@@ -8,7 +8,8 @@ use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
 use crate::sample::{Chain, Guidance, Model, Seeded, SmallImages, Subjects};
-use ddpm_net::network::Network;
+use ddpm_net::network::{Network, Unet};
+use ddpm_net::{Engine, Parameters};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -156,9 +157,7 @@ impl<'a> GridHook<'a> {
     pub fn draw(&self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
         let (config, step) = (&trainer.config, trainer.step());
         let count = config.train.grid_images;
-        if count == 0 {
-            return Ok(());
-        }
+        let Some(network) = trainer.task.unet().filter(|_| count > 0) else { return Ok(()) };
         let mut bytes = Vec::new();
         let small = self.small.as_ref();
         let labels = |images: &[u64], classes: usize| {
@@ -167,7 +166,8 @@ impl<'a> GridHook<'a> {
             small.and_then(|small| small.labels(images)).unwrap_or_else(in_turn)
         };
         let settings = &grid_settings(config);
-        let drawing = Drawing { trainer, settings, count, small, labels: &labels, stop: self.stop, what: "the grid" };
+        let (parameters, stop, what) = (trainer.sampling_parameters(), self.stop, "the grid");
+        let drawing = Drawing { network, parameters, config, settings, count, small, labels: &labels, stop, what };
         let whole = drawing.run(emit, &mut |images| {
             bytes.extend_from_slice(images);
             Ok(())
@@ -199,9 +199,12 @@ pub(super) fn grid_settings(config: &Config) -> SampleConfig {
     }
 }
 
-/// Images `0..count`, drawn in training with the first average (the network itself where there is none).
+/// Images `0..count` of a network that is not sampled as a file.
 pub(crate) struct Drawing<'a> {
-    pub(crate) trainer: &'a Trainer,
+    pub(crate) network: &'a Engine<Unet>,
+    pub(crate) parameters: &'a Parameters,
+    /// The network's.
+    pub(crate) config: &'a Config,
     /// How they are sampled.
     pub(crate) settings: &'a SampleConfig,
     pub(crate) count: usize,
@@ -215,15 +218,12 @@ pub(crate) struct Drawing<'a> {
 }
 
 impl Drawing<'_> {
-    /// Passes the images on batch by batch, `[n, H, W, C]`. Whether all were drawn: not after `stop`, and not by a network
-    /// that draws nothing.
+    /// Passes the images on batch by batch, `[n, H, W, C]`. Whether all were drawn: not after `stop`.
     pub(crate) fn run(&self, emit: &mut Emit, take: &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<bool, Error> {
-        let Self { trainer, settings, count, small, .. } = *self;
-        let config = &trainer.config;
-        let Some(network) = trainer.task.unet() else { return Ok(false) };
+        let Self { network, parameters, config, settings, count, small, .. } = *self;
         let diffusion = Diffusion::for_sampling(&config.diffusion, settings)?;
         let size = config.model.image_size;
-        let model = Model { network, parameters: trainer.sampling_parameters(), size: [size; 2] };
+        let model = Model { network, parameters, size: [size; 2] };
         let guidance = Guidance::classifier_free(config, settings, network.device())?;
         let chain = Chain {
             diffusion: &diffusion,

@@ -10,8 +10,9 @@ use crate::data::{Dataset, Labels, Loader, Options};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, quoted, write_atomic};
 use crate::memory::{self, Memory};
+use crate::posthoc::PosthocHook;
 use crate::sample::SmallImages;
-use ddpm_net::Device;
+use ddpm_net::{Device, GPU_AVERAGES};
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -83,6 +84,7 @@ fn run(
     if let (Some((step, _)), Some(before)) = (&newest, &before) {
         check_beginning(&config, before, dir, *step)?;
     }
+    check_averages(&config, device)?;
     // Before anything is planned.
     let engines = dir.join(ENGINES);
     if let Device::Cuda(gpu) = device {
@@ -109,7 +111,7 @@ fn run(
     let mut changed = Vec::new();
     let state = match &newest {
         Some((step, path)) => {
-            let loaded = Store::load(path, task.layout(), &config.train.ema_rate);
+            let loaded = Store::load(path, task.layout(), &config.train);
             let (state, fresh) = loaded.map_err(|e| match &before {
                 Some(before) => another_run(e, dir, *step, before, &task),
                 None => e,
@@ -204,6 +206,7 @@ fn run(
         gpu.keep_tuned_in(&engines);
     }
     let (mut log, mut saving, mut watch) = (LogHook::new(), CheckpointHook::new(&store), WatchHook::new(&trainer));
+    let mut posthoc = PosthocHook::new(dir, first_step, emit)?;
 
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
     let (begin, mut in_hooks) = (Instant::now(), Duration::ZERO);
@@ -241,7 +244,7 @@ fn run(
         };
         watch.see(&trainer, &batch);
         // A checkpoint comes before what takes long.
-        let own: [&mut dyn Hook; 4] = [&mut log, &mut saving, &mut watch, &mut grid];
+        let own: [&mut dyn Hook; 5] = [&mut log, &mut saving, &mut posthoc, &mut watch, &mut grid];
         for hook in own {
             hook.after_step(&trainer, &report, next, emit)?;
         }
@@ -278,12 +281,20 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
     let settings = &config.train;
     if !settings.resume_checkpoint.is_empty() {
         if let Some(folder) = checkpoint::saved_in(Path::new(&settings.resume_checkpoint))? {
-            let (state, fresh) = Store::load(&folder, task.layout(), &settings.ema_rate)?;
+            let (state, fresh) = Store::load(&folder, task.layout(), settings)?;
             emit(Event::Notice(format!("going on at step {} from {}", state.progress.step, folder.display())));
             for rate in fresh {
                 emit(Event::Warning(no_average(rate)));
             }
             return Ok(Some(state));
+        }
+        if !settings.posthoc_ema.is_empty() {
+            return Err(ConfigError(
+                "--posthoc-ema keeps averages from a run's beginning, which --resume-checkpoint of the reference's files \
+                 passes over: leave it out, or begin with --init-from"
+                    .into(),
+            )
+            .into());
         }
         let trio = Trio::new(Path::new(&settings.resume_checkpoint))?;
         let (state, remarks) = trio.load(task.layout(), &settings.ema_rate, settings.batch_size)?;
@@ -299,7 +310,7 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
     let file = checkpoint::resolve(Path::new(&settings.init_from))?;
     let parameters = checkpoint::load(&file, task.layout())?;
     emit(Event::Notice(format!("beginning with the parameters of {}", file.display())));
-    Ok(Some(State::new(parameters, &settings.ema_rate)))
+    Ok(Some(State::new(parameters, settings)))
 }
 
 /// Number of values over all parameters of a configuration's network.
@@ -461,7 +472,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 /// Settings that do not change what a network learns from a step.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 14] = [
     "train.steps",
     "train.duration",
     "train.init_from",
@@ -471,6 +482,7 @@ const HARMLESS: [&str; 13] = [
     "data.val_data_dir",
     "train.save_interval",
     "train.keep_checkpoints",
+    "train.posthoc_ema_interval",
     "train.grid_interval",
     "train.grid_images",
     "data.workers",
@@ -535,6 +547,18 @@ fn another_run(error: Error, dir: &Path, step: u64, before: &Config, now: &Task)
         command(before, dir)
     );
     Error::file(dir, message)
+}
+
+/// Refuses more averages than a GPU keeps in one pass.
+fn check_averages(config: &Config, device: Device) -> Result<(), ConfigError> {
+    let count = config.train.ema_rate.len() + config.train.posthoc_ema.len();
+    if device == Device::Cpu || count <= GPU_AVERAGES {
+        return Ok(());
+    }
+    let message = format!(
+        "{count} averages (--ema-rate, --posthoc-ema): a GPU keeps {GPU_AVERAGES} at most. Leave some out, or train with --device cpu"
+    );
+    Err(ConfigError(message))
 }
 
 /// Refuses a network that no machine holds.

@@ -9,7 +9,7 @@ use crate::config::{Config, Precision};
 use crate::data::Batch;
 use crate::diffusion::Diffusion;
 use ddpm_kernels::AdamW;
-use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind};
+use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind, posthoc};
 use ddpm_net::{Accumulator, Clip, Feed, Gradient, Norm, Parameters};
 use rayon::prelude::*;
 use std::time::Instant;
@@ -106,9 +106,8 @@ impl Trainer {
         let task = task.into();
         let diffusion = Diffusion::new(&config.diffusion, &config.diffusion.timestep_respacing)?;
         let mut time_sampler = TimeSampler::new(config.train.schedule_sampler, diffusion.schedule.len());
-        let state = state.unwrap_or_else(|| {
-            State::new(Parameters::initial(task.layout(), config.train.seed), &config.train.ema_rate)
-        });
+        let state =
+            state.unwrap_or_else(|| State::new(Parameters::initial(task.layout(), config.train.seed), &config.train));
         let history = state.progress.time_sampler.clone();
         if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
             time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
@@ -303,9 +302,11 @@ impl Trainer {
         };
         let clip = Clip { scale, max_norm: c.grad_clip };
         let most = if c.ema_warmup { (1 + updates) as f64 / (10 + updates) as f64 } else { 1.0 };
-        let State { parameters, ema, moments: [m, v], .. } = &mut self.state;
-        let mut averages: Vec<(f64, &mut Parameters)> =
-            ema.iter_mut().map(|(rate, average)| (rate.min(most), average)).collect();
+        let State { parameters, ema, posthoc, moments: [m, v], .. } = &mut self.state;
+        let ema = ema.iter_mut().map(|(rate, average)| (rate.min(most), average));
+        let by_power = |length: f64| posthoc::rate(posthoc::exponent(length), updates + 1);
+        let by_powers = posthoc.iter_mut().map(|(length, average)| (by_power(*length), average));
+        let mut averages: Vec<(f64, &mut Parameters)> = ema.chain(by_powers).collect();
         ddpm_net::update(&adamw, clip, parameters, gradient, [m, v], &mut averages)
     }
 }

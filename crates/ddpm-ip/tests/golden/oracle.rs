@@ -96,7 +96,7 @@ fn config(own: &str, precision: Precision) -> Config {
 fn trainer(config: &Config) -> Trainer {
     let task = Task::new(config, Device::Cpu).unwrap();
     let start = Parameters::from_values(task.layout(), &weights(task.specs(), "oracle"));
-    Trainer::new(config.clone(), task, Some(State::new(start, &config.train.ema_rate))).unwrap()
+    Trainer::new(config.clone(), task, Some(State::new(start, &config.train))).unwrap()
 }
 
 fn batch(config: &Config, count: usize, step: usize) -> Batch {

@@ -42,6 +42,7 @@ fn golden_trajectory() {
         let state = State {
             progress: Progress::default(),
             ema: config.train.ema_rate.iter().map(|&rate| (rate, start())).collect(),
+            posthoc: Vec::new(),
             moments: [start().zeros_like(), start().zeros_like()],
             parameters: start(),
         };

@@ -12,6 +12,7 @@ mod guidance;
 mod networks;
 mod penalty;
 mod perturbation;
+mod posthoc;
 mod precision;
 mod predicting;
 mod regression;

@@ -72,7 +72,8 @@ impl Case {
         let changed = with(settings).train;
         (config.train.gradient_penalty, config.train.microbatch) = (changed.gradient_penalty, changed.microbatch);
         config.train.batch_size = self.draws.t.len();
-        let state = State::new(parameters.clone(), &[]);
+        config.train.ema_rate.clear();
+        let state = State::new(parameters.clone(), &config.train);
         let mut trainer = Trainer::new(config.clone(), unet(&config), Some(state)).unwrap();
         let report = trainer.train_step_with(&self.batch, self.draws.clone()).unwrap();
         // After one step the first moment is a tenth of the gradient.

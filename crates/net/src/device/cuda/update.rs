@@ -16,7 +16,7 @@ const PIECE: usize = 1 << 16;
 const RESULTS: usize = 64;
 
 /// Averages that one pass updates.
-const AVERAGES: usize = 8;
+pub const AVERAGES: usize = 8;
 
 /// What a pass over the parameters is told, as the kernel has it.
 #[repr(C)]
