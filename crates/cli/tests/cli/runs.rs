@@ -306,3 +306,68 @@ fn bias_is_measured_and_said_in_words_and_corrections_are_taken_as_often_as_writ
     let wrong = [&sample[..], &["wrong.npz", "--correct", "ess:1"]].concat();
     place.run(&wrong).complains(2, &["\"ess:1\"", "es-linear:k,b"]);
 }
+
+#[test]
+fn averages_of_other_lengths_are_made_and_compared_after_training() {
+    let place = Place::new();
+    let dry = place.train(&["--steps", "128", "--posthoc-ema", "--dry-run"]).exits(0);
+    assert!(dry.out().contains("MiB into ema/ every 2 steps, 64 times: "), "{}", dry.out());
+    assert!(dry.out().contains("posthoc_ema = [0.05, 0.1]"), "{}", dry.out());
+    place.train(&["--steps", "16", "--lr", "0.01", "--posthoc-ema", "0.05,0.1"]).exits(0);
+    assert_eq!(names(&place.path("run/ema")).len(), 32);
+    let made = place.run(&["ema", "run", "--length", "0.07,0.12"]).exits(0);
+    let file = "run/ema/length_0.07_step_000016.safetensors";
+    assert!(made.out().contains(file) && made.out().contains("sample --checkpoint"), "{}", made.out());
+    let made = place.run(&["ema", "run", "--length", "0.07", "--out", "mine.safetensors", "--json"]).exits(0);
+    let report: Value = serde_json::from_str(&made.out()).unwrap();
+    assert_eq!((&report["averages"][0]["step"], &report["averages"][0]["length"]), (&16.into(), &0.07.into()));
+    assert!(std::fs::read(place.path("mine.safetensors")).unwrap() == std::fs::read(place.path(file)).unwrap());
+    place.run(&["sample", "--checkpoint", file, "--num-samples", "2", "--out", "a.npz"]).exits(0);
+    let sweep = ["ema", "run", "--sweep", "--length", "0.05,0.1", "--num-samples", "6", "--timestep-respacing", "2"];
+    let swept = place.run(&sweep).exits(0);
+    assert!(swept.out().contains("nearest") && swept.out().contains("run/ema/sweep.svg"), "{}", swept.out());
+    let again = place.run(&[&sweep[..], &["--json", "--quiet"]].concat()).exits(0);
+    let report: Value = serde_json::from_str(&again.out()).unwrap();
+    assert_eq!((report["outcome"].as_str(), report["points"].as_array().unwrap().len()), (Some("finished"), 2));
+    assert_eq!(place.read("run/ema/sweep.jsonl").lines().count(), 2);
+    // What is wrong is said at once.
+    place.run(&["ema", "run"]).complains(2, &["--length"]);
+    place.run(&["ema", "run", "--length", "0.29"]).complains(2, &["--length 0.29", "lengths from 0.0"]);
+    place.run(&["ema", "run", "--length", "0.1,0.2", "--out", "b.safetensors"]).complains(2, &["one --length"]);
+    place.run(&["ema", "run", "--length", "0.1", "--out", "mine.safetensors"]).complains(2, &["exists"]);
+    place.run(&["ema", "run", "--length", "0.1", "--out", "b.pt"]).complains(2, &[".safetensors"]);
+    place.run(&["ema", "elsewhere", "--length", "0.1"]).complains(1, &["elsewhere", "train --posthoc-ema"]);
+    place.run(&["ema", "run", "--length", "0.1", "--data-dir", "digits"]).complains(2, &["--sweep"]);
+    assert!(!place.path("b.safetensors").exists());
+}
+
+#[test]
+fn guidance_is_asked_for_by_flags_and_refused_where_it_cannot_be() {
+    let place = Place::new();
+    let classes = ["--steps", "8", "--class-cond", "true", "--lr", "0.02", "--ema-rate", "0.5"];
+    place.train(&classes).exits(0);
+    let sample = ["sample", "--checkpoint", "run", "--num-samples", "3", "--classes", "1,2", "--quiet"];
+    let draw = |more: &[&str]| place.run(&[&sample[..], more].concat());
+    draw(&["--guidance-scale", "2", "--out", "a.npz"]).complains(2, &["--label-dropout 0.1", "--guide-with"]);
+    draw(&["--guidance-scale", "2", "--set", "train.label_dropout=0.1", "--out", "a.npz"]).exits(0);
+    draw(&["--guidance-scale", "2", "--guide-with", "run", "--out", "b.npz"]).exits(0);
+    draw(&["--out", "c.npz"]).exits(0);
+    let images = |name: &str| ddpm_ip::npz::Npz::open(&place.path(name)).unwrap().bytes("arr_0").unwrap().values;
+    assert!(images("a.npz") != images("c.npz") && images("b.npz") == images("c.npz"));
+    let other = ["--guidance-scale", "3", "--guide-with", "run", "--out", "b.npz"];
+    draw(&other).complains(2, &["b.npz", "--overwrite"]);
+    draw(&["--guidance-interval", "3,1", "--guidance-scale", "2", "--out", "d.npz"]).complains(2, &["0.2,5"]);
+    let idle = place.run(&[
+        "sample",
+        "--checkpoint",
+        "run",
+        "--num-samples",
+        "2",
+        "--guidance-interval",
+        "1,3",
+        "--out",
+        "e.npz",
+    ]);
+    assert!(idle.exits(0).err().contains("--guidance-interval does nothing here"));
+    place.train(&["--label-dropout", "0.1", "--out", "x"]).complains(2, &["--class-cond"]);
+}
