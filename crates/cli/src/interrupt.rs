@@ -1,8 +1,9 @@
-//! Ctrl-C: the first asks to stop, the second quits. Before there is work to save the first one quits.
+//! Ctrl-C (also SIGTERM and SIGHUP): the first asks to stop, the second quits. Before there is work to save the first one quits.
+//! SIGUSR1 asks a training to save and go on; other work keeps what it has finished anyway, and passes it over.
 
 use crate::output::complain;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How an interrupted program ends.
@@ -32,6 +33,20 @@ pub(crate) fn flag() -> anyhow::Result<&'static AtomicBool> {
         complain("stopping after this step, saving first; Ctrl-C again quits at once");
     })?;
     Ok(&STOP)
+}
+
+/// A flag that SIGUSR1 sets: a batch system's wish that a run saves and goes on. From the first call on the signal does not
+/// end the program.
+pub(crate) fn save_flag() -> Arc<AtomicBool> {
+    static SAVE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    let flag = SAVE.get_or_init(|| {
+        let flag = Arc::default();
+        // It fails for other signals alone.
+        #[cfg(unix)]
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&flag));
+        flag
+    });
+    Arc::clone(flag)
 }
 
 /// From now on a signal saves before it stops.

@@ -22,6 +22,7 @@ const DIVERGED: u8 = 3;
 fn main() -> ExitCode {
     let matches = commands::parse(std::env::args_os());
     let run = || ddpm_ip::net::Device::guard(|| commands::run(&matches)).map_err(anyhow::Error::from)?;
+    interrupt::save_flag();
     match ddpm_ip::instruction_set().map_err(anyhow::Error::from).and_then(|_| run()) {
         Ok(ddpm_ip::Outcome::Finished) => ExitCode::SUCCESS,
         Ok(ddpm_ip::Outcome::Interrupted) => interrupt::EXIT_CODE.into(),

@@ -166,7 +166,11 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let hook = EvaluationHook::new(&config, &out, &evaluation, device, stop, &mut emit);
     let outcome = hook.and_then(|hook| {
         let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();
-        let options = RunOptions { device, ignore_memory_limit: matches.get_flag("ignore-memory-limit") };
+        let options = RunOptions {
+            device,
+            ignore_memory_limit: matches.get_flag("ignore-memory-limit"),
+            save: crate::interrupt::save_flag(),
+        };
         ddpm_ip::train::train(&config, &out, options, hooks, stop, &mut emit)
     });
     let seen = sinks.finish();

@@ -231,32 +231,65 @@ fn one_run_directory_is_for_one_process() {
     place.train(&["--steps", "2"]).exits(0);
 }
 
+/// A run without an end, and the lines that it writes from its third step on.
 #[cfg(unix)]
-#[test]
-fn the_first_signal_saves_and_the_run_goes_on_from_there() {
+fn endless(place: &Place) -> (std::process::Child, impl Iterator<Item = String>) {
     use std::io::{BufRead, BufReader};
-    let place = Place::new();
     let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("ddpm-ip"))
         .args(["train"])
         .args(TINY)
-        .args(["--steps", "100000"])
+        .args(["--steps", "50000", "--keep-checkpoints", "0"])
         .current_dir(place.path(""))
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().starts_with("step 3 ")));
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("step 3 ")));
+    (child, lines)
+}
+
+#[cfg(unix)]
+fn signal(child: &std::process::Child, signals: &[&str]) {
+    let kill: Vec<String> = signals.iter().map(|signal| format!("kill -{signal} {}", child.id())).collect();
+    assert!(std::process::Command::new("sh").args(["-c", &kill.join("; ")]).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn the_first_signal_saves_and_the_run_goes_on_from_there() {
     // `timeout` and others signal the process and its group: both at once count as one.
-    let interrupt = format!("kill -INT {0}; kill -INT {0}", child.id());
-    assert!(std::process::Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
-    let rest: Vec<String> = lines.map(Result::unwrap).collect();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
-    assert!(rest.iter().any(|l| l.contains("the same command goes on")), "{rest:?}");
+    for signals in [&["INT", "INT"][..], &["TERM"], &["HUP"]] {
+        let place = Place::new();
+        let (mut child, lines) = endless(&place);
+        signal(&child, signals);
+        let rest: Vec<String> = lines.collect();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+        assert!(rest.iter().any(|l| l.contains("the same command goes on")), "{rest:?}");
+        let saved = names(&place.path("run/checkpoints"));
+        let step: u64 = saved[0].strip_prefix("step_").unwrap().parse().unwrap();
+        let ran = place.train(&["--steps", &(step + 1).to_string()]).exits(0);
+        assert!(ran.err().contains(&format!("resuming at step {step}")), "{}", ran.err());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sigusr1_saves_and_the_run_goes_on() {
+    let place = Place::new();
+    let (mut child, mut lines) = endless(&place);
+    for _ in 0..2 {
+        signal(&child, &["USR1"]);
+        let said = lines.by_ref().find(|line| line.contains("saving a checkpoint, as asked"));
+        assert!(said.is_some());
+        // It goes on.
+        assert!(lines.by_ref().any(|line| line.starts_with("step ")));
+    }
+    signal(&child, &["TERM"]);
+    lines.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     let saved = names(&place.path("run/checkpoints"));
-    let step: u64 = saved[0].strip_prefix("step_").unwrap().parse().unwrap();
-    let ran = place.train(&["--steps", &(step + 1).to_string()]).exits(0);
-    assert!(ran.err().contains(&format!("resuming at step {step}")), "{}", ran.err());
+    assert_eq!(saved.len(), 3, "{saved:?}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::sample::{Chain, Guidance, Model, Seeded, SmallImages, Subjects};
 use ddpm_net::network::{Network, Unet};
 use ddpm_net::{Engine, Parameters};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
@@ -42,6 +43,8 @@ pub(crate) fn due(step: u64, interval: u64) -> bool {
 /// Saves checkpoints as the run's configuration says; where a GPU trains, from a copy while it goes on.
 pub struct CheckpointHook<'a> {
     store: &'a Store,
+    /// Whether somebody asks for one.
+    asked: Arc<AtomicBool>,
     /// What is being written, and its step.
     writing: Option<(u64, JoinHandle<Result<Saved, Error>>)>,
 }
@@ -72,9 +75,9 @@ impl Saved {
 }
 
 impl<'a> CheckpointHook<'a> {
-    /// Saves into a run's store.
-    pub fn new(store: &'a Store) -> Self {
-        Self { store, writing: None }
+    /// Saves into a run's store; also whenever `asked` is set, which it clears.
+    pub fn new(store: &'a Store, asked: Arc<AtomicBool>) -> Self {
+        Self { store, asked, writing: None }
     }
 
     /// Waits for what is being written.
@@ -108,8 +111,12 @@ impl Hook for CheckpointHook<'_> {
         if self.writing.as_ref().is_some_and(|(_, thread)| thread.is_finished()) {
             self.finish(emit)?;
         }
+        let is_asked = self.asked.swap(false, Ordering::Relaxed);
+        if is_asked {
+            emit(Event::Notice(format!("step {}: saving a checkpoint, as asked", trainer.step())));
+        }
         match next {
-            Next::Step if !due(trainer.step(), trainer.config.train.save_interval) => Ok(()),
+            Next::Step if !is_asked && !due(trainer.step(), trainer.config.train.save_interval) => Ok(()),
             Next::Step if trainer.state.progress.gpu.is_some() => self.begin(trainer, emit),
             _ => self.save(trainer, emit),
         }

@@ -28,12 +28,14 @@ const ENGINES: &str = "engines.tsv";
 const PREFETCH: usize = 4;
 
 /// How a run is carried out, apart from what it learns.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Where it computes.
     pub device: Device,
     /// Whether it goes on although the machine seems to have too little memory.
     pub ignore_memory_limit: bool,
+    /// Whoever sets it has a checkpoint saved after the step at hand; saving clears it.
+    pub save: Arc<AtomicBool>,
 }
 
 impl From<Device> for RunOptions {
@@ -63,7 +65,7 @@ pub fn train(
 fn run(
     config: &Config,
     dir: &Path,
-    RunOptions { device, ignore_memory_limit }: RunOptions,
+    RunOptions { device, ignore_memory_limit, save }: RunOptions,
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
@@ -205,7 +207,8 @@ fn run(
     if let Device::Cuda(gpu) = device {
         gpu.keep_tuned_in(&engines);
     }
-    let (mut log, mut saving, mut watch) = (LogHook::new(), CheckpointHook::new(&store), WatchHook::new(&trainer));
+    let (mut log, mut saving, mut watch) =
+        (LogHook::new(), CheckpointHook::new(&store, save), WatchHook::new(&trainer));
     let mut posthoc = PosthocHook::new(dir, first_step, emit)?;
 
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
