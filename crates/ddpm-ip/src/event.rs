@@ -64,6 +64,8 @@ pub enum Event {
         /// The PNG file.
         path: PathBuf,
     },
+    /// A checkpoint is about to be written: logs of what led there belong to the disk first.
+    Saving,
     /// A checkpoint was written.
     Checkpoint {
         /// Steps done.

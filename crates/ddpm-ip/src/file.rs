@@ -43,6 +43,19 @@ fn allow_reading(_: &std::fs::File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Creates a folder with those above it that are missing, and makes their names durable.
+///
+/// # Errors
+/// What the system says, with the path.
+pub fn create_folder(path: &Path) -> Result<(), Error> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|path| *path != Path::new("") && !path.exists()).collect();
+    std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
+    for made in missing {
+        sync_folder(made.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new(".")));
+    }
+    Ok(())
+}
+
 /// What tells a file or folder from others, and from itself at another time: path, length and time of change, of a folder
 /// those of all files in it and below.
 pub(crate) fn stamp(path: &Path) -> Result<serde_json::Value, Error> {
@@ -110,7 +123,7 @@ pub(crate) fn spelled(path: &Path) -> String {
 }
 
 /// Makes a rename in a folder durable where the system offers that; there is nothing to do where it does not.
-pub(crate) fn sync_folder(folder: &Path) {
+pub fn sync_folder(folder: &Path) {
     if let Ok(folder) = std::fs::File::open(folder) {
         let _ = folder.sync_all();
     }

@@ -6,7 +6,7 @@ use crate::config::{Arch, Config, ConfigError};
 use crate::data::Dataset;
 use crate::diffusion::Diffusion;
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{check_folder, stamp, write_atomic};
+use crate::file::{check_folder, create_folder, stamp, write_atomic};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
 use crate::record::Record;
@@ -170,7 +170,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     }
     let labels = labels_of(&dataset, network.network().config().num_classes)?;
     check_folder("--out", &job.out, "name a folder")?;
-    std::fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
+    create_folder(&job.out)?;
     let steps = diffusion.schedule.len();
     let identity = identity(job, &file)?;
     let what = format!(

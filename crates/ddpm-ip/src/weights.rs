@@ -4,7 +4,7 @@
 //! (`resnet18-5c106cde.pth`). Nothing is fetched without them, and only a file that fits them gets its name.
 
 use crate::Error;
-use crate::file::sync_folder;
+use crate::file::{create_folder, sync_folder};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -153,7 +153,7 @@ impl Download<'_> {
         let path = self.part_path();
         let io = |e| Error::io("write", &path)(e);
         let folder = self.to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        create_folder(folder)?;
         let mut part =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         part.try_lock().map_err(|e| Error::file(&path, format!("another call is fetching it ({e})")))?;

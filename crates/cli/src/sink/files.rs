@@ -4,7 +4,8 @@
 use super::log::{Log, log_line};
 use super::tensorboard::TensorBoard;
 use ddpm_ip::config::ConfigError;
-use ddpm_ip::{Error, Event, file::write_atomic};
+use ddpm_ip::file::{sync_folder, write_atomic};
+use ddpm_ip::{Error, Event};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -91,6 +92,12 @@ impl RunFiles {
             Event::Log(line) => self.open.iter_mut().try_for_each(|log| log.log(line)),
             Event::Grid { step, path } => self.say(format!("step {step}: wrote {}", path.display())),
             Event::Best { step, fid } => self.say(super::best(*step, *fid)),
+            // A run that goes on from it does not write these lines again.
+            Event::Saving => {
+                self.open.iter().try_for_each(|log| log.sync())?;
+                sync_folder(&self.folder);
+                Ok(())
+            }
             Event::Checkpoint { step, path } => self.say(format!("step {step}: saved {}", path.display())),
             _ => Ok(()),
         }
@@ -134,6 +141,10 @@ impl Lines {
     fn add(&mut self, line: &str) -> Result<(), Error> {
         writeln!(self.file, "{line}").map_err(Error::io("write", &self.path))
     }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.file.sync_data().map_err(Error::io("write", &self.path))
+    }
 }
 
 /// `log.txt`.
@@ -146,6 +157,10 @@ impl Log for Text {
 
     fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error> {
         self.0.add(&log_line(line))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.0.sync()
     }
 }
 
@@ -166,6 +181,10 @@ impl Log for Objects {
     fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error> {
         let object: serde_json::Map<_, _> = line.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
         self.0.add(&serde_json::Value::Object(object).to_string())
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.0.sync()
     }
 }
 
@@ -206,6 +225,10 @@ impl Log for Table {
         }
         let cell = |c: &String| line.iter().find(|(k, _)| k == c).map_or(String::new(), |(_, v)| v.to_string());
         self.lines.add(&self.columns.iter().map(cell).collect::<Vec<_>>().join(","))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.lines.sync()
     }
 }
 

@@ -11,6 +11,9 @@ pub(super) trait Log {
 
     /// Takes the values of a step.
     fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error>;
+
+    /// Makes durable what it has taken.
+    fn sync(&self) -> Result<(), Error>;
 }
 
 /// A log line for people: without quartiles.

@@ -6,6 +6,7 @@
 
 use super::log::Log;
 use ddpm_ip::Error;
+use ddpm_ip::file::create_folder;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ pub(super) struct TensorBoard {
 impl TensorBoard {
     /// Begins a new file in `folder`, of a run that goes on at `step`.
     pub(super) fn open(folder: &Path, step: u64) -> Result<Self, Error> {
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        create_folder(folder)?;
         let id = std::process::id();
         let path = folder.join(format!("events.out.tfevents.{:010}.{id}", now() as u64));
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
@@ -126,6 +127,10 @@ impl Log for TensorBoard {
             summary.bytes(field::SUMMARY_VALUE, &value.0)
         });
         self.write(event(step).bytes(field::SUMMARY, &summary.0))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.file.sync_data().map_err(Error::io("write", &self.path))
     }
 }
 

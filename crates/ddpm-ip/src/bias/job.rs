@@ -7,7 +7,7 @@ use crate::data::Dataset;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::evaluate::{Choice, FeatureNetwork, Sum};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{check_folder, write_atomic};
+use crate::file::{check_folder, create_folder, write_atomic};
 use crate::nll::labels_of;
 use crate::npz::NpzWriter;
 use crate::sample::{Chain, Model, Seeded, Subjects, random_labels};
@@ -239,7 +239,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         return Err(ConfigError(message).into());
     }
     emit(Event::Begins(format!("measuring {} checkpoint(s) on {wanted} images", job.checkpoints.len())));
-    std::fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
+    create_folder(&job.out)?;
     let mut entries = Vec::new();
     for (path, config) in &job.checkpoints {
         match entry(job, path, config, &dataset, device, stop, emit)? {

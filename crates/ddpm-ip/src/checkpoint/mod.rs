@@ -25,7 +25,7 @@ use tensors::load_for;
 
 use crate::Error;
 use crate::config::{Arch, Config, Pool, TrainConfig};
-use crate::file::{missing, sync_folder};
+use crate::file::{create_folder, missing, sync_folder};
 use ddpm_math::TimeSamplerState;
 use ddpm_net::{Layout, Parameters};
 use safetensors::Dtype;
@@ -183,7 +183,7 @@ impl Store {
 
     /// Writes a checkpoint of that name, in the place of an older one.
     fn write(&self, name: &str, state: &State, config: &Config) -> Result<PathBuf, Error> {
-        fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+        create_folder(&self.folder)?;
         let temporary = tempfile::Builder::new()
             .prefix(TEMPORARY)
             .tempdir_in(&self.folder)

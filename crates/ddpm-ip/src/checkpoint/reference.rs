@@ -3,7 +3,7 @@
 use super::{Progress, State, TensorInfo, tensors};
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
-use crate::file::write_atomic;
+use crate::file::{create_folder, write_atomic};
 use crate::torch::{self, Moment, Optimizer, OptimizerEntries, Tensor, TorchFile};
 use ddpm_net::{Layout, Parameters, Spec};
 use std::path::{Path, PathBuf};
@@ -167,18 +167,18 @@ pub fn write_model(path: &Path, parameters: &Parameters) -> Result<(), Error> {
     write_atomic(path, |w| torch::write_state_dict(w, &entries, |i| parameters.get(i)))
 }
 
-/// Writes a state into a folder as the reference does: model, averages and optimizer. Returns the files.
+/// Writes a state into a folder as the reference does: averages, optimizer and, when these are there, the model. Returns the
+/// files, the model first.
 ///
 /// # Errors
 /// A model that is there already; what writing says.
 pub fn write_trio(folder: &Path, state: &State, settings: &TrainConfig) -> Result<Vec<PathBuf>, Error> {
-    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    create_folder(folder)?;
     let step = state.progress.step;
     let mut written = vec![folder.join(format!("model{step:06}.pt"))];
     if written[0].exists() {
         return Err(ConfigError(format!("{} exists: choose another folder or remove it", written[0].display())).into());
     }
-    write_model(&written[0], &state.parameters)?;
     for (rate, ema) in &state.ema {
         let path = folder.join(format!("ema_{rate}_{step:06}.pt"));
         write_model(&path, ema)?;
@@ -205,5 +205,7 @@ pub fn write_trio(folder: &Path, state: &State, settings: &TrainConfig) -> Resul
         })
     })?;
     written.push(path);
+    // Last, as nothing is written beside a model that is there.
+    write_model(&written[0], &state.parameters)?;
     Ok(written)
 }

@@ -5,12 +5,12 @@ use super::pixels::{PixelStatistics, PixelSums};
 use super::statistics::Statistics;
 use crate::data::ImageSet;
 use crate::event::{Emit, Event};
-use crate::file::{sync_folder, write_atomic};
+use crate::file::{create_folder, sync_folder, write_atomic};
 use crate::partial::Partial;
 use crate::{Error, weights};
 use fidelity::{FidelityError, Gaussian, Moments};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,7 +129,7 @@ pub(super) fn measure(
         (None, Some(temporary)) => temporary.path().to_path_buf(),
         (None, None) => unreachable!("one of them is there"),
     };
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    create_folder(&folder)?;
     let (features_path, statistics_path) =
         (folder.join(format!("{hash}.features")), folder.join(format!("{hash}.npz")));
     let identity = format!("ddpm-ip features of {} by {}, {} x {}", hash, network.name(), set.len(), network.width());

@@ -25,8 +25,6 @@ pub struct EvaluationHook<'a> {
     identity: String,
     /// Steps that were evaluated, in this call and before.
     evaluated: BTreeSet<u64>,
-    /// Whether this call has made no step yet.
-    first: bool,
     stop: &'a AtomicBool,
 }
 
@@ -69,7 +67,6 @@ impl<'a> EvaluationHook<'a> {
             best: None,
             identity: String::new(),
             evaluated: BTreeSet::new(),
-            first: true,
             stop,
         };
         // Batches and the number of images of other calls change nothing.
@@ -114,34 +111,38 @@ impl<'a> EvaluationHook<'a> {
         let distance = self.yardstick.distance([size, channels], failed, |take| drawing.run(emit, take))?;
         let Some(fid) = distance else { return Ok(()) };
         let key = self.yardstick.key();
-        emit(Event::Log(vec![("step".into(), step as f64), (key.into(), fid)]));
-        let (reference, features) = (self.yardstick.name.clone(), self.yardstick.features().to_string());
-        let (identity, images) = (self.identity.clone(), config.evaluation.images);
-        append(&self.lines, &Line { step, reference, images, features, identity, fid })?;
-        self.evaluated.insert(step);
+        // The line comes after the checkpoint: without it the evaluation is done again.
         if self.best.is_none_or(|best| fid < best) {
-            self.best = Some(fid);
             trainer.settle()?;
             self.store.save_best(&trainer.state, config)?;
             emit(Event::Best { step, fid });
+            self.best = Some(fid);
         }
+        let (reference, features) = (self.yardstick.name.clone(), self.yardstick.features().to_string());
+        let (identity, images) = (self.identity.clone(), config.evaluation.images);
+        append(&self.lines, &Line { step, reference, images, features, identity, fid })?;
+        emit(Event::Log(vec![("step".into(), step as f64), (key.into(), fid)]));
+        self.evaluated.insert(step);
         Ok(())
     }
 }
 
 impl Hook for EvaluationHook<'_> {
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
-        let (step, interval) = (trainer.step(), trainer.config.evaluation.interval);
-        // The last that was due before this call may have been interrupted.
-        let before = step.saturating_sub(1) / interval * interval;
-        let is_missed = self.first && before > 0 && self.evaluated.range(before..).next().is_none();
-        self.first = false;
+        let step = trainer.step();
         let is_due = match next {
-            Next::Step => due(step, interval) || is_missed,
+            Next::Step => due(step, trainer.config.evaluation.interval),
             Next::Finish => true,
             Next::Interrupt => false,
         };
         let is_new = !self.evaluated.contains(&step);
         if is_due && is_new && !self.stop.load(Ordering::Relaxed) { self.evaluate(trainer, emit) } else { Ok(()) }
+    }
+
+    fn resume(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
+        let (step, interval) = (trainer.step(), trainer.config.evaluation.interval);
+        let last_due = step / interval * interval;
+        let is_missing = last_due > 0 && self.evaluated.range(last_due..).next().is_none();
+        if is_missing && !self.stop.load(Ordering::Relaxed) { self.evaluate(trainer, emit) } else { Ok(()) }
     }
 }

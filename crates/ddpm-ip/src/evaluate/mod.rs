@@ -26,6 +26,7 @@ use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
+use crate::file::{create_folder, sync_folder};
 use crate::record::Record;
 use compare::compare;
 use ddpm_net::Device;
@@ -317,7 +318,7 @@ fn check_target(target: &Path, sides: &[&Side]) -> Result<(), ConfigError> {
 /// Makes the folder of a file that is to be written, before the work for it.
 fn make_folder(target: &Path) -> Result<(), Error> {
     match target.parent() {
-        Some(folder) => std::fs::create_dir_all(folder).map_err(Error::io("create", folder)),
+        Some(folder) => create_folder(folder),
         None => Ok(()),
     }
 }
@@ -430,5 +431,7 @@ pub(crate) fn append(path: &Path, report: &impl Serialize) -> Result<(), Error> 
         file.read_exact(&mut last).map_err(Error::io("read", path))?;
     }
     let end = if last == [b'\n'] { "" } else { "\n" };
-    writeln!(file, "{end}{line}").map_err(Error::io("write", path))
+    writeln!(file, "{end}{line}").and_then(|()| file.sync_data()).map_err(Error::io("write", path))?;
+    sync_folder(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")));
+    Ok(())
 }

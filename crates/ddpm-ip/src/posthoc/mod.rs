@@ -15,6 +15,7 @@ use crate::Error;
 use crate::checkpoint::{self, State};
 use crate::config::{Config, ConfigError};
 use crate::event::{Emit, Event};
+use crate::file::create_folder;
 use crate::train::{Hook, Next, StepReport, Task, Trainer, due};
 use ddpm_math::posthoc::{self, Profile};
 use ddpm_net::{Device, Parameters};
@@ -86,7 +87,7 @@ impl Savings {
     /// # Errors
     /// What writing says.
     pub fn save(&self, state: &State, config: &Config) -> Result<(), Error> {
-        std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+        create_folder(&self.folder)?;
         for (length, average) in &state.posthoc {
             let path = self.folder.join(format!("step_{:06}_{length}.safetensors", state.progress.step));
             checkpoint::write_half(&path, average, config, &state.progress)?;

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::config::ConfigError;
-use crate::file::write_atomic;
+use crate::file::{create_folder, write_atomic};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
 use crate::record::Record;
@@ -82,13 +82,13 @@ impl Output {
                 return Err(ConfigError(format!("--out {} is a folder: name a file", out.display())).into());
             }
             if let Some(parent) = out.parent() {
-                fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+                create_folder(parent)?;
             }
             let bytes = shape.record_bytes();
             let (partial, done) = Partial::open(&out, identity, bytes, false, Device::Cpu, &mut |_| {})?;
             return Ok(Self::Npz { out, partial, done, shape });
         }
-        fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
+        create_folder(&out)?;
         let record = out.join(record);
         match fs::read_to_string(&record) {
             Ok(before) if before != identity => {

@@ -8,7 +8,7 @@ use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SampleC
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{check_folder, stamp, write_atomic};
+use crate::file::{check_folder, create_folder, stamp, write_atomic};
 use crate::memory;
 use crate::npz::{Npz, NpzWriter};
 use crate::partial::Partial;
@@ -279,7 +279,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         emit(Event::Warning(remark));
     }
     for folder in [Some(&out), job.grid.as_ref()].into_iter().flatten().filter_map(|path| path.parent()) {
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        create_folder(folder)?;
     }
     if let Some(own) = checkpoint::config_of(&file)? {
         for (key, now, before) in config.changes_from(&own) {

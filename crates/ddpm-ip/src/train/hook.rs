@@ -7,6 +7,7 @@ use crate::config::{Config, Corrections, Respacing, SampleConfig, SamplerKind, S
 use crate::data::contact_sheet;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event};
+use crate::file::create_folder;
 use crate::sample::{Chain, Guidance, Model, Seeded, SmallImages, Subjects};
 use ddpm_net::network::{Network, Unet};
 use ddpm_net::{Engine, Parameters};
@@ -22,6 +23,15 @@ pub trait Hook {
     /// # Errors
     /// What goes wrong ends the run.
     fn after_step(&mut self, trainer: &Trainer, report: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error>;
+
+    /// Called before the first step of a call that goes on with a run: what belonged to the step behind and is not there, as
+    /// the call before ended first.
+    ///
+    /// # Errors
+    /// What goes wrong ends the run.
+    fn resume(&mut self, _trainer: &Trainer, _emit: &mut Emit) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// What follows a step.
@@ -91,6 +101,7 @@ impl<'a> CheckpointHook<'a> {
     pub(super) fn save(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
         trainer.settle()?;
         self.finish(emit)?;
+        emit(Event::Saving);
         Saved::new(self.store, &trainer.state, &trainer.config)?.tell(trainer.step(), emit);
         Ok(())
     }
@@ -99,6 +110,7 @@ impl<'a> CheckpointHook<'a> {
     fn begin(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
         trainer.settle()?;
         self.finish(emit)?;
+        emit(Event::Saving);
         let (store, state, config) = (self.store.clone(), trainer.state.clone(), trainer.config.clone());
         let save = move || Saved::new(&store, &state, &config);
         self.writing = Some((trainer.step(), std::thread::spawn(save)));
@@ -182,7 +194,7 @@ impl<'a> GridHook<'a> {
         if !whole {
             return Ok(());
         }
-        std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+        create_folder(&self.folder)?;
         let path = self.path(step);
         contact_sheet(&bytes, count, config.model.image_size, config.model.in_channels).save(&path)?;
         emit(Event::Grid { step, path });
@@ -269,5 +281,10 @@ impl Hook for GridHook<'_> {
             Next::Interrupt => false,
         };
         if wanted { self.draw(trainer, emit) } else { Ok(()) }
+    }
+
+    fn resume(&mut self, trainer: &Trainer, emit: &mut Emit) -> Result<(), Error> {
+        let is_due = due(trainer.step(), trainer.config.train.grid_interval);
+        if is_due && self.is_missing(trainer) { self.draw(trainer, emit) } else { Ok(()) }
     }
 }

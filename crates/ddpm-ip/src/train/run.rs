@@ -8,7 +8,7 @@ use crate::checkpoint::{self, State, Store, Trio};
 use crate::config::{Arch, Config, ConfigError};
 use crate::data::{Dataset, Labels, Loader, Options};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{check_folder, quoted, write_atomic};
+use crate::file::{check_folder, create_folder, quoted, write_atomic};
 use crate::memory::{self, Memory};
 use crate::posthoc::PosthocHook;
 use crate::sample::SmallImages;
@@ -133,6 +133,13 @@ fn run(
         }
         None => beginning(&config, &task, emit)?,
     };
+    if newest.is_some() {
+        // Those that the call before had no time to remove.
+        let keep = config.train.keep_checkpoints;
+        for old in store.keep_newest(keep)? {
+            emit(Event::Notice(format!("removed {} (--keep-checkpoints {keep})", old.display())));
+        }
+    }
     let parameters = task.parameter_count();
     let mut trainer = Trainer::new(config, task, state)?;
     let gpu = crate::device::engines(device);
@@ -198,7 +205,7 @@ fn run(
     let _held = if let Some(held) = held {
         held
     } else {
-        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        create_folder(dir)?;
         lock(dir)?
     };
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
@@ -211,6 +218,10 @@ fn run(
         (LogHook::new(), CheckpointHook::new(&store, save), WatchHook::new(&trainer));
     let mut posthoc = PosthocHook::new(dir, first_step, emit)?;
 
+    if first_step > 0 {
+        grid.resume(&trainer, emit)?;
+        hooks.iter_mut().try_for_each(|hook| hook.resume(&trainer, emit))?;
+    }
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
     let (begin, mut in_hooks) = (Instant::now(), Duration::ZERO);
     loop {
@@ -246,8 +257,8 @@ fn run(
             (false, false) => Next::Step,
         };
         watch.see(&trainer, &batch);
-        // A checkpoint comes before what takes long.
-        let own: [&mut dyn Hook; 5] = [&mut log, &mut saving, &mut posthoc, &mut watch, &mut grid];
+        // A checkpoint comes before what takes long; averages come before it, as what follows it is done again after a crash.
+        let own: [&mut dyn Hook; 5] = [&mut log, &mut posthoc, &mut saving, &mut watch, &mut grid];
         for hook in own {
             hook.after_step(&trainer, &report, next, emit)?;
         }
