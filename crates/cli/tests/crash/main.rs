@@ -1,8 +1,8 @@
 //! A disk that fails, and kills: whatever happens, the same command again ends with the result of an undisturbed call.
 //!
 //! `faults.c` runs the program and stops it, cuts the power or refuses an operation before the n-th that changes a file. The
-//! tests try some n of each kind; `DDPM_IP_CAMPAIGN=all` tries every one, and
-//! `DDPM_IP_CAMPAIGN=all cargo test --release -p ddpm-ip-cli --test crash -- --include-ignored --nocapture`
+//! tests try a few n of each kind; `DDPM_IP_CAMPAIGN=60` tries 60 of each job in each way, `all` every one, and
+//! `DDPM_IP_CAMPAIGN=60 cargo test --release -p ddpm-ip-cli --test crash -- --include-ignored --nocapture`
 //! also kills at 300 random instants. docs/reliability.md says what came of that.
 
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -254,8 +254,9 @@ fn assert_recovers(place: &Place, job: &Job, expected: &BTreeMap<PathBuf, Vec<u8
 
 /// The operations that are tried.
 fn chosen(count: u64) -> Vec<u64> {
-    let all = std::env::var("DDPM_IP_CAMPAIGN").is_ok_and(|value| value == "all");
-    let every = if all { 1 } else { (count / SOME).max(1) };
+    let campaign = std::env::var("DDPM_IP_CAMPAIGN").unwrap_or_default();
+    let wanted = if campaign == "all" { count } else { campaign.parse().unwrap_or(SOME) };
+    let every = (count / wanted).max(1);
     // The last ones are where something becomes visible.
     (0..count).filter(|n| n % every == 0 || n + 2 > count).collect()
 }
