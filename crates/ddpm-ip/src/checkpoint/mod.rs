@@ -46,6 +46,9 @@ const CHECKPOINTS: &str = "name a run directory, a checkpoint folder, a .safeten
 /// How the names of unfinished checkpoints begin.
 const TEMPORARY: &str = ".tmp-";
 
+/// How those begin that are out of the way of another that takes their place.
+const OLD: &str = ".tmp-old-";
+
 /// All that continues a run, apart from its configuration.
 #[derive(Clone)]
 pub struct State {
@@ -170,7 +173,28 @@ impl Store {
 
     /// The step of the best checkpoint, if one is kept.
     pub fn best_step(&self) -> Option<u64> {
-        progress(&self.folder.join(BEST)).ok().map(|progress| progress.step)
+        // A call that was killed while replacing it has left it out of the way.
+        let progress = progress(&self.folder.join(BEST)).or_else(|_| progress(&self.out_of_the_way(BEST)));
+        progress.ok().map(|progress| progress.step)
+    }
+
+    /// Where the checkpoint of a name is while another takes its place.
+    fn out_of_the_way(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{OLD}{name}"))
+    }
+
+    /// Brings back the checkpoint of a name that a killed call has left out of the way, or removes it if the other is there.
+    fn put_back(&self, name: &str) -> Result<(), Error> {
+        let (old, target) = (self.out_of_the_way(name), self.folder.join(name));
+        if !old.exists() {
+            return Ok(());
+        }
+        if target.exists() {
+            return fs::remove_dir_all(&old).map_err(Error::io("remove the old checkpoint", &old));
+        }
+        fs::rename(&old, &target).map_err(Error::io("bring back", &target))?;
+        sync_folder(&self.folder);
+        Ok(())
     }
 
     /// Saves the best checkpoint so far in the place of the one before, apart from the others.
@@ -201,7 +225,8 @@ impl Store {
         sync_folder(at);
         let target = self.folder.join(name);
         // What is replaced goes out of the way first, and is removed when the new one is there.
-        let old = self.folder.join(format!("{TEMPORARY}old-{name}"));
+        self.put_back(name)?;
+        let old = self.out_of_the_way(name);
         if target.exists() {
             fs::rename(&target, &old).map_err(Error::io("replace", &target))?;
         }
@@ -215,7 +240,8 @@ impl Store {
         Ok(target)
     }
 
-    /// Removes what a process that was killed while saving has left. Nobody may be saving.
+    /// Removes what a process that was killed while saving has left, and brings back what it was about to replace. Nobody may
+    /// be saving.
     ///
     /// # Errors
     /// A folder that cannot be listed, or one in it that cannot be removed.
@@ -225,7 +251,11 @@ impl Store {
         }
         let entries = fs::read_dir(&self.folder).map_err(Error::io("list", &self.folder))?;
         for entry in entries.filter_map(Result::ok) {
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default();
+            if let Some(replaced) = name.strip_prefix(OLD) {
+                self.put_back(replaced)?;
+            } else if name.starts_with(TEMPORARY) {
                 fs::remove_dir_all(entry.path()).map_err(Error::io("remove", &entry.path()))?;
             }
         }

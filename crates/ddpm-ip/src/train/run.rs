@@ -133,8 +133,9 @@ fn run(
         }
         None => beginning(&config, &task, emit)?,
     };
-    if newest.is_some() {
-        // Those that the call before had no time to remove.
+    if held.is_some() {
+        // What a call before had no time to finish, and those that it had no time to remove.
+        store.remove_unfinished()?;
         let keep = config.train.keep_checkpoints;
         for old in store.keep_newest(keep)? {
             emit(Event::Notice(format!("removed {} (--keep-checkpoints {keep})", old.display())));
@@ -210,7 +211,6 @@ fn run(
     };
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
     emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
-    store.remove_unfinished()?;
     if let Device::Cuda(gpu) = device {
         gpu.keep_tuned_in(&engines);
     }

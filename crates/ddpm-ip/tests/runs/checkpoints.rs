@@ -1,10 +1,12 @@
 //! Checkpoints: whole or not there, and clear about what is wrong with them.
 
-use super::support::{assert_says, remarks, tensors, tiny, train, trained, with};
+use super::support::{assert_says, cpu, remarks, tensors, tiny, train, trained, with};
 use ddpm_ip::checkpoint::{Store, config_of, list, resolve};
+use ddpm_ip::evaluate::EvaluationHook;
 use ddpm_ip::net::network::{Network, Unet};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 fn files(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
@@ -152,4 +154,28 @@ fn a_resumed_run_says_which_settings_changed_and_where_an_average_begins() {
     for expected in ["train.lr is 0.5 now; the checkpoint was made with 0.001", "resuming at step 4", "rate 0.5"] {
         assert!(notices.iter().any(|n| n.contains(expected)), "{expected:?} is not in {notices:?}");
     }
+}
+
+#[test]
+fn a_best_checkpoint_that_was_about_to_be_replaced_is_brought_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = with(&[("evaluation.interval", "2"), ("evaluation.images", "4")]);
+    let evaluated = || {
+        let (stop, mut emit) = (AtomicBool::new(false), |_| {});
+        let settings = ddpm_ip::evaluate::Settings::default();
+        let hook = EvaluationHook::new(&config, folder.path(), &settings, cpu(), &stop, &mut emit).unwrap().unwrap();
+        ddpm_ip::train::train(&config, folder.path(), cpu(), vec![Box::new(hook)], &stop, &mut emit).unwrap();
+    };
+    evaluated();
+    let [best, old] = ["best", ".tmp-old-best"].map(|name| folder.path().join("checkpoints").join(name));
+    let before = tensors(&best);
+    // Killed between two renames; and after them.
+    std::fs::rename(&best, &old).unwrap();
+    assert!(Store::new(folder.path()).best_step().is_some());
+    evaluated();
+    assert!(tensors(&best) == before && !old.exists());
+    std::fs::create_dir(&old).unwrap();
+    std::fs::write(old.join("model.safetensors"), "older").unwrap();
+    evaluated();
+    assert!(tensors(&best) == before && !old.exists());
 }
