@@ -15,8 +15,8 @@
 mod reference;
 mod tensors;
 
+pub use ddpm_formats::safetensors::TensorInfo;
 pub use reference::{Trio, write_model, write_trio};
-pub use tensors::TensorInfo;
 pub(crate) use tensors::{Tensors, load_bytes};
 
 use crate::torch::TorchFile;

@@ -5,19 +5,16 @@ use crate::Error;
 use crate::config::Config;
 use crate::file::write_atomic;
 use crate::torch::{self, TorchFile};
+use ddpm_formats::safetensors::{self, Safetensors, Tensor, TensorInfo};
 use ddpm_net::{Layout, Parameters, Spec};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
-use std::collections::HashMap;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Keys of the file's text entries.
+/// Keys of the files' entries of text.
 const CONFIG: &str = "ddpm_ip.config";
 const PROGRESS: &str = "ddpm_ip.progress";
-
-/// The largest header that the format allows.
-const MOST_HEADER: u64 = 100_000_000;
 
 /// Saves lists of parameters, the names of each list after its prefix.
 pub(super) fn save(
@@ -26,77 +23,29 @@ pub(super) fn save(
     config: &Config,
     progress: Option<&Progress>,
 ) -> Result<(), Error> {
-    let mut text = HashMap::from([(CONFIG.to_string(), config.to_toml())]);
+    let mut text = BTreeMap::from([(CONFIG, config.to_toml())]);
     if let Some(progress) = progress {
         let json = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
-        text.insert(PROGRESS.to_string(), json);
+        text.insert(PROGRESS, json);
     }
-    let mut tensors: Vec<(String, &Spec, &[f32])> = lists
-        .iter()
-        .flat_map(|(prefix, list)| {
-            list.iter().map(move |(spec, values)| (format!("{prefix}{}", spec.name), spec, values))
-        })
-        .collect();
-    // The format's own order.
-    tensors.sort_by(|(a, ..), (b, ..)| a.cmp(b));
-    let mut end = 0;
-    let info = tensors.iter().map(|(name, spec, values)| {
-        let data_offsets = (end, end + size_of_val(*values));
-        end = data_offsets.1;
-        (name.clone(), safetensors::tensor::TensorInfo { dtype: Dtype::F32, shape: spec.shape.clone(), data_offsets })
-    });
-    let metadata = Metadata::new(Some(text), info.collect()).map_err(|e| Error::file(path, e.to_string()))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|e| Error::file(path, e.to_string()))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomic(path, |w| {
-        w.write_all(&(header.len() as u64).to_le_bytes())?;
-        w.write_all(&header)?;
-        tensors.iter().try_for_each(|(.., values)| write_values(w, values))
+    let named = |prefix: &str, (spec, values)| -> Tensor {
+        let spec: &Spec = spec;
+        (format!("{prefix}{}", spec.name), &spec.shape, values)
+    };
+    let mut tensors: Vec<Tensor> =
+        lists.iter().flat_map(|(prefix, list)| list.iter().map(move |entry| named(prefix, entry))).collect();
+    write_atomic(path, |w| safetensors::write(w, &mut tensors, &text))
+}
+
+/// Opens a file of a checkpoint. Of one in a run the message says how to go on without it.
+fn open(path: &Path) -> Result<Safetensors, Error> {
+    let in_run = path.parent().and_then(Path::file_name).is_some_and(|f| f.to_string_lossy().starts_with("step_"));
+    Safetensors::open(path).map_err(|error| match error.into() {
+        Error::File { path, message } if in_run => {
+            Error::File { path, message: format!("{message}; to go on from an older one, remove its step_ folder") }
+        }
+        other => other,
     })
-}
-
-/// Writes values as little-endian bytes.
-fn write_values(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
-    if cfg!(target_endian = "little") {
-        return w.write_all(bytemuck::cast_slice(values));
-    }
-    values.iter().try_for_each(|v| w.write_all(&v.to_le_bytes()))
-}
-
-fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
-    Error::file(
-        path,
-        format!(
-            "not a whole safetensors file ({what}): copy it again, or remove its step_ folder to go on from an older one"
-        ),
-    )
-}
-
-/// Reads the file's description without its numbers.
-fn metadata(path: &Path) -> Result<Metadata, Error> {
-    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    let length = file.metadata().map_err(Error::io("read", path))?.len();
-    let mut prefix = [0; 8];
-    (&file).read_exact(&mut prefix).map_err(|e| damaged(path, e))?;
-    let header = u64::from_le_bytes(prefix);
-    if header > length - 8 || header > MOST_HEADER {
-        return Err(damaged(path, "its header is longer than the file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(header).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    let parsed: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(path, e))?;
-    let tensors =
-        parsed.offset_keys().into_iter().filter_map(|name| parsed.info(&name).cloned().map(|info| (name, info)));
-    // Only the constructor checks offsets against shapes.
-    let metadata = Metadata::new(parsed.metadata().clone(), tensors.collect()).map_err(|e| damaged(path, e))?;
-    if 8 + header + metadata.data_len() as u64 != length {
-        return Err(damaged(path, format!("{length} bytes, {} expected", 8 + header + metadata.data_len() as u64)));
-    }
-    Ok(metadata)
-}
-
-fn text(path: &Path, key: &str) -> Result<Option<String>, Error> {
-    Ok(metadata(path)?.metadata().as_ref().and_then(|m| m.get(key).cloned()))
 }
 
 /// The configuration that a checkpoint file carries, if it is one of this program's.
@@ -104,24 +53,15 @@ fn text(path: &Path, key: &str) -> Result<Option<String>, Error> {
 /// # Errors
 /// A damaged file.
 pub(super) fn config_of(path: &Path) -> Result<Option<Config>, Error> {
-    let Some(toml) = text(path, CONFIG)? else { return Ok(None) };
-    Config::from_toml(&toml).map(Some).map_err(|e| Error::file(path, format!("its configuration is damaged: {e}")))
+    let file = open(path)?;
+    let Some(toml) = file.text(CONFIG) else { return Ok(None) };
+    Config::from_toml(toml).map(Some).map_err(|e| Error::file(path, format!("its configuration is damaged: {e}")))
 }
 
 pub(super) fn progress_of(path: &Path) -> Result<Progress, Error> {
-    let json = text(path, PROGRESS)?.ok_or_else(|| Error::file(path, "holds no training state"))?;
-    serde_json::from_str(&json).map_err(|e| Error::file(path, format!("its training state is damaged: {e}")))
-}
-
-/// Name, shape and number type of one tensor in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Name.
-    pub name: String,
-    /// Shape.
-    pub shape: Vec<usize>,
-    /// Number type as the format spells it, such as `F32`.
-    pub dtype: String,
+    let file = open(path)?;
+    let json = file.text(PROGRESS).ok_or_else(|| Error::file(path, "holds no training state"))?;
+    serde_json::from_str(json).map_err(|e| Error::file(path, format!("its training state is damaged: {e}")))
 }
 
 /// What a file holds, in the order of its bytes.
@@ -129,26 +69,7 @@ pub struct TensorInfo {
 /// # Errors
 /// A damaged file.
 pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
-    let metadata = metadata(path)?;
-    Ok(metadata
-        .offset_keys()
-        .into_iter()
-        .filter_map(|name| {
-            let info = metadata.info(&name)?;
-            Some(TensorInfo { shape: info.shape.clone(), dtype: format!("{:?}", info.dtype), name })
-        })
-        .collect())
-}
-
-/// A tensor's numbers as float32, if they are of a type that holds such.
-fn floats(view: &TensorView) -> Option<Vec<f32>> {
-    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
-    Some(match view.dtype() {
-        Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-        _ => return None,
-    })
+    Ok(open(path)?.tensors())
 }
 
 /// Loads the parameters whose names begin with `prefix`, tensor by tensor into their place.
@@ -156,31 +77,16 @@ fn floats(view: &TensorView) -> Option<Vec<f32>> {
 /// # Errors
 /// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
 pub(super) fn load_for(path: &Path, layout: &Arc<Layout>, prefix: &str) -> Result<Parameters, Error> {
-    let metadata = metadata(path)?;
-    let held = list(path)?.into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
+    let mut file = open(path)?;
+    let held = file.tensors().into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
     check(path, layout.specs(), prefix, &held)?;
-    let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    let length = file.metadata().map_err(Error::io("read", path))?.len();
-    let begin = length - metadata.data_len() as u64;
     let mut parameters = Parameters::zeros(layout);
-    let mut bytes = Vec::new();
     for (place, spec) in layout.specs().iter().enumerate() {
         let name = format!("{prefix}{}", spec.name);
-        let info = metadata.info(&name).ok_or_else(|| damaged(path, format!("`{name}` is gone")))?;
-        let (from, to) = info.data_offsets;
-        bytes.resize(to - from, 0);
-        file.seek(SeekFrom::Start(begin + from as u64)).map_err(Error::io("read", path))?;
-        file.read_exact(&mut bytes).map_err(Error::io("read", path))?;
-        let view = TensorView::new(info.dtype, info.shape.clone(), &bytes).map_err(|e| damaged(path, e))?;
-        let values = finite(path, &name, floats(&view).ok_or_else(|| unread(path, &name, info.dtype))?)?;
+        let values = finite(path, &name, file.floats(&name)?)?;
         parameters.get_mut(place).copy_from_slice(&values);
     }
     Ok(parameters)
-}
-
-/// Numbers of a type that is not read.
-fn unread(path: &Path, name: &str, dtype: Dtype) -> Error {
-    Error::file(path, format!("`{name}` is {dtype:?}; only F32, F16 and BF16 are read"))
 }
 
 /// Parameters from the content of a file that is called `path` in messages.
@@ -188,12 +94,10 @@ fn unread(path: &Path, name: &str, dtype: Dtype) -> Error {
 /// # Errors
 /// Damage, missing tensors.
 pub(crate) fn load_bytes(bytes: &[u8], path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
-    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(path, e))?;
+    let mut file = Safetensors::read(Cursor::new(bytes), bytes.len() as u64, path)?;
     let mut values = Vec::with_capacity(layout.len());
     for spec in layout.specs() {
-        let view = file.tensor(&spec.name).map_err(|e| damaged(path, e))?;
-        let found = floats(&view).ok_or_else(|| unread(path, &spec.name, view.dtype()))?;
-        values.extend(finite(path, &spec.name, found)?);
+        values.extend(finite(path, &spec.name, file.floats(&spec.name)?)?);
     }
     Ok(Parameters::new(Arc::clone(layout), values))
 }
@@ -239,7 +143,7 @@ pub(crate) struct Tensors {
 }
 
 enum Held {
-    Safetensors { metadata: Metadata, numbers: Vec<u8> },
+    Safetensors(Safetensors),
     Torch(TorchFile, HashMap<String, torch::Tensor>),
 }
 
@@ -254,10 +158,7 @@ impl Tensors {
             let tensors = file.parameters()?.into_iter().collect();
             Held::Torch(file, tensors)
         } else {
-            let metadata = metadata(path)?;
-            let mut numbers = std::fs::read(path).map_err(Error::io("read", path))?;
-            numbers.drain(..numbers.len() - metadata.data_len());
-            Held::Safetensors { metadata, numbers }
+            Held::Safetensors(Safetensors::open(path)?)
         };
         Ok(Self { path: path.to_path_buf(), held })
     }
@@ -278,14 +179,9 @@ impl Tensors {
                 Some(tensor) if tensor.shape() == shape => file.floats(tensor)?,
                 found => return Err(other(found.map(torch::Tensor::shape))),
             },
-            Held::Safetensors { metadata, numbers } => match metadata.info(name) {
-                Some(info) if info.shape == shape => {
-                    let (from, to) = info.data_offsets;
-                    let view = TensorView::new(info.dtype, info.shape.clone(), &numbers[from..to])
-                        .map_err(|e| damaged(path, e))?;
-                    floats(&view).ok_or_else(|| unread(path, name, info.dtype))?
-                }
-                found => return Err(other(found.map(|info| info.shape.as_slice()))),
+            Held::Safetensors(file) => match file.shape(name) {
+                Some(found) if found == shape => file.floats(name)?,
+                found => return Err(other(found)),
             },
         };
         finite(path, name, values)

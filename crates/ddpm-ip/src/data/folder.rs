@@ -14,47 +14,13 @@ const MOST_DECODED_BYTES: u64 = 1 << 30;
 /// All PNG and JPEG files in a folder and below, as the reference lists them: sorted by name, folders in their place.
 /// Links are followed, but not back into a folder that is being listed.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    list_where(folder, is_image)
-}
-
-/// As [`list`], of the files that are `wanted`.
-pub(crate) fn list_where(folder: &Path, wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>, Error> {
-    let mut found = Vec::new();
-    list_below(folder, wanted, &mut Vec::new(), &mut found)?;
-    Ok(found)
+    Ok(ddpm_formats::folder::list(folder, is_image)?)
 }
 
 /// Whether a file is named like a PNG or JPEG.
 pub(crate) fn is_image(path: &Path) -> bool {
     let ending = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
     ending.is_some_and(|e| e == "png" || e == "jpg" || e == "jpeg")
-}
-
-fn list_below(
-    folder: &Path,
-    wanted: fn(&Path) -> bool,
-    above: &mut Vec<PathBuf>,
-    found: &mut Vec<PathBuf>,
-) -> Result<(), Error> {
-    let real = folder.canonicalize().map_err(Error::io("read", folder))?;
-    if above.contains(&real) {
-        return Ok(());
-    }
-    above.push(real);
-    let mut entries = std::fs::read_dir(folder)
-        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-        .map_err(Error::io("list", folder))?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        if path.is_dir() {
-            list_below(&path, wanted, above, found)?;
-        } else if wanted(&path) {
-            found.push(path);
-        }
-    }
-    above.pop();
-    Ok(())
 }
 
 /// Class number of each file, and the classes' names.

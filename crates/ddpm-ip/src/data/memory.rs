@@ -1,9 +1,10 @@
 //! Images that are held in memory whole: the embedded digits, npz and IDX files.
 
-use super::{Pixels, idx};
+use super::Pixels;
 use crate::Error;
 use crate::config::MOST_CLASSES;
 use crate::npz::Npz;
+use ddpm_formats::idx;
 use flate2::read::GzDecoder;
 use std::io::Read;
 use std::path::Path;

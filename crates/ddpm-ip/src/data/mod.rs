@@ -5,7 +5,6 @@
 
 mod dataset;
 pub(crate) mod folder;
-mod idx;
 mod image_set;
 mod loader;
 mod memory;

@@ -1,8 +1,9 @@
 //! What the name of a data set stands for, and how its images are brought into shape.
 
-use super::{DataError, Fit, Pixels, folder, idx, pillow};
+use super::{DataError, Fit, Pixels, folder, pillow};
 use crate::Error;
 use crate::file::missing;
+use ddpm_formats::idx;
 use ddpm_math::Stream;
 use std::path::{Path, PathBuf};
 

@@ -1,11 +1,11 @@
 //! Image files of a folder or an archive: CelebA, FFHQ, and any others.
 
-use super::archive::Archive;
 use super::maker::{Body, Maker};
 use super::source::Source;
 use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{DataError, Labels, Pixels, folder, is_run};
+use ddpm_formats::archive::Archive;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -79,7 +79,7 @@ impl Images {
     /// The first image.
     pub(super) fn first(&self) -> Result<Pixels, Error> {
         let bytes = self.archive.read(0)?;
-        folder::decode_bytes(&bytes).map_err(|reason| self.archive.unusable(0, reason))
+        folder::decode_bytes(&bytes).map_err(|reason| self.archive.unusable(0, reason).into())
     }
 }
 

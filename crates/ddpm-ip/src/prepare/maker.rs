@@ -1,11 +1,11 @@
 //! From a source's images, in order, to the output: decoded side by side, written in order.
 
-use super::archive::Flow;
 use super::fit::Form;
 use super::output::{Made, Output};
 use crate::Error;
 use crate::data::{Pixels, folder};
 use crate::event::{Emit, Event};
+use ddpm_formats::archive::Flow;
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -87,7 +87,7 @@ impl<'a, 'e> Maker<'a, 'e> {
         name: String,
         label: Option<u32>,
         load: impl FnOnce() -> Result<Body, Error>,
-    ) -> Flow {
+    ) -> Flow<Error> {
         let index = self.seen;
         if self.output.wants(index, &name) {
             match load() {

@@ -3,13 +3,11 @@
 //! A source passes its images in a fixed order to a maker, which decodes and shapes those that are not there yet, side by
 //! side, and hands them to the output in order. Memory does not grow with the number of images, but for their names.
 
-mod archive;
 mod batch;
 mod cifar;
 mod fit;
 mod imagenet;
 mod images;
-mod lmdb;
 mod lsun;
 mod maker;
 mod output;
@@ -25,6 +23,7 @@ use crate::data::Labels;
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, spelled, stamp};
 use crate::record::Record;
+use ddpm_formats::lmdb;
 use fit::{Form, Shaping};
 use maker::Maker;
 use output::{Output, Shape};

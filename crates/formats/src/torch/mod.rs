@@ -51,8 +51,11 @@ impl Pickle {
         Self::read(BufReader::new(file), length).map_err(|message| Error::file(path, message))
     }
 
-    /// As [`Self::open`], from `length` bytes of a reader; says what is wrong.
-    pub(crate) fn read(reader: impl std::io::BufRead, length: u64) -> Result<Self, Fault> {
+    /// As [`Self::open`], from `length` bytes of a reader.
+    ///
+    /// # Errors
+    /// What is wrong, in words that follow a name.
+    pub fn read(reader: impl std::io::BufRead, length: u64) -> Result<Self, Fault> {
         let (heap, root) = machine::load(&mut Source::new(reader, length))?;
         Ok(Self { heap, root })
     }

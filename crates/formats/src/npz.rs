@@ -1,14 +1,11 @@
 //! NumPy's npz archives: read as hostile until parsed, written streaming.
 
-use crate::Error;
 use crate::npy::Header;
+use crate::{Error, MOST_EXPANSION};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, read::ZipFile, write::SimpleFileOptions};
-
-/// Deflate makes no more than about 1032 bytes of one: a larger claim is a lie.
-const MOST_EXPANSION: u64 = 1100;
 
 /// An array in C order.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +43,7 @@ impl Npz {
     }
 
     /// The archive's comment, if it has one.
-    pub(crate) fn comment(&self) -> Option<String> {
+    pub fn comment(&self) -> Option<String> {
         std::str::from_utf8(self.zip.comment()).ok().filter(|text| !text.is_empty()).map(String::from)
     }
 
@@ -119,12 +116,12 @@ impl Npz {
     ///
     /// # Errors
     /// A missing array, another dtype, damage, what `take` says.
-    pub fn byte_rows(
+    pub fn byte_rows<E: From<Error>>(
         &mut self,
         name: &str,
         rows: usize,
-        take: &mut dyn FnMut(&[u8]) -> Result<bool, Error>,
-    ) -> Result<(), Error> {
+        take: &mut dyn FnMut(&[u8]) -> Result<bool, E>,
+    ) -> Result<(), E> {
         let mut entry = self.entry(name, BYTES)?.bytes()?;
         let row: usize = entry.shape.iter().skip(1).product();
         let mut left = entry.shape.iter().product();
@@ -138,7 +135,7 @@ impl Npz {
                 return Ok(());
             }
         }
-        entry.finish()
+        Ok(entry.finish()?)
     }
 
     /// Reads an array; `parse` makes values of its bytes, little-endian, by kind and size of a value.
@@ -303,7 +300,7 @@ impl<W: Write + Seek> NpzWriter<W> {
     ///
     /// # Errors
     /// What writing says.
-    pub(crate) fn finish_with(mut self, comment: &str) -> std::io::Result<()> {
+    pub fn finish_with(mut self, comment: &str) -> std::io::Result<()> {
         self.0.set_comment(comment)?;
         self.finish()
     }
