@@ -59,6 +59,7 @@ impl Experiment {
                 random_crop: false,
                 random_flip: false,
                 on_bad_image: config.data.on_bad_image,
+                exif_rotate: config.data.exif_rotate,
             },
         )?;
         let mut batch = Loader::start(Arc::new(data), images, SEED, 0, 1, 1)?.next()?;

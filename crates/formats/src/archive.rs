@@ -136,6 +136,11 @@ impl Archive {
         Error::file(&self.path, format!("{}: {reason}", self.place(file)))
     }
 
+    /// Whether an archive's file is one of those wanted.
+    fn takes(&self, name: &Path) -> bool {
+        !folder::is_hidden(name) && (self.wanted)(name)
+    }
+
     fn check_unchanged(&self, i: usize, name: &Path) -> Result<(), Error> {
         if self.files.get(i).is_some_and(|listed| listed == name) {
             return Ok(());
@@ -170,7 +175,7 @@ impl Archive {
         for i in 0..zip.len() {
             let entry = zip.by_index_raw(i).map_err(|e| self.damaged(Path::new(&format!("entry {i}")), e))?;
             let name = plain(Path::new(&*entry.name().unwrap_or_default()));
-            if entry.is_file() && (self.wanted)(&name) {
+            if entry.is_file() && self.takes(&name) {
                 entries.push((name, i));
             }
         }
@@ -212,7 +217,7 @@ impl Archive {
                 Some(long) => plain(Path::new(String::from_utf8_lossy(&long).trim_end_matches('\0'))),
                 None => plain(&entry.path().map_err(damaged)?),
             };
-            if kind.is_dir() || !(self.wanted)(&name) {
+            if kind.is_dir() || !self.takes(&name) {
                 continue;
             }
             if !kind.is_file() {
@@ -240,7 +245,13 @@ impl Form {
         if meta.is_dir() {
             return Ok(Self::Folder);
         }
-        let unknown = || Error::file(path, "is neither a folder nor a zip, tar or tar.gz archive");
+        let unknown = || {
+            let kind = crate::kind::of(path).map(|kind| format!(", but {}: {}", kind.what, kind.advice));
+            Error::file(
+                path,
+                format!("is neither a folder nor a zip, tar or tar.gz archive{}", kind.unwrap_or_default()),
+            )
+        };
         if !meta.is_file() {
             return Err(unknown());
         }

@@ -3,8 +3,17 @@
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
+/// Folders that systems put among people's files: what zip keeps for Macs, and thumbnails of Synology's.
+const OF_SYSTEMS: [&str; 2] = ["__MACOSX", "@eaDir"];
+
+/// Whether a path below a folder is one that people do not see: a name begins with a dot, or it is a system's.
+pub fn is_hidden(path: &Path) -> bool {
+    let hidden = |name: &str| name.starts_with('.') || OF_SYSTEMS.contains(&name);
+    path.components().any(|part| hidden(&part.as_os_str().to_string_lossy()))
+}
+
 /// The files in a folder and below that are `wanted`: sorted by name, folders in their place. Links are followed, but not
-/// back into a folder that is being listed.
+/// back into a folder that is being listed. What is [hidden](is_hidden) is passed over.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -30,6 +39,9 @@ fn list_below(
         .map_err(Error::io("list", folder))?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
+        if is_hidden(Path::new(&entry.file_name())) {
+            continue;
+        }
         let path = entry.path();
         if path.is_dir() {
             list_below(&path, wanted, above, found)?;

@@ -6,8 +6,9 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// The image files of a folder of the MNIST family.
-const IMAGE_FILES: [&str; 2] = ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"];
+/// The image files of a folder of the MNIST family: as their makers, torchvision and Kaggle lay them.
+const IMAGE_FILES: [&str; 4] =
+    ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "raw/train-images-idx3-ubyte", "train-images.idx3-ubyte"];
 
 /// The image file in a folder of the MNIST family.
 pub fn in_folder(folder: &Path) -> Option<PathBuf> {

@@ -9,6 +9,7 @@
 //! | [`idx`] | the files of the MNIST family | |
 //! | [`lmdb`] | LMDB databases | |
 //! | [`archive`], [`folder`] | the files of a folder, a zip or a tar archive | |
+//! | [`kind`] | what a file is that is none of these | |
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ pub mod archive;
 mod error;
 pub mod folder;
 pub mod idx;
+pub mod kind;
 pub mod lmdb;
 mod npy;
 pub mod npz;

@@ -207,6 +207,8 @@ pub struct DataConfig {
     pub random_flip: bool,
     /// What to do with images that cannot be read.
     pub on_bad_image: OnBadImage,
+    /// Turn images as their EXIF data says, which the reference ignores.
+    pub exif_rotate: bool,
     /// Threads that decode ahead of the training.
     pub workers: usize,
 }
@@ -222,6 +224,7 @@ impl Default for DataConfig {
             random_crop: false,
             random_flip: true,
             on_bad_image: OnBadImage::Fail,
+            exif_rotate: false,
             workers: 1,
         }
     }

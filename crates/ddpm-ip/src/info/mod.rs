@@ -46,6 +46,8 @@ pub enum Report {
         channels: usize,
         /// Images per class: name (or number) and count; empty without labels.
         classes: Vec<(String, usize)>,
+        /// What is to be known of them before they are used.
+        remarks: Vec<String>,
     },
     /// A run directory.
     Run {
@@ -119,7 +121,7 @@ fn data_config(what: &str, config: &Config) -> Result<Config, Error> {
     config.data.data_dir = what.to_string();
     let model = &mut config.model;
     if model.image_size == 0 || model.in_channels == 0 {
-        let [height, width, channels] = Dataset::first_image_shape(what)?;
+        let [height, width, channels] = Dataset::own_shape(what, config.data.exif_rotate)?;
         model.image_size = if model.image_size == 0 { height.min(width) } else { model.image_size };
         model.in_channels = if model.in_channels == 0 { channels } else { model.in_channels };
     }
@@ -141,6 +143,7 @@ fn describe_data(what: &str, config: &Config) -> Result<Report, Error> {
         image_size: config.model.image_size,
         channels: config.model.in_channels,
         classes,
+        remarks: data.remarks()?,
     })
 }
 
@@ -182,13 +185,15 @@ impl Display for Report {
                     None => write!(f, "\nIt carries no configuration: give the network flags where it is used."),
                 }
             }
-            Self::Data { source, images, image_size, channels, classes } => {
+            Self::Data { source, images, image_size, channels, classes, remarks } => {
                 write!(f, "{source}\n{images} images, as {image_size}x{image_size} with {channels} channel(s)")?;
                 if classes.is_empty() {
-                    return write!(f, ", without labels");
+                    write!(f, ", without labels")?;
+                } else {
+                    write!(f, ", {} classes:", classes.len())?;
+                    classes.iter().try_for_each(|(name, count)| write!(f, "\n  {name}: {count}"))?;
                 }
-                write!(f, ", {} classes:", classes.len())?;
-                classes.iter().try_for_each(|(name, count)| write!(f, "\n  {name}: {count}"))
+                remarks.iter().try_for_each(|remark| write!(f, "\n{remark}"))
             }
             Self::Run { path, checkpoints, step, images, elapsed_secs, config } => {
                 writeln!(f, "run {path}\n{step} steps, {images} images, {elapsed_secs:.0} s of training")?;

@@ -396,6 +396,7 @@ fn read_data(config: &Config) -> Result<Dataset, Error> {
         random_crop: data.random_crop,
         random_flip: data.random_flip,
         on_bad_image: data.on_bad_image,
+        exif_rotate: data.exif_rotate,
     };
     let dataset = Dataset::open(&data.data_dir, &options)?;
     dataset.check_classes()?;

@@ -21,6 +21,7 @@ pub(crate) const OPTIONS: Options = Options {
     random_crop: false,
     random_flip: false,
     on_bad_image: OnBadImage::Fail,
+    exif_rotate: false,
 };
 
 fn open(path: &Path, options: Options) -> Result<Dataset, Error> {
@@ -161,7 +162,7 @@ fn sets_are_brought_to_grey_or_colour_of_files_and_of_memory_alike() {
         (shape, bytes)
     };
     for name in [folder.path().to_str().unwrap(), "digits"] {
-        let open = || ImageSet::open(name, None, None).unwrap();
+        let open = || ImageSet::open(name, None, None, false).unwrap();
         let ([h, w, _], grey) = all(open());
         let (shape, colour) = all(open().with_channels(3));
         assert_eq!(shape, [h, w, 3]);
@@ -187,7 +188,7 @@ fn grey_and_colour_are_converted_as_pillow_does() {
 fn a_folder_that_is_missing_or_empty_is_named() {
     let folder = tempfile::tempdir().unwrap();
     assert_says(open(&folder.path().join("none"), OPTIONS), &["none", "no such file or folder"]);
-    assert_says(open(folder.path(), OPTIONS), &["no PNG or JPEG images"]);
+    assert_says(open(folder.path(), OPTIONS), &["no images in this folder"]);
     let text = folder.path().join("data.txt");
     fs::write(&text, b"text").unwrap();
     assert_says(open(&text, OPTIONS), &["data.txt", "not a kind of data"]);

@@ -5,6 +5,7 @@
 
 use super::source::latin1;
 use super::tensor::{Dtype, Storage, Tensor};
+use crate::npy;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -280,25 +281,6 @@ impl<'a> Array<'a> {
         if !self.fortran || self.shape.len() < 2 || self.bytes.is_empty() {
             return self.bytes.into();
         }
-        let strides: Vec<usize> = self
-            .shape
-            .iter()
-            .scan(size, |stride, &length| {
-                let this = *stride;
-                *stride *= length;
-                Some(this)
-            })
-            .collect();
-        let mut out = Vec::with_capacity(self.bytes.len());
-        for index in 0..self.bytes.len() / size {
-            let mut rest = index;
-            let mut at = 0;
-            for (&length, &stride) in self.shape.iter().zip(&strides).rev() {
-                at += rest % length * stride;
-                rest /= length;
-            }
-            out.extend_from_slice(&self.bytes[at..at + size]);
-        }
-        out.into()
+        npy::c_order(self.bytes, self.shape, size).into()
     }
 }
