@@ -9,6 +9,7 @@
 //! | [`idx`] | the files of the MNIST family | |
 //! | [`lmdb`] | LMDB databases | |
 //! | [`archive`], [`folder`] | the files of a folder, a zip or a tar archive | |
+//! | [`networks`] | the networks among a checkpoint's tensors | |
 //! | [`kind`] | what a file is that is none of these | |
 
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ pub mod folder;
 pub mod idx;
 pub mod kind;
 pub mod lmdb;
+pub mod networks;
 mod npy;
 pub mod npz;
 pub mod safetensors;

@@ -177,8 +177,9 @@ impl Npz {
         take: &mut dyn FnMut(&[u8]) -> Result<bool, E>,
     ) -> Result<(), E> {
         let mut entry = self.entry(name, BYTES)?.whole()?;
-        let row: usize = entry.shape.iter().skip(1).product();
         let mut left = entry.count();
+        // Where there are no values, lengths may be of any size.
+        let row: usize = if left == 0 { 0 } else { entry.shape.iter().skip(1).product() };
         let most = rows.saturating_mul(row).min(left);
         if entry.fortran {
             for part in entry.all_bytes()?.chunks(most.max(1)) {

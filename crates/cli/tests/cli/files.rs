@@ -1,8 +1,9 @@
 //! Files as people have them: what cameras, browsers, Macs, Windows, NumPy and PyTorch write. Tests are named by what was
 //! reported, and `docs/files.md` says the same in a table.
 
-use super::support::{Place, Ran};
+use super::support::{Place, Ran, TINY};
 use ddpm_ip::npz::Npz;
+use ddpm_ip::torch::{TorchFile, write_state_dict};
 use image::{DynamicImage, GrayImage, Luma, Rgb, RgbImage};
 use std::fs;
 use std::io::Write;
@@ -456,4 +457,194 @@ fn files_of_the_mnist_family_as_torchvision_and_kaggle_lay_them() {
         assert!(told(&place, folder).contains("2 classes:\n  4: 1"));
     }
     assert!(told(&place, "kaggle").contains("2 images"));
+}
+
+/// A tiny run's parameters, by name and shape, with the values.
+fn parameters(place: &Place) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    place.train(&["--steps", "1"]).exits(0);
+    place.run(&["convert", "run", "plain.pt"]).exits(0);
+    let mut file = TorchFile::open(&place.path("plain.pt")).unwrap();
+    let named = file.parameters().unwrap();
+    named.into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec(), file.floats(&tensor).unwrap())).collect()
+}
+
+/// Writes parameters as `torch.save` does, each by every name that `names` gives it, with its values multiplied.
+fn save(
+    place: &Place,
+    file: &str,
+    parameters: &[(String, Vec<usize>, Vec<f32>)],
+    names: impl Fn(&str) -> Vec<(String, f32)>,
+) {
+    let mut entries = Vec::new();
+    let mut values = Vec::new();
+    for (name, shape, held) in parameters {
+        for (name, factor) in names(name) {
+            entries.push((name, shape.clone()));
+            values.push(held.iter().map(|v| v * factor).collect::<Vec<_>>());
+        }
+    }
+    write_state_dict(fs::File::create(place.path(file)).unwrap(), &entries, |i| &values[i]).unwrap();
+}
+
+const SAMPLE: [&str; 12] = [
+    "--num-samples",
+    "2",
+    "--timestep-respacing",
+    "2",
+    "--diffusion-steps",
+    "10",
+    "--noise-schedule",
+    "cosine",
+    "--image-size",
+    "8",
+    "--overwrite",
+    "--out",
+];
+
+fn drawn(place: &Place, checkpoint: &str, more: &[&str]) -> (Vec<u8>, String) {
+    let out = "drawn.npz";
+    let sample = [&["sample", "--checkpoint", checkpoint], &SAMPLE[..], &[out], more].concat();
+    let said = place.run(&sample).exits(0).err();
+    (Npz::open(&place.path(out)).unwrap().bytes("arr_0").unwrap().values, said)
+}
+
+#[test]
+fn networks_that_other_programs_wrapped() {
+    let place = Place::new();
+    let parameters = parameters(&place);
+    let (expected, _) = drawn(&place, "plain.pt", &[]);
+    for (file, prefix) in [
+        ("compiled.pt", "_orig_mod."),
+        ("ddp-compiled.pt", "module._orig_mod."),
+        ("compiled-ddp.pt", "_orig_mod.module."),
+        ("lightning.ckpt", "model."),
+        ("fsdp.bin", "_fsdp_wrapped_module."),
+    ] {
+        save(&place, file, &parameters, |name| vec![(format!("{prefix}{name}"), 1.0)]);
+        let (images, said) = drawn(&place, file, &[]);
+        assert!(images == expected, "{file}");
+        assert!(!said.contains("several networks"), "{said}");
+        assert!(told(&place, file).contains("From names and shapes:"), "{}", told(&place, file));
+    }
+    let tensors = serialized(&parameters, "model._orig_mod.");
+    write(&place, "other.safetensors", &tensors);
+    assert!(drawn(&place, "other.safetensors", &[]).0 == expected);
+}
+
+/// A safetensors file as other programs write it.
+fn serialized(parameters: &[(String, Vec<usize>, Vec<f32>)], prefix: &str) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape, values) in parameters {
+        let begin = data.len();
+        data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        let info = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
+        header.insert(format!("{prefix}{name}"), info);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+#[test]
+fn several_networks_in_one_file() {
+    let place = Place::new();
+    let parameters = parameters(&place);
+    let (expected, _) = drawn(&place, "plain.pt", &[]);
+    save(&place, "both.pt", &parameters, |name| {
+        vec![(format!("online_model.{name}"), 30.0), (format!("ema_model.{name}"), 1.0)]
+    });
+    let (images, said) = drawn(&place, "both.pt", &[]);
+    assert!(images == expected);
+    let taken = "both.pt holds several networks: `ema_model` is taken; --network takes another (`online_model`)";
+    assert!(said.contains(taken), "{said}");
+    assert!(told(&place, "both.pt").contains(taken));
+    let (online, said) = drawn(&place, "both.pt", &["--network", "online_model"]);
+    assert!(online != expected);
+    assert!(said.contains("`online_model` is taken"), "{said}");
+    let nope = [&["sample", "--checkpoint", "both.pt", "--network", "x"], &SAMPLE[..], &["x.npz"]].concat();
+    place.run(&nope).complains(1, &["has no network `x`: it holds ema_model, online_model"]);
+    let own = [&["sample", "--checkpoint", "run", "--network", "x"], &SAMPLE[..], &["x.npz"]].concat();
+    place.run(&own).complains(2, &["one network alone: leave --network out"]);
+    let begun = ["--init-from", "both.pt", "--network", "online_model", "--steps", "1"];
+    let train = [&["train"], &TINY[..TINY.len() - 2], &begun, &["--out", "begun"]].concat();
+    let said = place.run(&train).exits(0).err();
+    assert!(said.contains("`online_model` is taken"), "{said}");
+    // What it began from is no matter for its own checkpoints.
+    drawn(&place, "begun", &[]);
+}
+
+#[test]
+fn a_tensor_that_is_missing_or_too_many() {
+    let place = Place::new();
+    let parameters = parameters(&place);
+    save(&place, "other.pt", &parameters, |name| vec![(name.replace("time_embed.2.bias", "time_emb.2.bias"), 1.0)]);
+    let sample = [&["sample", "--checkpoint", "other.pt"], &SAMPLE[..], &["x.npz"]].concat();
+    place.run(&sample).complains(1, &["no tensor `time_embed.2.bias`", "the nearest that it has is `time_emb.2.bias`"]);
+    save(&place, "more.pt", &parameters, |name| {
+        let extra = (name == "out.2.bias").then(|| ("out.2.bais".to_string(), 1.0));
+        std::iter::once((name.to_string(), 1.0)).chain(extra).collect()
+    });
+    let sample = [&["sample", "--checkpoint", "more.pt"], &SAMPLE[..], &["x.npz"]].concat();
+    place.run(&sample).complains(1, &["no place for its tensor `out.2.bais`", "the network's nearest is `out.2.bias`"]);
+}
+
+#[test]
+fn checkpoints_of_other_programs_in_folders() {
+    let place = Place::new();
+    for (file, parts) in [
+        ("dcp/__0_0.distcp", &["torch.distributed.checkpoint", "dcp_to_torch dcp model.pt"][..]),
+        ("zero/zero_to_fp32.py", &["DeepSpeed's", "python zero/zero_to_fp32.py zero model.pt"]),
+        ("shards/model.safetensors.index.json", &["in shards", "glob.glob('shards/*.safetensors')", "save_file"]),
+        ("accelerate/pytorch_model.bin", &["name one of its files: accelerate/pytorch_model.bin"]),
+        ("nothing/README.md", &["name a run directory"]),
+    ] {
+        write(&place, file, b"");
+        let folder = file.split('/').next().unwrap();
+        let sample = [&["sample", "--checkpoint", folder], &SAMPLE[..], &["x.npz"]].concat();
+        place.run(&sample).complains(1, &[&[folder, "holds no checkpoint"], parts].concat());
+    }
+    for (file, bytes, part) in [
+        ("a.safetensors", &b""[..], "a.safetensors: is empty"),
+        ("b.safetensors", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        ("c.pt", b"<!doctype html>", "a web page"),
+        ("d.safetensors.index.json", b"{}", "the index of shards"),
+        ("e.gguf", b"GGUF\x03\0\0\0", "a GGUF file: take the .safetensors or .pt"),
+    ] {
+        write(&place, file, bytes);
+        place.run(&[&["sample", "--checkpoint", file], &SAMPLE[..], &["x.npz"]].concat()).complains(1, &[part]);
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_checkpoint() {
+    let place = Place::new();
+    place.train(&["--steps", "1"]).exits(0);
+    let verified = place.run(&["info", "run", "--verify"]).exits(0).out();
+    for file in ["model", "ema_0.995", "state"] {
+        assert!(verified.contains(&format!("ok       run/checkpoints/step_000001/{file}.safetensors")), "{verified}");
+    }
+    let file = place.path("run/checkpoints/step_000001/ema_0.995.safetensors");
+    let whole = fs::read(&file).unwrap();
+    let mut bytes = whole.clone();
+    let last = bytes.len() - 3;
+    bytes[last] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    // The last tensor by name.
+    let damage = ["ema_0.995.safetensors: `time_embed.2.weight` is damaged", "not those that were written"];
+    place.run(&[&["sample", "--checkpoint", "run"], &SAMPLE[..], &["x.npz"]].concat()).complains(1, &damage);
+    let ran = place.run(&["info", "run", "--verify"]).exits(1);
+    assert!(ran.out().contains("DAMAGED") && ran.out().contains(damage[0]), "{}", ran.out());
+    assert!(ran.err().contains("1 of 3 files are damaged"), "{}", ran.err());
+    let json = place.run(&["info", "run/checkpoints/step_000001", "--verify", "--json"]).exits(1).out();
+    assert!(json.contains("\"problem\"") && json.contains("time_embed.2.weight"), "{json}");
+    // In the header, where the settings are.
+    let mut bytes = whole.clone();
+    let at = whole.windows(7).position(|w| w == b"dropout").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    place.run(&["info", "run"]).complains(1, &["ema_0.995.safetensors", "its header is damaged", "step_ folder"]);
+    // Written before there were checksums, or by another program.
+    write(&place, "other.safetensors", &serialized(&parameters(&Place::new()), ""));
+    drawn(&place, "other.safetensors", &[]);
+    let verified = place.run(&["info", "other.safetensors", "--verify"]).exits(0).out();
+    assert!(verified.contains("unknown  other.safetensors: it carries no checksums"), "{verified}");
 }

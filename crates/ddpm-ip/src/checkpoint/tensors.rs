@@ -5,9 +5,10 @@ use crate::Error;
 use crate::config::Config;
 use crate::file::write_atomic;
 use crate::torch::{self, TorchFile};
+use ddpm_formats::networks;
 use ddpm_formats::safetensors::{self, Safetensors, Tensor, TensorInfo};
 use ddpm_net::{Layout, Parameters, Spec};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,21 +65,14 @@ pub(super) fn progress_of(path: &Path) -> Result<Progress, Error> {
     serde_json::from_str(json).map_err(|e| Error::file(path, format!("its training state is damaged: {e}")))
 }
 
-/// What a file holds, in the order of its bytes.
-///
-/// # Errors
-/// A damaged file.
-pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
-    Ok(open(path)?.tensors())
-}
-
 /// Loads the parameters whose names begin with `prefix`, tensor by tensor into their place.
 ///
 /// # Errors
 /// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
 pub(super) fn load_for(path: &Path, layout: &Arc<Layout>, prefix: &str) -> Result<Parameters, Error> {
     let mut file = open(path)?;
-    let held = file.tensors().into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
+    let held = file.tensors();
+    let held: Vec<_> = held.iter().map(|info| (info.name.as_str(), info.shape.as_slice())).collect();
     check(path, layout.specs(), prefix, &held)?;
     let mut parameters = Parameters::zeros(layout);
     for (place, spec) in layout.specs().iter().enumerate() {
@@ -103,29 +97,44 @@ pub(crate) fn load_bytes(bytes: &[u8], path: &Path, layout: &Arc<Layout>) -> Res
 }
 
 /// Whether a file's tensors, names and shapes, are a network's.
-pub(super) fn check(path: &Path, specs: &[Spec], prefix: &str, held: &[(String, Vec<usize>)]) -> Result<(), Error> {
+pub(super) fn check(path: &Path, specs: &[Spec], prefix: &str, held: &[(&str, &[usize])]) -> Result<(), Error> {
     let other = |message: String| {
         Error::file(
             path,
             format!("is of another architecture: {message}. Check the network flags against `ddpm-ip info`"),
         )
     };
-    let shapes: HashMap<&str, &[usize]> = held.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let shapes: HashMap<&str, &[usize]> = held.iter().copied().collect();
+    let needed: HashSet<String> = specs.iter().map(|spec| format!("{prefix}{}", spec.name)).collect();
     for spec in specs {
         let name = format!("{prefix}{}", spec.name);
         match shapes.get(name.as_str()) {
-            None => return Err(other(format!("it has no tensor `{name}` (shape {:?})", spec.shape))),
+            None => {
+                let left = held.iter().map(|(name, _)| *name).filter(|held| !needed.contains(*held));
+                let nearest = nearest(&name, left)
+                    .map(|nearest| format!("; the nearest that it has is `{nearest}` (shape {:?})", shapes[nearest]));
+                let nearest = nearest.unwrap_or_default();
+                return Err(other(format!("it has no tensor `{name}` (shape {:?}){nearest}", spec.shape)));
+            }
             Some(shape) if *shape != spec.shape => {
                 return Err(other(format!("`{name}` has shape {shape:?}, the network needs {:?}", spec.shape)));
             }
             Some(_) => {}
         }
     }
-    let known: std::collections::HashSet<_> = specs.iter().map(|s| s.name.as_str()).collect();
-    match held.iter().find(|(name, _)| prefix.is_empty() && !known.contains(name.as_str())) {
-        Some((name, _)) => Err(other(format!("the network has no place for its tensor `{name}`"))),
+    match held.iter().find(|(name, _)| prefix.is_empty() && !needed.contains(*name)) {
+        Some((name, _)) => {
+            let nearest = nearest(name, needed.iter().map(String::as_str));
+            let nearest = nearest.map(|nearest| format!("; the network's nearest is `{nearest}`")).unwrap_or_default();
+            Err(other(format!("the network has no place for its tensor `{name}`{nearest}")))
+        }
         None => Ok(()),
     }
+}
+
+/// The name that is spelled most like another; of several the first in order.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names.min_by_key(|other| (strsim::osa_distance(name, other), *other))
 }
 
 /// Values that are numbers.
@@ -136,31 +145,114 @@ pub(super) fn finite(path: &Path, name: &str, values: Vec<f32>) -> Result<Vec<f3
     Err(Error::file(path, format!("`{name}` holds values that are not finite: take another checkpoint")))
 }
 
-/// Tensors of a file that are asked for by name, whatever else it holds.
+/// The tensors of a network in a file of any program.
 pub(crate) struct Tensors {
     path: PathBuf,
     held: Held,
+    /// The network's tensors, and what each is in the file.
+    tensors: Vec<(TensorInfo, Place)>,
+    /// Names of the file's networks, and which was taken.
+    networks: Vec<String>,
+    taken: usize,
 }
 
 enum Held {
     Safetensors(Safetensors),
-    Torch(TorchFile, HashMap<String, torch::Tensor>),
+    Torch(TorchFile),
+}
+
+#[derive(Clone)]
+enum Place {
+    Name(String),
+    Torch(torch::Tensor),
 }
 
 impl Tensors {
-    /// Opens a safetensors file or one of PyTorch's.
+    /// Opens a safetensors file or one of PyTorch's. Of several networks it takes the one that is named, or else the first
+    /// that `fits`, averages before others.
     ///
     /// # Errors
-    /// A file that is missing, damaged or of another kind.
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let held = if TorchFile::is_one(path) {
+    /// A file that is missing, damaged or of another kind; a name that it has not.
+    pub(crate) fn open(path: &Path, network: &str, fits: &dyn Fn(&[TensorInfo]) -> bool) -> Result<Self, Error> {
+        let (held, found) = if TorchFile::is_one(path) {
             let file = TorchFile::open(path)?;
-            let tensors = file.parameters()?.into_iter().collect();
-            Held::Torch(file, tensors)
+            let place = |(name, tensor): (String, torch::Tensor)| {
+                let (shape, dtype) = (tensor.shape().to_vec(), format!("{:?}", tensor.dtype()).to_uppercase());
+                (TensorInfo { name, shape, dtype }, Place::Torch(tensor))
+            };
+            let networks = file.networks()?.into_iter();
+            let found = networks.map(|n| (n.name, n.tensors.into_iter().map(place).collect())).collect();
+            (Held::Torch(file), found)
         } else {
-            Held::Safetensors(Safetensors::open(path)?)
+            let file = open(path)?;
+            let tensors = file.tensors().into_iter();
+            let found: Vec<(String, Vec<_>)> = if file.text(CONFIG).is_some() {
+                // One of this program's.
+                vec![(String::new(), tensors.map(|info| (info.clone(), Place::Name(info.name))).collect())]
+            } else {
+                let place = |(name, info): (String, TensorInfo)| {
+                    let place = Place::Name(info.name.clone());
+                    (TensorInfo { name, ..info }, place)
+                };
+                let networks = networks::split("", tensors.map(|info| (info.name.clone(), info)).collect()).into_iter();
+                networks.map(|n| (n.name, n.tensors.into_iter().map(place).collect())).collect()
+            };
+            (Held::Safetensors(file), found)
         };
-        Ok(Self { path: path.to_path_buf(), held })
+        let names: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
+        let is_one = |(_, tensors): &(String, Vec<(TensorInfo, Place)>)| {
+            fits(&tensors.iter().map(|(info, _)| info.clone()).collect::<Vec<_>>())
+        };
+        let taken = match (network, &held) {
+            ("", _) => found.iter().position(is_one).unwrap_or(0),
+            // A run that began with a network of a file remembers its name.
+            (_, Held::Safetensors(file)) if file.text(CONFIG).is_some() => 0,
+            (wanted, _) => names.iter().position(|name| name == wanted).ok_or_else(|| {
+                let held: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+                let message = if held.is_empty() {
+                    "holds one network alone: leave --network out".into()
+                } else {
+                    format!("has no network `{wanted}`: it holds {}", held.join(", "))
+                };
+                Error::file(path, message)
+            })?,
+        };
+        let tensors = found.into_iter().nth(taken).map(|(_, tensors)| tensors).unwrap_or_default();
+        Ok(Self { path: path.to_path_buf(), held, tensors, networks: names, taken })
+    }
+
+    /// What the network's tensors are, in the file's order.
+    pub(crate) fn list(&self) -> Vec<TensorInfo> {
+        self.tensors.iter().map(|(info, _)| info.clone()).collect()
+    }
+
+    /// Which network was taken, where the file holds several.
+    pub(super) fn remark(&self) -> Option<String> {
+        let called = |name: &str| if name.is_empty() { "all tensors together".into() } else { format!("`{name}`") };
+        let others = self.networks.iter().enumerate().filter(|(i, name)| *i != self.taken && !name.is_empty());
+        let others: Vec<String> = others.map(|(_, name)| format!("`{name}`")).collect();
+        (!others.is_empty()).then(|| {
+            format!(
+                "{} holds several networks: {} is taken; --network takes another ({})",
+                self.path.display(),
+                called(&self.networks[self.taken]),
+                others.join(", ")
+            )
+        })
+    }
+
+    /// All parameters of a layout.
+    ///
+    /// # Errors
+    /// Damage, or another architecture: the message names the first tensor that differs and both shapes.
+    pub(super) fn load(&mut self, layout: &Arc<Layout>) -> Result<Parameters, Error> {
+        let held: Vec<_> = self.tensors.iter().map(|(info, _)| (info.name.as_str(), info.shape.as_slice())).collect();
+        check(&self.path, layout.specs(), "", &held)?;
+        let mut parameters = Parameters::zeros(layout);
+        for (place, spec) in layout.specs().iter().enumerate() {
+            parameters.get_mut(place).copy_from_slice(&self.floats(&spec.name, &spec.shape)?);
+        }
+        Ok(parameters)
     }
 
     /// The numbers of a tensor of this name and shape.
@@ -169,20 +261,16 @@ impl Tensors {
     /// A file that has none, or damage.
     pub(crate) fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let path = &self.path;
-        let other = |found: Option<&[usize]>| {
-            let has = found.map_or("has no such tensor".into(), |found| format!("has shape {found:?}"));
+        let found = self.tensors.iter().find(|(info, _)| info.name == name);
+        let Some((_, place)) = found.filter(|(info, _)| info.shape == shape) else {
+            let has = found.map_or("has no such tensor".into(), |(info, _)| format!("has shape {:?}", info.shape));
             let message = format!("is of another network: `{name}` of shape {shape:?} is needed, the file {has}");
-            Error::file(path, message)
+            return Err(Error::file(path, message));
         };
-        let values = match &mut self.held {
-            Held::Torch(file, tensors) => match tensors.get(name) {
-                Some(tensor) if tensor.shape() == shape => file.floats(tensor)?,
-                found => return Err(other(found.map(torch::Tensor::shape))),
-            },
-            Held::Safetensors(file) => match file.shape(name) {
-                Some(found) if found == shape => file.floats(name)?,
-                found => return Err(other(found)),
-            },
+        let values = match (&mut self.held, place) {
+            (Held::Torch(file), Place::Torch(tensor)) => file.floats(tensor)?,
+            (Held::Safetensors(file), Place::Name(name)) => file.floats(name)?,
+            _ => unreachable!("each kind of file has its kind of place"),
         };
         finite(path, name, values)
     }

@@ -139,6 +139,7 @@ pub const KEYS: &[Key] = &[
     key("sample", "classifier_scale", "what a classifier's gradient is multiplied by"),
     key("sample", "num_samples", "images to draw"),
     key("sample", "batch_size", "images drawn together; does not change them"),
+    key("sample", "network", "which network, where a file of another program holds several; empty: the average"),
     key("sample", "seed", "image i depends on the seed and i alone"),
     key("evaluation", "interval", "steps between evaluations, and one at the end; 0: none"),
     key("evaluation", "images", "images drawn for each"),

@@ -414,6 +414,8 @@ pub struct SampleConfig {
     pub num_samples: usize,
     /// Images drawn together.
     pub batch_size: usize,
+    /// Which network is taken of a file that holds several; "" for the average or, where there is none, the first that fits.
+    pub network: String,
     /// Seed: image i depends on it and on i alone.
     pub seed: u64,
 }
@@ -435,6 +437,7 @@ impl Default for SampleConfig {
             classifier_scale: 1.0,
             num_samples: 10_000,
             batch_size: 16,
+            network: String::new(),
             seed: 0,
         }
     }

@@ -33,6 +33,8 @@ pub enum Report {
         config: Option<Box<Config>>,
         /// Every tensor: name, shape, number type.
         shapes: Vec<(String, Vec<usize>, String)>,
+        /// Which network this is, where the file holds several.
+        remark: Option<String>,
     },
     /// Training images.
     Data {
@@ -79,11 +81,11 @@ pub fn describe(what: &str, config: &Config) -> Result<Report, Error> {
         return describe_run(path, &newest);
     }
     let is_named = |endings: &[&str]| path.extension().is_some_and(|e| endings.iter().any(|ending| e == *ending));
-    if is_named(&["safetensors", "pt", "pth"]) || (path.is_file() && TorchFile::is_one(path)) {
-        return describe_checkpoint(path);
+    if is_named(&["safetensors", "pt", "pth", "ckpt", "bin"]) || (path.is_file() && TorchFile::is_one(path)) {
+        return describe_checkpoint(path, &config.sample.network);
     }
     if path.is_dir() && path.join("model.safetensors").exists() {
-        return describe_checkpoint(&checkpoint::resolve(path)?);
+        return describe_checkpoint(&checkpoint::resolve(path)?, "");
     }
     describe_data(what, config)
 }
@@ -100,17 +102,18 @@ fn describe_run(path: &Path, newest: &Path) -> Result<Report, Error> {
     })
 }
 
-fn describe_checkpoint(path: &Path) -> Result<Report, Error> {
+fn describe_checkpoint(path: &Path, network: &str) -> Result<Report, Error> {
     if !path.exists() {
         return Err(Error::file(path, "there is no such file"));
     }
-    let tensors = checkpoint::list(path)?;
+    let (tensors, remark) = checkpoint::list(path, network)?;
     Ok(Report::Checkpoint {
         path: path.display().to_string(),
         tensors: tensors.len(),
         parameters: tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum(),
         architecture: infer(&tensors),
         config: checkpoint::config_of(path)?.map(Box::new),
+        remark,
         shapes: tensors.into_iter().map(|TensorInfo { name, shape, dtype }| (name, shape, dtype)).collect(),
     })
 }
@@ -167,8 +170,11 @@ pub fn contact_sheet(what: &str, config: &Config, out: &Path, count: usize) -> R
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Checkpoint { path, tensors, parameters, architecture, config, shapes } => {
+            Self::Checkpoint { path, tensors, parameters, architecture, config, shapes, remark } => {
                 writeln!(f, "checkpoint {path}\n{parameters} parameters in {tensors} tensors\n")?;
+                if let Some(remark) = remark {
+                    writeln!(f, "{remark}\n")?;
+                }
                 let width = shapes.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
                 for (name, shape, dtype) in shapes {
                     writeln!(f, "  {name:width$}  {dtype}  {shape:?}")?;

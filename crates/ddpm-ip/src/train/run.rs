@@ -294,7 +294,11 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
         return Ok(None);
     }
     let file = checkpoint::resolve(Path::new(&settings.init_from))?;
-    let parameters = checkpoint::load(&file, task.layout())?;
+    let network = &config.sample.network;
+    if let (_, Some(remark)) = checkpoint::list(&file, network)? {
+        emit(Event::Notice(remark));
+    }
+    let parameters = checkpoint::load(&file, task.layout(), network)?;
     emit(Event::Notice(format!("beginning with the parameters of {}", file.display())));
     Ok(Some(State::new(parameters, &settings.ema_rate)))
 }

@@ -273,7 +273,9 @@ fn npz_files_are_read_as_the_references_scripts_write_them() {
     assert_eq!(data.image(1).unwrap()[..3], [64, 65, 66]);
 
     write_npz(&path, &[3, 8, 8], None);
-    assert_says(open(&path, OPTIONS), &["data.npz", "[3, 8, 8]", "[N, H, W, C]"]);
+    assert_eq!(open(&path, OPTIONS).unwrap().len(), 3, "grey images");
+    write_npz(&path, &[24, 8], None);
+    assert_says(open(&path, OPTIONS), &["data.npz", "[24, 8]", "[N, H, W, C]"]);
     write_npz(&path, &[0, 8, 8, 1], None);
     assert_says(open(&path, OPTIONS), &["data.npz", "no image"]);
     write_npz(&path, &[3, 8, 8, 1], Some(&[2, 0]));

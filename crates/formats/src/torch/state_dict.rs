@@ -2,48 +2,70 @@
 
 use super::Fault;
 use super::tensor::Tensor;
-use super::value::Value;
+use super::value::{Id, Value};
+use crate::networks::{self, Network};
 use std::collections::HashSet;
 
-/// Under what names a checkpoint may hold its network, the first one found.
-const KEYS: [&str; 6] = ["state_dict", "model", "model_state_dict", "ema", "params_ema", "net"];
+/// Dictionaries and lists in each other that are looked into.
+const DEEPEST: usize = 4;
 
-/// Dictionaries in dictionaries that are looked into. Values may contain themselves.
-const DEEPEST: usize = 3;
-
-/// Prefix of the names that `DataParallel` saves.
-const WRAPPED: &str = "module.";
-
-/// Finds the tensors of a checkpoint.
-pub(super) fn parameters(root: Value) -> Result<Vec<(String, Tensor)>, Fault> {
-    let entries = find(root, DEEPEST).and_then(Value::entries).ok_or_else(|| otherwise(root))?;
-    let mut seen = HashSet::new();
-    let mut found = Vec::new();
-    for (key, value) in entries {
-        let (Some(name), Some(tensor)) = (key.name(), value.tensor()) else { continue };
-        if !seen.insert(name.clone()) {
-            return Err(format!("has the tensor `{name}` twice"));
-        }
-        found.push((name, tensor.clone()));
-    }
-    if found.iter().all(|(name, _)| name.starts_with(WRAPPED)) {
-        for (name, _) in &mut found {
-            name.drain(..WRAPPED.len());
-        }
-    }
-    Ok(found)
+/// Named tensors of a dictionary.
+struct Found<'a> {
+    name: String,
+    tensors: Vec<(String, &'a Tensor)>,
+    is_average: bool,
 }
 
-/// The dictionary that holds tensors by name.
-fn find(value: Value, depth: usize) -> Option<Value> {
-    let below = || KEYS.iter().filter(|_| depth > 0).find_map(|key| find(value.get(key)?, depth - 1));
-    if let Some(mut entries) = value.entries() {
-        let named = |(key, value): (Value, Value)| key.name().is_some() && value.tensor().is_some();
-        return below().or_else(|| entries.any(named).then_some(value));
+/// Finds the networks of a checkpoint, at least one. Averages come first, then those in dictionaries of the file, then
+/// tensors of the file itself.
+pub(super) fn networks(root: Value) -> Result<Vec<Network<Tensor>>, Fault> {
+    let mut found = Vec::new();
+    walk(root, String::new(), false, DEEPEST, &mut HashSet::new(), &mut found);
+    found.sort_by_key(|found| (!found.is_average, found.name.is_empty()));
+    let mut all = Vec::new();
+    for Found { name, tensors, .. } in found {
+        for Network { name, tensors } in networks::split(&name, tensors) {
+            let mut seen = HashSet::new();
+            if let Some((twice, _)) = tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+                return Err(format!("has the tensor `{twice}` twice"));
+            }
+            let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.clone())).collect();
+            all.push(Network { name, tensors });
+        }
     }
-    let mut items = value.items().filter(|_| depth > 0)?;
-    let (first, last) = (items.next(), items.next_back());
-    [last, first].into_iter().flatten().find_map(|item| find(item, depth - 1))
+    if all.is_empty() { Err(otherwise(root)) } else { Ok(all) }
+}
+
+/// Each dictionary is entered once: values may contain themselves and share parts.
+fn walk<'a>(
+    value: Value<'a>,
+    name: String,
+    is_last: bool,
+    depth: usize,
+    seen: &mut HashSet<Id>,
+    found: &mut Vec<Found<'a>>,
+) {
+    let is_optimizer = || value.get("param_groups").is_some();
+    if depth == 0 || !seen.insert(value.id()) || is_optimizer() {
+        return;
+    }
+    if let Some(entries) = value.entries() {
+        let named: Vec<(String, Value)> = entries.filter_map(|(key, value)| Some((key.name()?, value))).collect();
+        let tensors: Vec<_> = named.iter().filter_map(|(key, value)| Some((key.clone(), value.tensor()?))).collect();
+        if !tensors.is_empty() {
+            // The last of a list is the average in the files of ermongroup/ddim.
+            let is_average = is_last || networks::is_average(&name);
+            found.push(Found { name: name.clone(), tensors, is_average });
+        }
+        for (key, value) in named {
+            walk(value, networks::below(&name, &key), false, depth - 1, seen, found);
+        }
+    } else if let Some(items) = value.items() {
+        let count = items.len();
+        for (i, item) in items.enumerate() {
+            walk(item, format!("{name}[{i}]"), i > 0 && i + 1 == count, depth - 1, seen, found);
+        }
+    }
 }
 
 /// What a file is that has no named tensors.
@@ -52,6 +74,9 @@ fn otherwise(root: Value) -> Fault {
         return "holds an optimizer's state and no network: name the model's file".into();
     }
     match root.class() {
+        Some(class) if class.starts_with("__torch__") => {
+            "is a TorchScript module: in PyTorch, `torch.save(torch.jit.load(FILE).state_dict(), 'model.pt')`".into()
+        }
         Some(class) if root.state().is_some_and(|state| state.get("_modules").is_some()) => {
             format!("holds a whole {class}: in PyTorch, save its state_dict() instead")
         }
@@ -66,18 +91,29 @@ mod tests {
     /// Names of what is found in a pickle; each `@` of it becomes a tensor.
     fn names(text: &str) -> Result<Vec<String>, String> {
         let read = pickle(text.replace('@', &tensor("1", "0", "1", "1")).as_bytes())?;
-        Ok(super::parameters(read.value())?.into_iter().map(|(name, _)| name).collect())
+        Ok(super::networks(read.value())?.remove(0).tensors.into_iter().map(|(name, _)| name).collect())
     }
 
     #[test]
     fn networks_are_found_where_people_put_them() {
         assert_eq!(names("}Va\n@sVb\n@sVsteps\nI3\ns.").unwrap(), ["a", "b"]);
         assert_eq!(names("}Vmodule.a\n@sVmodule.b\n@s.").unwrap(), ["a", "b"]);
-        assert_eq!(names("}Vmodule.a\n@sVb\n@s.").unwrap(), ["module.a", "b"]);
-        for key in super::KEYS {
+        assert_eq!(names("}Vmodule.a\n@sVout.b\n@s.").unwrap(), ["module.a", "out.b"]);
+        for key in ["state_dict", "model", "model_state_dict", "ema", "params_ema", "net", "my_own"] {
             assert_eq!(names(&format!("}}Vother\n@sV{key}\n}}Va\n@ss.")).unwrap(), ["a"]);
         }
         assert_eq!(names("}Vmodel\n}Vstate_dict\n}Va\n@sss.").unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn averages_come_first_and_optimizers_never() {
+        let two = "}Vmodel\n}Va\n@ssVema\n}Vb\n@ss.";
+        assert_eq!(names(two).unwrap(), ["b"]);
+        let optimizer = "}Voptimizer\n}Vparam_groups\n]sVema\n@ssVmodel\n}Va\n@ss.";
+        assert_eq!(names(optimizer).unwrap(), ["a"]);
+        // Lightning's, with what a loss function adds.
+        let lightning = "}Vstate_dict\n}Vmodel.in.w\n@sVmodel.out.w\n@ss.";
+        assert_eq!(names(lightning).unwrap(), ["in.w", "out.w"]);
     }
 
     #[test]

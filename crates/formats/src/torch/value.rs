@@ -16,7 +16,7 @@ const DESCRIBED_KEYS: usize = 6;
 const LONGEST_NAME: usize = 500;
 
 /// Index of a value in its pickle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Id(u32);
 
 #[derive(Debug)]
@@ -104,6 +104,11 @@ impl<'a> Value<'a> {
 
     fn at(self, id: Id) -> Self {
         Self { heap: self.heap, id }
+    }
+
+    /// What tells it from others of its pickle.
+    pub(super) fn id(self) -> Id {
+        self.id
     }
 
     /// Whether this is Python's None.
