@@ -46,7 +46,7 @@ impl Experiment {
         let config: Config = checkpoint::config_of(&file)?.ok_or("the checkpoint has no configuration")?;
         let config = checkpoint::with_classes(&config, &file)?;
         let engine = Engine::new(Unet::new(config.model.network(config.diffusion.variance)?), Device::Cpu);
-        let parameters = checkpoint::load(&file, ddpm_ip::net::network::Network::layout(engine.network()))?;
+        let parameters = checkpoint::load(&file, ddpm_ip::net::network::Network::layout(engine.network()), "")?;
         let diffusion = Diffusion::new(&config.diffusion, &Respacing::Full)?;
         let data = Dataset::open(
             &config.data.data_dir,
@@ -59,6 +59,7 @@ impl Experiment {
                 random_crop: false,
                 random_flip: false,
                 on_bad_image: config.data.on_bad_image,
+                exif_rotate: config.data.exif_rotate,
             },
         )?;
         let mut batch = Loader::start(Arc::new(data), images, SEED, 0, 1, 1)?.next()?;

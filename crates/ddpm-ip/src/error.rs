@@ -69,3 +69,12 @@ impl Error {
         move |cause| Self::Io { action, path, cause }
     }
 }
+
+impl From<ddpm_formats::Error> for Error {
+    fn from(error: ddpm_formats::Error) -> Self {
+        match error {
+            ddpm_formats::Error::File { path, message } => Self::File { path, message },
+            ddpm_formats::Error::Io { action, path, cause } => Self::Io { action, path, cause },
+        }
+    }
+}

@@ -69,7 +69,7 @@ pub(crate) fn stamp(path: &Path) -> Result<serde_json::Value, Error> {
         return Ok(serde_json::json!([spelled(path), bytes, modified.map(|d| d.to_string())]));
     }
     let mut hasher = std::hash::DefaultHasher::new();
-    for file in crate::data::folder::list_where(path, |_| true)? {
+    for file in ddpm_formats::folder::list(path, |_| true)? {
         (spelled(&file), of(&file)?).hash(&mut hasher);
     }
     Ok(serde_json::json!([spelled(path), hasher.finish()]))

@@ -38,8 +38,8 @@
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`], [`memory`] | how fast this machine trains and samples, and how much memory that takes |
 //! | [`convolutions`] | engines of a kind of GPU that is not there |
-//! | [`torch`], [`convert`] | PyTorch's files, and from one kind of checkpoint to another |
-//! | [`npz`], [`file`] | NumPy's archives; files that are whole or not there |
+//! | [`torch`], [`npz`] | PyTorch's files, NumPy's archives: of `ddpm-formats`, a crate of its own |
+//! | [`convert`], [`file`] | from one kind of checkpoint to another; files that are whole or not there |
 
 pub mod bench;
 pub mod bias;
@@ -59,8 +59,6 @@ pub mod info;
 pub mod low_res;
 pub mod memory;
 pub mod nll;
-mod npy;
-pub mod npz;
 mod partial;
 mod plot;
 pub mod posthoc;
@@ -68,10 +66,10 @@ pub mod predict;
 pub mod prepare;
 mod record;
 pub mod sample;
-pub mod torch;
 pub mod train;
 pub mod weights;
 
+pub use ddpm_formats::{npz, torch};
 pub use ddpm_net::{self as net, Device};
 pub use device::{device, devices, instruction_set, instruction_sets};
 pub use error::Error;

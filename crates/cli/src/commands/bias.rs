@@ -18,6 +18,7 @@ const SETTINGS: Settings = Settings(&[
     "model",
     "diffusion",
     "data",
+    "sample.network",
     "sample.sampler",
     "sample.timestep_respacing",
     "sample.spacing",

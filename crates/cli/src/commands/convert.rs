@@ -9,7 +9,8 @@ use ddpm_ip::config::Layers;
 use ddpm_ip::{Event, Outcome};
 use std::path::PathBuf;
 
-const SETTINGS: Settings = Settings(&["model", "classifier", "diffusion", "perturbation", "data", "train"]);
+const SETTINGS: Settings =
+    Settings(&["model", "classifier", "diffusion", "perturbation", "data", "train", "sample.network"]);
 
 pub(super) fn command() -> Command {
     let path = |name: &'static str, value: &'static str, help: &'static str| {

@@ -49,6 +49,7 @@ fn settings_args() -> Vec<Arg> {
         number("image-size", 1..=MOST, "bring all images to squares of this side first"),
         choice_arg("fit", FITS, "how: the middle, or all on black [default: crop]"),
         args::switch("allow-upscale", "enlarge images smaller than --image-size"),
+        args::switch("exif-rotate", "turn images as their EXIF data says; the reference ignores it"),
         args::path("cache", "DIR", "folder for features and weights [default: DDPM_IP_CACHE, or ~/.cache/ddpm-ip]"),
         args::switch("no-cache", "compute features anew and keep none"),
         args::switch("quiet", "no progress"),
@@ -100,7 +101,7 @@ pub(super) fn evaluate_command() -> Command {
         .long_about(
             "Compare samples with real images: FID, sFID, Inception Score, precision, recall and KID, as the reference's \
              evaluator computes them.\n\n\
-             REFERENCE and SAMPLES are each an .npz with images (`arr_0`), a folder of PNG or JPEG images, a folder or file of \
+             REFERENCE and SAMPLES are each an .npz with images (`arr_0`), a folder of image files, a folder or file of \
              the MNIST family, `digits` (embedded), a run directory (its newest samples_*.npz), or an .npz with statistics \
              (`mu`, `sigma`, `mu_s`, `sigma_s`).\n\n\
              A Fréchet distance is given with its two parts, from the means of the features and from their covariances. Two lines \
@@ -175,6 +176,7 @@ fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
         features: features(matches)?,
         batch_size: count("batch-size").unwrap_or(default.batch_size),
         shape,
+        exif_rotate: matches.get_flag("exif-rotate"),
         weights: folder.clone().unwrap_or_default().join("weights"),
         cache: folder.filter(|_| !matches.get_flag("no-cache")),
         ..default

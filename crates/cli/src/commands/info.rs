@@ -6,10 +6,10 @@ use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use ddpm_ip::config::{ConfigError, Layers};
-use ddpm_ip::{Outcome, info};
-use std::path::PathBuf;
+use ddpm_ip::{Outcome, checkpoint, info};
+use std::path::{Path, PathBuf};
 
-const SETTINGS: Settings = Settings(&["model", "data"]);
+const SETTINGS: Settings = Settings(&["model", "data", "sample.network"]);
 
 pub(crate) fn command() -> Command {
     Command::new("info")
@@ -17,6 +17,7 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("what").value_name("WHAT").required_unless_present("devices").help(
             "a .safetensors or PyTorch file, a checkpoint folder, a run directory, or data as --data-dir takes them: digits, a folder, .npz, IDX",
         ))
+        .arg(args::switch("verify", "read all files of a run's checkpoints and compare them with their checksums"))
         .arg(args::path("contact-sheet", "PNG", "write a sheet of the data set's first images"))
         .arg(
             Arg::new("images")
@@ -39,6 +40,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Finished);
     }
     let what = matches.get_one::<String>("what").context("WHAT is missing")?;
+    if matches.get_flag("verify") {
+        return verify(Path::new(what), matches.get_flag("json"));
+    }
     let mut base = Layers::default();
     // The images' own.
     base.set([("image_size", "0"), ("in_channels", "0")])?;
@@ -59,5 +63,19 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         info::contact_sheet(what, &config, out, count)?;
         complain(&format!("wrote {}", out.display()));
     }
+    Ok(Outcome::Finished)
+}
+
+/// Says of each file of a run, a checkpoint folder or of one file whether it is as it was written.
+fn verify(path: &Path, json: bool) -> anyhow::Result<Outcome> {
+    let found = checkpoint::verify(path)?;
+    let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+    print(&if json { serde_json::to_string_pretty(&found)? } else { lines.join("\n") })?;
+    let damaged = found.iter().filter(|file| file.problem.is_some()).count();
+    anyhow::ensure!(
+        damaged == 0,
+        "{damaged} of {} files are damaged: take copies of them or other checkpoints",
+        found.len()
+    );
     Ok(Outcome::Finished)
 }

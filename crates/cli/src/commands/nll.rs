@@ -15,6 +15,7 @@ const SETTINGS: Settings = Settings(&[
     "diffusion",
     "perturbation",
     "data",
+    "sample.network",
     "sample.timestep_respacing",
     "sample.clip_denoised",
     "sample.num_samples",

@@ -8,7 +8,7 @@ use ddpm_ip::Outcome;
 use ddpm_ip::config::{ConfigError, Layers};
 use std::path::PathBuf;
 
-const SETTINGS: Settings = Settings(&["model", "diffusion", "classifier"]);
+const SETTINGS: Settings = Settings(&["model", "diffusion", "classifier", "sample.network"]);
 
 pub(crate) fn command() -> Command {
     Command::new("predict")

@@ -23,7 +23,7 @@ pub(super) fn command() -> Command {
              celeba64    img_align_celeba, folder or zip; needs --fit\n  \
              ffhq128     thumbnails128x128, folder or zip\n  \
              lsun        LMDB folder such as tower_train_lmdb\n  \
-             images      folder, zip, tar or tar.gz of PNG or JPEG images\n\n\
+             images      folder, zip, tar or tar.gz of image files\n\n\
              Images are in the order of their names; those of tar archives and databases in their own. An interrupted \
              call goes on when it is repeated, and a finished npz is found done.",
         )
@@ -73,6 +73,7 @@ pub(super) fn command() -> Command {
                 .value_name("NAME")
                 .help("beginning of the names of lsun's PNGs; the category if not given"),
         )
+        .arg(args::switch("exif-rotate", "turn images as their EXIF data says; the reference ignores it"))
         .arg(args::switch("allow-count", "take other numbers of images than the data set has"))
         .arg(args::switch("quiet", "no progress"))
         .arg(args::switch("json", "report as JSON"))
@@ -91,6 +92,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         channels: matches.get_one("channels").copied(),
         labels: matches.get_one("labels").copied(),
         prefix: matches.get_one("prefix").cloned(),
+        exif_rotate: matches.get_flag("exif-rotate"),
         allow_count: matches.get_flag("allow-count"),
     };
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);

@@ -95,16 +95,37 @@ pub(super) fn command(kind: &Kind) -> Command {
 }
 
 /// The settings that a checkpoint carries or, where it carries none, those that its names and shapes tell; those `below`
-/// say the size of the images if no flag does.
+/// say the size of the images if no flag does. Says which of several networks is taken.
 pub(super) fn own_settings(path: &Path, matches: &ArgMatches, below: &Layers) -> anyhow::Result<toml::Table> {
+    let network = args::given(matches, "sample.network").unwrap_or_default();
+    let (own, remark) = settings_and_remark(path, network, matches, below)?;
+    if !matches.try_get_one("quiet").is_ok_and(|quiet| quiet == Some(&true)) {
+        complain_all(remark.as_slice());
+    }
+    Ok(own)
+}
+
+/// As [`own_settings`] of a network by its name, with what is to be said of it.
+pub(super) fn settings_and_remark(
+    path: &Path,
+    network: &str,
+    matches: &ArgMatches,
+    below: &Layers,
+) -> anyhow::Result<(toml::Table, Option<String>)> {
     let file = checkpoint::resolve(path)?;
     if let Some(config) = checkpoint::config_of(&file)? {
-        return Ok(config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?);
+        if !network.is_empty() {
+            let message = format!("{} holds one network alone: leave --network out", file.display());
+            return Err(ConfigError(message).into());
+        }
+        let own = config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?;
+        return Ok((own, None));
     }
     let given = args::given(matches, "model.image_size").and_then(|size| size.parse().ok());
     let size = given.map_or_else(|| below.resolve().map(|config| config.model.image_size), Ok)?;
-    let inferred = ddpm_ip::info::infer(&checkpoint::list(&file)?);
-    Ok(inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(size))))
+    let (tensors, remark) = checkpoint::list(&file, network)?;
+    let inferred = ddpm_ip::info::infer(&tensors);
+    Ok((inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(size))), remark))
 }
 
 /// The classifier asked for, with its own settings and the flags.
@@ -114,7 +135,7 @@ fn guide(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJo
     // The network's, where the classifier does not say otherwise.
     let (size, channels) = (config.model.image_size.to_string(), config.model.in_channels.to_string());
     layers.set([("image_size", size.as_str()), ("in_channels", channels.as_str())])?;
-    let own = own_settings(&checkpoint, matches, &layers)?;
+    let (own, _) = settings_and_remark(&checkpoint, "", matches, &layers)?;
     let arch = own.get("model").and_then(|model| model.get("arch")?.as_str());
     if let Some(arch) = arch.filter(|arch| *arch != "classifier") {
         let message =

@@ -1,6 +1,6 @@
 //! `ddpm-ip train`: a run, from the beginning or from where it stopped.
 
-use super::sample::own_settings;
+use super::sample::settings_and_remark;
 use crate::args::{self, Settings};
 use crate::output::{complain, complain_all, print};
 use crate::sink::{RunFiles, Seen, Sinks};
@@ -36,7 +36,7 @@ pub(super) const KINDS: [Kind; 3] = [
         name: "train",
         alias: "image_train",
         about: "Train a diffusion model with input perturbation",
-        settings: Settings(&["model", "diffusion", "perturbation", "data", "train", "evaluation"]),
+        settings: Settings(&["model", "diffusion", "perturbation", "data", "train", "evaluation", "sample.network"]),
         defaults: "",
         always: "",
     },
@@ -44,7 +44,15 @@ pub(super) const KINDS: [Kind; 3] = [
         name: "classifier-train",
         alias: "classifier_train",
         about: "Train a classifier of noised images, for guidance",
-        settings: Settings(&["model.image_size", "model.in_channels", "classifier", "diffusion", "data", "train"]),
+        settings: Settings(&[
+            "model.image_size",
+            "model.in_channels",
+            "classifier",
+            "diffusion",
+            "data",
+            "train",
+            "sample.network",
+        ]),
         defaults: "[data]\nrandom_crop = true\n\
                    [train]\nsteps = 150000\nlr = 3e-4\nbatch_size = 4\nlog_interval = 10",
         always: "[model]\narch = 'classifier'\n[perturbation]\ngamma = 0\n[train]\nema_rate = []\ngrid_images = 0",
@@ -101,7 +109,8 @@ fn resolve(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches) -> anyhow
     // What a run begins from has a network, and a process for which it was trained.
     for begin in ["train.init_from", "train.resume_checkpoint"] {
         if let Some(path) = args::given(matches, begin).filter(|path| !path.is_empty()) {
-            let mut own = own_settings(Path::new(path), matches, &layers)?;
+            let network = args::given(matches, "sample.network").unwrap_or_default();
+            let (mut own, _) = settings_and_remark(Path::new(path), network, matches, &layers)?;
             let goes_on = begin == "train.resume_checkpoint" && own.contains_key("train");
             if !goes_on {
                 own.retain(|section, _| ["model", "classifier", "diffusion"].contains(&section));

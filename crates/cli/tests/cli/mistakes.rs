@@ -112,7 +112,7 @@ fn names_that_are_not_utf_8_are_names() {
 fn a_bad_image_is_named_and_can_be_skipped() {
     let place = Place::new();
     std::fs::create_dir(place.path("images")).unwrap();
-    place.run(&["info", "images"]).complains(2, &["no PNG or JPEG images"]);
+    place.run(&["info", "images"]).complains(2, &["no images in this folder"]);
     let sheet = ["info", "digits", "--contact-sheet", "images/a.png", "--images", "1"];
     place.run(&sheet).exits(0);
     std::fs::write(place.path("images/b.png"), b"no image").unwrap();

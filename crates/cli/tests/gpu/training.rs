@@ -130,7 +130,7 @@ fn a_gradient_that_is_not_finite_ends_the_run_at_its_step_and_changes_nothing() 
     let file = place.path("fresh/checkpoints/step_000001/model.safetensors");
     let config = checkpoint::config_of(&file).unwrap().unwrap();
     let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
-    let mut parameters = checkpoint::load(&file, network.layout()).unwrap();
+    let mut parameters = checkpoint::load(&file, network.layout(), "").unwrap();
     // Activations and the loss stay finite, what is multiplied on the way back does not.
     let mut named = |name: &str, change: &dyn Fn(&mut [f32])| {
         let at = network.layout().specs().iter().position(|spec| spec.name == name).unwrap();

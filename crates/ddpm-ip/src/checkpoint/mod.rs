@@ -16,8 +16,8 @@
 mod reference;
 mod tensors;
 
+pub use ddpm_formats::safetensors::TensorInfo;
 pub use reference::{Trio, write_model, write_trio};
-pub use tensors::TensorInfo;
 pub(crate) use tensors::{Tensors, load_bytes};
 
 use crate::torch::TorchFile;
@@ -25,10 +25,10 @@ use tensors::load_for;
 
 use crate::Error;
 use crate::config::{Arch, Config, Pool, TrainConfig};
-use crate::file::{create_folder, missing, sync_folder};
+use crate::file::{create_folder, missing, quoted, sync_folder};
+use ddpm_formats::safetensors::{Safetensors, Width};
 use ddpm_math::TimeSamplerState;
 use ddpm_net::{Layout, Parameters};
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,9 @@ const CHECKPOINTS: &str = "name a run directory, a checkpoint folder, a .safeten
 
 /// How the names of unfinished checkpoints begin.
 const TEMPORARY: &str = ".tmp-";
+
+/// How the names of damaged checkpoints begin that were moved aside.
+const DAMAGED: &str = "damaged-";
 
 /// How those begin that are out of the way of another that takes their place.
 const OLD: &str = ".tmp-old-";
@@ -148,6 +151,44 @@ impl Store {
     /// A folder that cannot be listed.
     pub fn newest(&self) -> Result<Option<(u64, PathBuf)>, Error> {
         Ok(self.all()?.pop())
+    }
+
+    /// The newest checkpoint that is whole. Damaged ones that are newer are moved aside, to names that nothing reads, and `tell`
+    /// is told of each: its folder, where it is now, and what is wrong with it.
+    ///
+    /// # Errors
+    /// Checkpoints of which none is whole: these stay. A folder that cannot be listed.
+    pub fn newest_whole(&self, tell: &mut dyn FnMut(&Path, &Path, &str)) -> Result<Option<(u64, PathBuf)>, Error> {
+        let mut all = self.all()?;
+        let mut damaged: Vec<(PathBuf, String)> = Vec::new();
+        while let Some((step, folder)) = all.pop() {
+            let Some(problem) = problem_of(&folder) else {
+                for (folder, problem) in damaged {
+                    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    let aside = self.folder.join(format!("{DAMAGED}{name}"));
+                    if aside.exists() {
+                        fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
+                    }
+                    fs::rename(&folder, &aside).map_err(Error::io("move aside", &folder))?;
+                    tell(&folder, &aside, &problem);
+                }
+                return Ok(Some((step, folder)));
+            };
+            damaged.push((folder, problem));
+        }
+        match damaged.into_iter().next() {
+            Some((folder, problem)) => {
+                let message =
+                    format!("{problem}. No older checkpoint is whole: copy one back, or begin anew with another --out");
+                Err(Error::file(&folder, message))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Whether there is a folder of checkpoints.
+    pub(crate) fn exists(&self) -> bool {
+        self.folder.is_dir()
     }
 
     /// Saves a checkpoint.
@@ -319,6 +360,74 @@ pub fn saved_in(path: &Path) -> Result<Option<PathBuf>, Error> {
     Ok((is_own && folder.join(MODEL).exists() && folder.join(STATE).exists()).then_some(folder))
 }
 
+/// What is wrong with a checkpoint's files, if anything is.
+fn problem_of(folder: &Path) -> Option<String> {
+    for needed in [MODEL, STATE] {
+        if !folder.join(needed).is_file() {
+            return Some(format!("it has no {needed}"));
+        }
+    }
+    match verify(folder) {
+        Ok(files) => files.into_iter().find_map(|file| file.problem),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// What [`verify`] found of a file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verified {
+    /// The file.
+    pub file: String,
+    /// Its tensors that are whole; none if one is not.
+    pub tensors: Option<usize>,
+    /// Whether it carries checksums, without which damage to numbers is not noticed.
+    pub checksums: bool,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+/// Reads all files of a run's checkpoints, of one checkpoint folder, or one file, and compares them with their checksums.
+///
+/// # Errors
+/// A path that is none of these, a folder that cannot be listed. What is wrong with files is in the result.
+pub fn verify(path: &Path) -> Result<Vec<Verified>, Error> {
+    let files = if path.is_file() {
+        vec![path.to_path_buf()]
+    } else {
+        let store = Store::new(path);
+        let folder = if store.folder.is_dir() { store.folder } else { path.to_path_buf() };
+        ddpm_formats::folder::list(&folder, |file| file.extension().is_some_and(|ending| ending == "safetensors"))?
+    };
+    if files.is_empty() {
+        return Err(Error::file(path, "holds no .safetensors files: name a run, a checkpoint folder or a file"));
+    }
+    Ok(files.iter().map(|file| Verified::of(file)).collect())
+}
+
+impl Verified {
+    fn of(path: &Path) -> Self {
+        let opened = Safetensors::open(path);
+        let checksums = opened.as_ref().is_ok_and(Safetensors::has_checksums);
+        let (tensors, problem) = match opened.and_then(|mut file| file.verify()) {
+            Ok(tensors) => (Some(tensors), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        Self { file: path.display().to_string(), tensors, checksums, problem }
+    }
+}
+
+impl std::fmt::Display for Verified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.problem, self.tensors, self.checksums) {
+            (Some(problem), ..) => write!(f, "DAMAGED  {problem}"),
+            (None, tensors, true) => write!(f, "ok       {} ({} tensors)", self.file, tensors.unwrap_or(0)),
+            (None, ..) => {
+                write!(f, "unknown  {}: it carries no checksums, as before them or of another program", self.file)
+            }
+        }
+    }
+}
+
 /// Where parameters are from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Origin {
@@ -370,20 +479,27 @@ pub fn config_of(path: &Path) -> Result<Option<Config>, Error> {
     if TorchFile::is_one(path) { Ok(None) } else { tensors::config_of(path) }
 }
 
-/// What a file of parameters holds, in its order.
+/// What a network of a file holds, in the file's order. Of several it is the one that is named or, for an empty name, the
+/// first whose architecture is known, averages before others; the second result says so.
 ///
 /// # Errors
 /// A damaged file, or one that holds something else.
-pub fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
-    if TorchFile::is_one(path) { reference::list(path) } else { tensors::list(path) }
+pub fn list(path: &Path, network: &str) -> Result<(Vec<TensorInfo>, Option<String>), Error> {
+    let tensors = Tensors::open(path, network, &|tensors| crate::info::infer(tensors).is_some())?;
+    Ok((tensors.list(), tensors.remark()))
 }
 
-/// Loads a network's parameters.
+/// Loads a network's parameters. Of several networks in the file it is the one that is named or, for an empty name, the first
+/// that fits, averages before others.
 ///
 /// # Errors
 /// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
-pub fn load(path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
-    if TorchFile::is_one(path) { reference::load(path, layout) } else { load_for(path, layout, "") }
+pub fn load(path: &Path, layout: &Arc<Layout>, network: &str) -> Result<Parameters, Error> {
+    let fits = |tensors: &[TensorInfo]| {
+        let held: Vec<_> = tensors.iter().map(|info| (info.name.as_str(), info.shape.as_slice())).collect();
+        tensors::check(path, layout.specs(), "", &held).is_ok()
+    };
+    Tensors::open(path, network, &fits)?.load(layout)
 }
 
 /// As [`load`], for the network of a configuration: where the file was made with other settings, these are named.
@@ -391,7 +507,8 @@ pub fn load(path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
 /// # Errors
 /// As [`load`].
 pub fn load_network(path: &Path, layout: &Arc<Layout>, config: &Config) -> Result<Parameters, Error> {
-    load(path, layout).map_err(|error| contradiction(path, layout, config, &error).unwrap_or(error))
+    load(path, layout, &config.sample.network)
+        .map_err(|error| contradiction(path, layout, config, &error).unwrap_or(error))
 }
 
 /// Why a file's parameters are not those of a configuration's network, in settings, if that is why they are not.
@@ -400,7 +517,7 @@ fn contradiction(path: &Path, layout: &Layout, config: &Config, error: &Error) -
     let own = if let Some(own) = config_of(path).ok()? {
         own
     } else {
-        let inferred = crate::info::infer(&list(path).ok()?)?;
+        let inferred = crate::info::infer(&list(path, &config.sample.network).ok()?.0)?;
         let mut layers = crate::config::Layers::default();
         layers.add(config.to_toml().parse().ok()?).ok()?;
         layers.add(inferred.settings(Some(config.model.image_size))).ok()?;
@@ -450,7 +567,7 @@ pub(crate) fn write_half(
     config: &Config,
     progress: &Progress,
 ) -> Result<(), Error> {
-    tensors::save_as(path, &[("", parameters)], config, Some(progress), Dtype::F16)
+    tensors::save_as(path, &[("", parameters)], config, Some(progress), Width::Half)
 }
 
 /// How far the run was that wrote a file with its progress.
@@ -468,6 +585,10 @@ pub(crate) fn progress_in(file: &Path) -> Result<Progress, Error> {
 /// A path that does not exist or holds no checkpoint.
 pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     const OTHERS: [&str; 10] = ["npz", "npy", "png", "jpg", "jpeg", "toml", "json", "csv", "txt", "onnx"];
+    if path.is_file() && path.to_string_lossy().ends_with(".safetensors.index.json") {
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        return Err(Error::file(path, format!("is the index of shards. {}", one_of_shards(&folder.to_string_lossy()))));
+    }
     if path.is_file() {
         let ending = path.extension().and_then(|ending| ending.to_str()).filter(|ending| OTHERS.contains(ending));
         return ending.map_or(Ok(path.to_path_buf()), |ending| {
@@ -484,11 +605,44 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     };
     let model = folder.join(MODEL);
     if !model.exists() {
-        return Err(Error::file(path, format!("holds no checkpoint: {CHECKPOINTS}")));
+        return Err(Error::file(path, format!("holds no checkpoint: {}", instead_of_checkpoint(&folder)?)));
     }
     let rate = config_of(&model)?.and_then(|config| config.train.ema_rate.first().copied());
     let average = rate.map(|rate| folder.join(ema_name(rate))).filter(|path| path.exists());
     Ok(average.unwrap_or(model))
+}
+
+/// What to do with a folder that other programs call a checkpoint.
+fn instead_of_checkpoint(folder: &Path) -> Result<String, Error> {
+    let files = ddpm_formats::folder::list(folder, |_| true)?;
+    let shown = quoted(&folder.to_string_lossy());
+    let ends = |file: &&PathBuf, ending: &str| file.to_string_lossy().ends_with(ending);
+    if files.iter().any(|file| ends(&file, ".distcp")) {
+        return Ok(format!(
+            "it is in parts (torch.distributed.checkpoint, as FSDP and Lightning write it). Make it one file with `python -m \
+             torch.distributed.checkpoint.format_utils dcp_to_torch {shown} model.pt`"
+        ));
+    }
+    if files.iter().any(|file| ends(&file, "zero_to_fp32.py")) {
+        return Ok(format!(
+            "it is DeepSpeed's. Make it one file with `python {shown}/zero_to_fp32.py {shown} model.pt`"
+        ));
+    }
+    if files.iter().any(|file| ends(&file, ".safetensors.index.json")) {
+        return Ok(format!("it is in shards. {}", one_of_shards(&folder.to_string_lossy())));
+    }
+    let known =
+        |file: &&PathBuf| [".safetensors", ".pt", ".pth", ".ckpt", ".bin"].iter().any(|ending| ends(file, ending));
+    let found: Vec<String> = files.iter().filter(known).map(|file| quoted(&file.to_string_lossy())).collect();
+    Ok(if found.is_empty() { CHECKPOINTS.into() } else { format!("name one of its files: {}", found.join(", ")) })
+}
+
+/// How shards become one file.
+fn one_of_shards(folder: &str) -> String {
+    format!(
+        "Make it one file with Python: `import glob; from safetensors.torch import load_file, save_file; save_file({{k: v for f \
+         in glob.glob('{folder}/*.safetensors') for k, v in load_file(f).items()}}, 'model.safetensors')`"
+    )
 }
 
 /// `config` with the number of classes that the file's network has, where the configuration leaves it open.
@@ -496,9 +650,10 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
 /// # Errors
 /// A damaged file.
 pub fn with_classes(config: &Config, file: &Path) -> Result<Config, Error> {
+    let network = &config.sample.network;
     let mut config = config.clone();
     let dim = |wanted: &dyn Fn(&str) -> bool| -> Result<usize, Error> {
-        let found = list(file)?.into_iter().find(|t| wanted(&t.name));
+        let found = list(file, network)?.0.into_iter().find(|t| wanted(&t.name));
         Ok(found.and_then(|t| t.shape.first().copied()).unwrap_or(0))
     };
     if config.model.class_cond && config.model.num_classes == 0 {

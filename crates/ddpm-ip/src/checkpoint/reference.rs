@@ -1,6 +1,6 @@
 //! The reference's checkpoints: `model000100.pt`, `ema_0.9999_000100.pt` and `opt000100.pt`, side by side.
 
-use super::{Progress, State, TensorInfo, tensors};
+use super::{Progress, State, tensors};
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
 use crate::file::{create_folder, write_atomic};
@@ -9,28 +9,9 @@ use ddpm_net::{Layout, Parameters, Spec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
-    let tensors = TorchFile::open(path)?.parameters()?;
-    let info = |(name, tensor): (String, Tensor)| TensorInfo {
-        name,
-        shape: tensor.shape().to_vec(),
-        dtype: format!("{:?}", tensor.dtype()).to_uppercase(),
-    };
-    Ok(tensors.into_iter().map(info).collect())
-}
-
-pub(super) fn load(path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
-    let mut file = TorchFile::open(path)?;
-    let tensors = file.parameters()?;
-    let held: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
-    let specs = layout.specs();
-    tensors::check(path, specs, "", &held)?;
-    let by_name: std::collections::HashMap<String, Tensor> = tensors.into_iter().collect();
-    let values: Vec<Vec<f32>> = specs
-        .iter()
-        .map(|spec| tensors::finite(path, &spec.name, file.floats(&by_name[&spec.name])?))
-        .collect::<Result<_, _>>()?;
-    Ok(Parameters::from_values(layout, &values))
+/// Loads a network's parameters from a file of PyTorch's.
+fn load(path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
+    super::load(path, layout, "")
 }
 
 /// A model file with the averages and the optimizer that belong to it.

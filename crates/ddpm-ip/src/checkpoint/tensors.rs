@@ -5,19 +5,17 @@ use crate::Error;
 use crate::config::Config;
 use crate::file::write_atomic;
 use crate::torch::{self, TorchFile};
+use ddpm_formats::networks;
+use ddpm_formats::safetensors::{self, Safetensors, Tensor, TensorInfo, Width};
 use ddpm_net::{Layout, Parameters, Spec};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
-use std::collections::HashMap;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Keys of the file's text entries.
+/// Keys of the files' entries of text.
 const CONFIG: &str = "ddpm_ip.config";
 const PROGRESS: &str = "ddpm_ip.progress";
-
-/// The largest header that the format allows.
-const MOST_HEADER: u64 = 100_000_000;
 
 /// Saves lists of parameters, the names of each list after its prefix.
 pub(super) fn save(
@@ -26,98 +24,40 @@ pub(super) fn save(
     config: &Config,
     progress: Option<&Progress>,
 ) -> Result<(), Error> {
-    save_as(path, lists, config, progress, Dtype::F32)
+    save_as(path, lists, config, progress, Width::Single)
 }
 
-/// The same in f32 or f16. What is beyond the range of f16 becomes the largest number that it has.
+/// The same in f32 or f16.
 pub(super) fn save_as(
     path: &Path,
     lists: &[(&str, &Parameters)],
     config: &Config,
     progress: Option<&Progress>,
-    dtype: Dtype,
+    width: Width,
 ) -> Result<(), Error> {
-    let mut text = HashMap::from([(CONFIG.to_string(), config.to_toml())]);
+    let mut text = BTreeMap::from([(CONFIG, config.to_toml())]);
     if let Some(progress) = progress {
         let json = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
-        text.insert(PROGRESS.to_string(), json);
+        text.insert(PROGRESS, json);
     }
-    let mut tensors: Vec<(String, &Spec, &[f32])> = lists
-        .iter()
-        .flat_map(|(prefix, list)| {
-            list.iter().map(move |(spec, values)| (format!("{prefix}{}", spec.name), spec, values))
-        })
-        .collect();
-    // The format's own order.
-    tensors.sort_by(|(a, ..), (b, ..)| a.cmp(b));
-    let mut end = 0;
-    let info = tensors.iter().map(|(name, spec, values)| {
-        let data_offsets = (end, end + values.len() * dtype.bitsize() / 8);
-        end = data_offsets.1;
-        (name.clone(), safetensors::tensor::TensorInfo { dtype, shape: spec.shape.clone(), data_offsets })
-    });
-    let metadata = Metadata::new(Some(text), info.collect()).map_err(|e| Error::file(path, e.to_string()))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|e| Error::file(path, e.to_string()))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomic(path, |w| {
-        w.write_all(&(header.len() as u64).to_le_bytes())?;
-        w.write_all(&header)?;
-        tensors.iter().try_for_each(|(.., values)| match dtype {
-            Dtype::F16 => write_halves(w, values),
-            _ => write_values(w, values),
-        })
+    let named = |prefix: &str, (spec, values)| -> Tensor {
+        let spec: &Spec = spec;
+        (format!("{prefix}{}", spec.name), &spec.shape, values)
+    };
+    let mut tensors: Vec<Tensor> =
+        lists.iter().flat_map(|(prefix, list)| list.iter().map(move |entry| named(prefix, entry))).collect();
+    write_atomic(path, |w| safetensors::write(w, &mut tensors, &text, width))
+}
+
+/// Opens a file of a checkpoint. Of one in a run the message says how to go on without it.
+fn open(path: &Path) -> Result<Safetensors, Error> {
+    let in_run = path.parent().and_then(Path::file_name).is_some_and(|f| f.to_string_lossy().starts_with("step_"));
+    Safetensors::open(path).map_err(|error| match error.into() {
+        Error::File { path, message } if in_run => {
+            Error::File { path, message: format!("{message}; to go on from an older one, remove its step_ folder") }
+        }
+        other => other,
     })
-}
-
-/// Writes values as little-endian bytes.
-fn write_values(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
-    if cfg!(target_endian = "little") {
-        return w.write_all(bytemuck::cast_slice(values));
-    }
-    values.iter().try_for_each(|v| w.write_all(&v.to_le_bytes()))
-}
-
-/// Writes values as f16.
-fn write_halves(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
-    const MOST: f32 = 65504.0;
-    let half = |v: &f32| half::f16::from_f32(v.clamp(-MOST, MOST)).to_le_bytes();
-    values.chunks(1 << 16).try_for_each(|values| w.write_all(&values.iter().flat_map(half).collect::<Vec<_>>()))
-}
-
-fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
-    Error::file(
-        path,
-        format!(
-            "not a whole safetensors file ({what}): copy it again, or remove its step_ folder to go on from an older one"
-        ),
-    )
-}
-
-/// Reads the file's description without its numbers.
-fn metadata(path: &Path) -> Result<Metadata, Error> {
-    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    let length = file.metadata().map_err(Error::io("read", path))?.len();
-    let mut prefix = [0; 8];
-    (&file).read_exact(&mut prefix).map_err(|e| damaged(path, e))?;
-    let header = u64::from_le_bytes(prefix);
-    if header > length - 8 || header > MOST_HEADER {
-        return Err(damaged(path, "its header is longer than the file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(header).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    let parsed: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(path, e))?;
-    let tensors =
-        parsed.offset_keys().into_iter().filter_map(|name| parsed.info(&name).cloned().map(|info| (name, info)));
-    // Only the constructor checks offsets against shapes.
-    let metadata = Metadata::new(parsed.metadata().clone(), tensors.collect()).map_err(|e| damaged(path, e))?;
-    if 8 + header + metadata.data_len() as u64 != length {
-        return Err(damaged(path, format!("{length} bytes, {} expected", 8 + header + metadata.data_len() as u64)));
-    }
-    Ok(metadata)
-}
-
-fn text(path: &Path, key: &str) -> Result<Option<String>, Error> {
-    Ok(metadata(path)?.metadata().as_ref().and_then(|m| m.get(key).cloned()))
 }
 
 /// The configuration that a checkpoint file carries, if it is one of this program's.
@@ -125,51 +65,15 @@ fn text(path: &Path, key: &str) -> Result<Option<String>, Error> {
 /// # Errors
 /// A damaged file.
 pub(super) fn config_of(path: &Path) -> Result<Option<Config>, Error> {
-    let Some(toml) = text(path, CONFIG)? else { return Ok(None) };
-    Config::from_toml(&toml).map(Some).map_err(|e| Error::file(path, format!("its configuration is damaged: {e}")))
+    let file = open(path)?;
+    let Some(toml) = file.text(CONFIG) else { return Ok(None) };
+    Config::from_toml(toml).map(Some).map_err(|e| Error::file(path, format!("its configuration is damaged: {e}")))
 }
 
 pub(super) fn progress_of(path: &Path) -> Result<Progress, Error> {
-    let json = text(path, PROGRESS)?.ok_or_else(|| Error::file(path, "holds no training state"))?;
-    serde_json::from_str(&json).map_err(|e| Error::file(path, format!("its training state is damaged: {e}")))
-}
-
-/// Name, shape and number type of one tensor in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Name.
-    pub name: String,
-    /// Shape.
-    pub shape: Vec<usize>,
-    /// Number type as the format spells it, such as `F32`.
-    pub dtype: String,
-}
-
-/// What a file holds, in the order of its bytes.
-///
-/// # Errors
-/// A damaged file.
-pub(super) fn list(path: &Path) -> Result<Vec<TensorInfo>, Error> {
-    let metadata = metadata(path)?;
-    Ok(metadata
-        .offset_keys()
-        .into_iter()
-        .filter_map(|name| {
-            let info = metadata.info(&name)?;
-            Some(TensorInfo { shape: info.shape.clone(), dtype: format!("{:?}", info.dtype), name })
-        })
-        .collect())
-}
-
-/// A tensor's numbers as float32, if they are of a type that holds such.
-fn floats(view: &TensorView) -> Option<Vec<f32>> {
-    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
-    Some(match view.dtype() {
-        Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-        _ => return None,
-    })
+    let file = open(path)?;
+    let json = file.text(PROGRESS).ok_or_else(|| Error::file(path, "holds no training state"))?;
+    serde_json::from_str(json).map_err(|e| Error::file(path, format!("its training state is damaged: {e}")))
 }
 
 /// Loads the parameters whose names begin with `prefix`, tensor by tensor into their place.
@@ -177,31 +81,17 @@ fn floats(view: &TensorView) -> Option<Vec<f32>> {
 /// # Errors
 /// A damaged file, or one of another architecture: the message names the first tensor that differs and both shapes.
 pub(super) fn load_for(path: &Path, layout: &Arc<Layout>, prefix: &str) -> Result<Parameters, Error> {
-    let metadata = metadata(path)?;
-    let held = list(path)?.into_iter().map(|t| (t.name, t.shape)).collect::<Vec<_>>();
+    let mut file = open(path)?;
+    let held = file.tensors();
+    let held: Vec<_> = held.iter().map(|info| (info.name.as_str(), info.shape.as_slice())).collect();
     check(path, layout.specs(), prefix, &held)?;
-    let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    let length = file.metadata().map_err(Error::io("read", path))?.len();
-    let begin = length - metadata.data_len() as u64;
     let mut parameters = Parameters::zeros(layout);
-    let mut bytes = Vec::new();
     for (place, spec) in layout.specs().iter().enumerate() {
         let name = format!("{prefix}{}", spec.name);
-        let info = metadata.info(&name).ok_or_else(|| damaged(path, format!("`{name}` is gone")))?;
-        let (from, to) = info.data_offsets;
-        bytes.resize(to - from, 0);
-        file.seek(SeekFrom::Start(begin + from as u64)).map_err(Error::io("read", path))?;
-        file.read_exact(&mut bytes).map_err(Error::io("read", path))?;
-        let view = TensorView::new(info.dtype, info.shape.clone(), &bytes).map_err(|e| damaged(path, e))?;
-        let values = finite(path, &name, floats(&view).ok_or_else(|| unread(path, &name, info.dtype))?)?;
+        let values = finite(path, &name, file.floats(&name)?)?;
         parameters.get_mut(place).copy_from_slice(&values);
     }
     Ok(parameters)
-}
-
-/// Numbers of a type that is not read.
-fn unread(path: &Path, name: &str, dtype: Dtype) -> Error {
-    Error::file(path, format!("`{name}` is {dtype:?}; only F32, F16 and BF16 are read"))
 }
 
 /// Parameters from the content of a file that is called `path` in messages.
@@ -209,40 +99,53 @@ fn unread(path: &Path, name: &str, dtype: Dtype) -> Error {
 /// # Errors
 /// Damage, missing tensors.
 pub(crate) fn load_bytes(bytes: &[u8], path: &Path, layout: &Arc<Layout>) -> Result<Parameters, Error> {
-    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(path, e))?;
+    let mut file = Safetensors::read(Cursor::new(bytes), bytes.len() as u64, path)?;
     let mut values = Vec::with_capacity(layout.len());
     for spec in layout.specs() {
-        let view = file.tensor(&spec.name).map_err(|e| damaged(path, e))?;
-        let found = floats(&view).ok_or_else(|| unread(path, &spec.name, view.dtype()))?;
-        values.extend(finite(path, &spec.name, found)?);
+        values.extend(finite(path, &spec.name, file.floats(&spec.name)?)?);
     }
     Ok(Parameters::new(Arc::clone(layout), values))
 }
 
 /// Whether a file's tensors, names and shapes, are a network's.
-pub(super) fn check(path: &Path, specs: &[Spec], prefix: &str, held: &[(String, Vec<usize>)]) -> Result<(), Error> {
+pub(super) fn check(path: &Path, specs: &[Spec], prefix: &str, held: &[(&str, &[usize])]) -> Result<(), Error> {
     let other = |message: String| {
         Error::file(
             path,
             format!("is of another architecture: {message}. Check the network flags against `ddpm-ip info`"),
         )
     };
-    let shapes: HashMap<&str, &[usize]> = held.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let shapes: HashMap<&str, &[usize]> = held.iter().copied().collect();
+    let needed: HashSet<String> = specs.iter().map(|spec| format!("{prefix}{}", spec.name)).collect();
     for spec in specs {
         let name = format!("{prefix}{}", spec.name);
         match shapes.get(name.as_str()) {
-            None => return Err(other(format!("it has no tensor `{name}` (shape {:?})", spec.shape))),
+            None => {
+                let left = held.iter().map(|(name, _)| *name).filter(|held| !needed.contains(*held));
+                let nearest = nearest(&name, left)
+                    .map(|nearest| format!("; the nearest that it has is `{nearest}` (shape {:?})", shapes[nearest]));
+                let nearest = nearest.unwrap_or_default();
+                return Err(other(format!("it has no tensor `{name}` (shape {:?}){nearest}", spec.shape)));
+            }
             Some(shape) if *shape != spec.shape => {
                 return Err(other(format!("`{name}` has shape {shape:?}, the network needs {:?}", spec.shape)));
             }
             Some(_) => {}
         }
     }
-    let known: std::collections::HashSet<_> = specs.iter().map(|s| s.name.as_str()).collect();
-    match held.iter().find(|(name, _)| prefix.is_empty() && !known.contains(name.as_str())) {
-        Some((name, _)) => Err(other(format!("the network has no place for its tensor `{name}`"))),
+    match held.iter().find(|(name, _)| prefix.is_empty() && !needed.contains(*name)) {
+        Some((name, _)) => {
+            let nearest = nearest(name, needed.iter().map(String::as_str));
+            let nearest = nearest.map(|nearest| format!("; the network's nearest is `{nearest}`")).unwrap_or_default();
+            Err(other(format!("the network has no place for its tensor `{name}`{nearest}")))
+        }
         None => Ok(()),
     }
+}
+
+/// The name that is spelled most like another; of several the first in order.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names.min_by_key(|other| (strsim::osa_distance(name, other), *other))
 }
 
 /// Values that are numbers.
@@ -253,34 +156,114 @@ pub(super) fn finite(path: &Path, name: &str, values: Vec<f32>) -> Result<Vec<f3
     Err(Error::file(path, format!("`{name}` holds values that are not finite: take another checkpoint")))
 }
 
-/// Tensors of a file that are asked for by name, whatever else it holds.
+/// The tensors of a network in a file of any program.
 pub(crate) struct Tensors {
     path: PathBuf,
     held: Held,
+    /// The network's tensors, and what each is in the file.
+    tensors: Vec<(TensorInfo, Place)>,
+    /// Names of the file's networks, and which was taken.
+    networks: Vec<String>,
+    taken: usize,
 }
 
 enum Held {
-    Safetensors { metadata: Metadata, numbers: Vec<u8> },
-    Torch(TorchFile, HashMap<String, torch::Tensor>),
+    Safetensors(Safetensors),
+    Torch(TorchFile),
+}
+
+#[derive(Clone)]
+enum Place {
+    Name(String),
+    Torch(torch::Tensor),
 }
 
 impl Tensors {
-    /// Opens a safetensors file or one of PyTorch's.
+    /// Opens a safetensors file or one of PyTorch's. Of several networks it takes the one that is named, or else the first
+    /// that `fits`, averages before others.
     ///
     /// # Errors
-    /// A file that is missing, damaged or of another kind.
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let held = if TorchFile::is_one(path) {
+    /// A file that is missing, damaged or of another kind; a name that it has not.
+    pub(crate) fn open(path: &Path, network: &str, fits: &dyn Fn(&[TensorInfo]) -> bool) -> Result<Self, Error> {
+        let (held, found) = if TorchFile::is_one(path) {
             let file = TorchFile::open(path)?;
-            let tensors = file.parameters()?.into_iter().collect();
-            Held::Torch(file, tensors)
+            let place = |(name, tensor): (String, torch::Tensor)| {
+                let (shape, dtype) = (tensor.shape().to_vec(), format!("{:?}", tensor.dtype()).to_uppercase());
+                (TensorInfo { name, shape, dtype }, Place::Torch(tensor))
+            };
+            let networks = file.networks()?.into_iter();
+            let found = networks.map(|n| (n.name, n.tensors.into_iter().map(place).collect())).collect();
+            (Held::Torch(file), found)
         } else {
-            let metadata = metadata(path)?;
-            let mut numbers = std::fs::read(path).map_err(Error::io("read", path))?;
-            numbers.drain(..numbers.len() - metadata.data_len());
-            Held::Safetensors { metadata, numbers }
+            let file = open(path)?;
+            let tensors = file.tensors().into_iter();
+            let found: Vec<(String, Vec<_>)> = if file.text(CONFIG).is_some() {
+                // One of this program's.
+                vec![(String::new(), tensors.map(|info| (info.clone(), Place::Name(info.name))).collect())]
+            } else {
+                let place = |(name, info): (String, TensorInfo)| {
+                    let place = Place::Name(info.name.clone());
+                    (TensorInfo { name, ..info }, place)
+                };
+                let networks = networks::split("", tensors.map(|info| (info.name.clone(), info)).collect()).into_iter();
+                networks.map(|n| (n.name, n.tensors.into_iter().map(place).collect())).collect()
+            };
+            (Held::Safetensors(file), found)
         };
-        Ok(Self { path: path.to_path_buf(), held })
+        let names: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
+        let is_one = |(_, tensors): &(String, Vec<(TensorInfo, Place)>)| {
+            fits(&tensors.iter().map(|(info, _)| info.clone()).collect::<Vec<_>>())
+        };
+        let taken = match (network, &held) {
+            ("", _) => found.iter().position(is_one).unwrap_or(0),
+            // A run that began with a network of a file remembers its name.
+            (_, Held::Safetensors(file)) if file.text(CONFIG).is_some() => 0,
+            (wanted, _) => names.iter().position(|name| name == wanted).ok_or_else(|| {
+                let held: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+                let message = if held.is_empty() {
+                    "holds one network alone: leave --network out".into()
+                } else {
+                    format!("has no network `{wanted}`: it holds {}", held.join(", "))
+                };
+                Error::file(path, message)
+            })?,
+        };
+        let tensors = found.into_iter().nth(taken).map(|(_, tensors)| tensors).unwrap_or_default();
+        Ok(Self { path: path.to_path_buf(), held, tensors, networks: names, taken })
+    }
+
+    /// What the network's tensors are, in the file's order.
+    pub(crate) fn list(&self) -> Vec<TensorInfo> {
+        self.tensors.iter().map(|(info, _)| info.clone()).collect()
+    }
+
+    /// Which network was taken, where the file holds several.
+    pub(super) fn remark(&self) -> Option<String> {
+        let called = |name: &str| if name.is_empty() { "all tensors together".into() } else { format!("`{name}`") };
+        let others = self.networks.iter().enumerate().filter(|(i, name)| *i != self.taken && !name.is_empty());
+        let others: Vec<String> = others.map(|(_, name)| format!("`{name}`")).collect();
+        (!others.is_empty()).then(|| {
+            format!(
+                "{} holds several networks: {} is taken; --network takes another ({})",
+                self.path.display(),
+                called(&self.networks[self.taken]),
+                others.join(", ")
+            )
+        })
+    }
+
+    /// All parameters of a layout.
+    ///
+    /// # Errors
+    /// Damage, or another architecture: the message names the first tensor that differs and both shapes.
+    pub(super) fn load(&mut self, layout: &Arc<Layout>) -> Result<Parameters, Error> {
+        let held: Vec<_> = self.tensors.iter().map(|(info, _)| (info.name.as_str(), info.shape.as_slice())).collect();
+        check(&self.path, layout.specs(), "", &held)?;
+        let mut parameters = Parameters::zeros(layout);
+        for (place, spec) in layout.specs().iter().enumerate() {
+            parameters.get_mut(place).copy_from_slice(&self.floats(&spec.name, &spec.shape)?);
+        }
+        Ok(parameters)
     }
 
     /// The numbers of a tensor of this name and shape.
@@ -289,25 +272,16 @@ impl Tensors {
     /// A file that has none, or damage.
     pub(crate) fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let path = &self.path;
-        let other = |found: Option<&[usize]>| {
-            let has = found.map_or("has no such tensor".into(), |found| format!("has shape {found:?}"));
+        let found = self.tensors.iter().find(|(info, _)| info.name == name);
+        let Some((_, place)) = found.filter(|(info, _)| info.shape == shape) else {
+            let has = found.map_or("has no such tensor".into(), |(info, _)| format!("has shape {:?}", info.shape));
             let message = format!("is of another network: `{name}` of shape {shape:?} is needed, the file {has}");
-            Error::file(path, message)
+            return Err(Error::file(path, message));
         };
-        let values = match &mut self.held {
-            Held::Torch(file, tensors) => match tensors.get(name) {
-                Some(tensor) if tensor.shape() == shape => file.floats(tensor)?,
-                found => return Err(other(found.map(torch::Tensor::shape))),
-            },
-            Held::Safetensors { metadata, numbers } => match metadata.info(name) {
-                Some(info) if info.shape == shape => {
-                    let (from, to) = info.data_offsets;
-                    let view = TensorView::new(info.dtype, info.shape.clone(), &numbers[from..to])
-                        .map_err(|e| damaged(path, e))?;
-                    floats(&view).ok_or_else(|| unread(path, name, info.dtype))?
-                }
-                found => return Err(other(found.map(|info| info.shape.as_slice()))),
-            },
+        let values = match (&mut self.held, place) {
+            (Held::Torch(file), Place::Torch(tensor)) => file.floats(tensor)?,
+            (Held::Safetensors(file), Place::Name(name)) => file.floats(name)?,
+            _ => unreachable!("each kind of file has its kind of place"),
         };
         finite(path, name, values)
     }

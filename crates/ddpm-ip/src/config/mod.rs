@@ -208,6 +208,8 @@ pub struct DataConfig {
     pub random_flip: bool,
     /// What to do with images that cannot be read.
     pub on_bad_image: OnBadImage,
+    /// Turn images as their EXIF data says, which the reference ignores.
+    pub exif_rotate: bool,
     /// Threads that decode ahead of the training.
     pub workers: usize,
 }
@@ -223,6 +225,7 @@ impl Default for DataConfig {
             random_crop: false,
             random_flip: true,
             on_bad_image: OnBadImage::Fail,
+            exif_rotate: false,
             workers: 1,
         }
     }
@@ -426,6 +429,8 @@ pub struct SampleConfig {
     pub num_samples: usize,
     /// Images drawn together.
     pub batch_size: usize,
+    /// Which network is taken of a file that holds several; "" for the average or, where there is none, the first that fits.
+    pub network: String,
     /// Seed: image i depends on it and on i alone.
     pub seed: u64,
 }
@@ -449,6 +454,7 @@ impl Default for SampleConfig {
             guidance_interval: Vec::new(),
             num_samples: 10_000,
             batch_size: 16,
+            network: String::new(),
             seed: 0,
         }
     }

@@ -4,6 +4,7 @@ use super::memory::Memory;
 use super::source::{Kind, square};
 use super::{DataError, Fit, Labels, OnBadImage, Pixels, folder};
 use crate::Error;
+use crate::config::listed;
 use ddpm_math::{Domain, Stream};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub random_flip: bool,
     /// What to do with bad images.
     pub on_bad_image: OnBadImage,
+    /// Turn images as their EXIF data says.
+    pub exif_rotate: bool,
 }
 
 enum Source {
@@ -39,13 +42,13 @@ impl Source {
         let (memory, labels) = match Kind::of(name)? {
             Kind::Digits => Memory::digits(),
             Kind::Idx(file) => Memory::idx(&file)?,
-            Kind::Npz(file) => Memory::npz(&file)?,
+            Kind::Npz(file) => Memory::arrays(&file)?,
             Kind::Files(files) => return Ok((Self::Files(files), None)),
         };
         Ok((Self::Memory(memory), labels))
     }
 
-    /// As [`Self::open`], or a single PNG or JPEG.
+    /// As [`Self::open`], or a single image file.
     fn open_any(name: &str) -> Result<(Self, Option<Vec<u32>>), Error> {
         let path = Path::new(name);
         if path.is_file() && folder::is_image(path) {
@@ -62,11 +65,11 @@ impl Source {
     }
 
     /// Height, width and channels of the first image.
-    fn first_image_shape(&self) -> Result<[usize; 3], DataError> {
+    fn first_image_shape(&self, rotate: bool) -> Result<[usize; 3], DataError> {
         Ok(match self {
             Self::Memory(memory) => memory.image_shape(),
             Self::Files(files) => {
-                let image = folder::decode(&files[0])?;
+                let image = folder::decode(&files[0], rotate)?;
                 [image.height, image.width, image.channels]
             }
         })
@@ -91,7 +94,7 @@ impl Dataset {
         Self::from_source(Source::open(name)?, name, options)
     }
 
-    /// As [`Self::open`], or a single PNG or JPEG.
+    /// As [`Self::open`], or a single image file.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -122,21 +125,24 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Height, width and channels of the first image as it is stored.
+    /// Height and width of the first image, and 3 channels if any image is in colour, 1 if none is.
     ///
     /// # Errors
     /// As [`Self::open`], and a first image that cannot be read.
-    pub fn first_image_shape(name: &str) -> Result<[usize; 3], Error> {
-        Ok(Source::open(name)?.0.first_image_shape()?)
+    pub fn own_shape(name: &str, exif_rotate: bool) -> Result<[usize; 3], Error> {
+        let source = Source::open(name)?.0;
+        let [height, width, channels] = source.first_image_shape(exif_rotate)?;
+        let colour = matches!(&source, Source::Files(files) if channels == 1 && folder::look(files).colour > 0);
+        Ok([height, width, if colour { 3 } else { channels }])
     }
 
-    /// Number of images of a name, or of a single PNG or JPEG, and height, width and channels of the first.
+    /// Number of images of a name, or of a single image file, and height, width and channels of the first.
     ///
     /// # Errors
-    /// As [`Self::first_image_shape`].
+    /// As [`Self::open`], and a first image that cannot be read.
     pub fn count_and_shape(name: &str) -> Result<(usize, [usize; 3]), Error> {
         let source = Source::open_any(name)?.0;
-        Ok((source.len(), source.first_image_shape()?))
+        Ok((source.len(), source.first_image_shape(false)?))
     }
 
     /// Number of images: at least 1.
@@ -209,12 +215,63 @@ impl Dataset {
         Ok(self)
     }
 
-    /// Channels of the first image as it is stored.
+    /// How many images are grey and how many in colour, as they are stored; of a large folder, of some all over it.
+    pub fn grey_and_colour(&self) -> (usize, usize) {
+        match &self.source {
+            Source::Memory(memory) if memory.image_shape()[2] == 1 => (memory.len(), 0),
+            Source::Memory(memory) => (0, memory.len()),
+            Source::Files(files) => {
+                let looks = folder::look(files);
+                (looks.images - looks.colour, looks.colour)
+            }
+        }
+    }
+
+    /// Which arrays of a file were taken, if not those that the reference's scripts write.
+    pub fn arrays(&self) -> Option<&str> {
+        match &self.source {
+            Source::Memory(memory) => memory.remark(),
+            Source::Files(_) => None,
+        }
+    }
+
+    /// What is to be known of a folder's images before they are used.
     ///
     /// # Errors
-    /// A first image that cannot be read.
-    pub fn stored_channels(&self) -> Result<usize, DataError> {
-        Ok(self.source.first_image_shape()?[2])
+    /// A folder that cannot be listed.
+    pub fn remarks(&self) -> Result<Vec<String>, Error> {
+        let Source::Files(files) = &self.source else { return Ok(Vec::new()) };
+        let (root, mut remarks) = (Path::new(&self.name), Vec::new());
+        let looks = folder::look(files);
+        let of =
+            if looks.images < files.len() { format!("of {} images looked at, ", looks.images) } else { String::new() };
+        if (1..looks.images).contains(&looks.colour) {
+            let grey = looks.images - looks.colour;
+            remarks.push(format!("{of}{grey} are grey and {} in colour: --in-channels makes all alike", looks.colour));
+        }
+        if looks.turned > 0 && !self.options.exif_rotate {
+            remarks.push(format!(
+                "{of}{} carry an EXIF orientation, which is ignored, as by the reference: --exif-rotate turns them",
+                looks.turned
+            ));
+        }
+        if self.labels.is_none()
+            && let Some((_, folders)) = folder::classes(root, files, Labels::Folder)
+            && (2..files.len()).contains(&folders.len())
+        {
+            let names = folders.iter().map(|name| if name.is_empty() { "." } else { name });
+            remarks.push(format!(
+                "they lie in {} folders: --labels folder makes these classes ({})",
+                folders.len(),
+                listed(names)
+            ));
+        }
+        let unread = folder::unread(root)?;
+        if let Some(first) = unread.first() {
+            let name = first.strip_prefix(root).unwrap_or(first).display();
+            remarks.push(format!("{} more of kinds that are not read are passed over, such as {name}", unread.len()));
+        }
+        Ok(remarks)
     }
 
     /// What the data are, in a line.
@@ -223,7 +280,8 @@ impl Dataset {
         match &self.source {
             Source::Memory(memory) => {
                 let [h, w, c] = memory.image_shape();
-                format!("{name}: {} images of {w}x{h} pixels with {c} channel(s)", memory.len())
+                let remark = memory.remark().map(|remark| format!("; {remark}")).unwrap_or_default();
+                format!("{name}: {} images of {w}x{h} pixels with {c} channel(s){remark}", memory.len())
             }
             Source::Files(files) => format!("{name}: a folder of {} image files", files.len()),
         }
@@ -273,7 +331,7 @@ impl Dataset {
         let o = &self.options;
         let image = match &self.source {
             Source::Memory(memory) => memory.image(i),
-            Source::Files(files) => folder::decode(&files[i])?,
+            Source::Files(files) => folder::decode(&files[i], o.exif_rotate)?,
         };
         let found = image.channels;
         let image = image.with_channels(o.channels).ok_or_else(|| DataError::Channels {

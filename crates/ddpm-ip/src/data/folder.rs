@@ -3,58 +3,48 @@
 use super::{DataError, Labels, Pixels};
 use crate::Error;
 use crate::config::listed;
-use image::{DynamicImage, ImageReader, Limits};
+use ddpm_formats::kind;
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use rayon::prelude::*;
 use std::collections::BTreeSet;
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{BufReader, Cursor};
 use std::path::{Path, PathBuf};
 
 /// Memory that decoding one image may take.
 const MOST_DECODED_BYTES: u64 = 1 << 30;
 
-/// All PNG and JPEG files in a folder and below, as the reference lists them: sorted by name, folders in their place.
-/// Links are followed, but not back into a folder that is being listed.
+/// How names of images end. The reference lists jpg, jpeg, png and gif.
+const ENDINGS: [&str; 10] = ["jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "jfif", "jpe"];
+
+/// How names of images and films end that are not read.
+const UNREAD: [&str; 20] = [
+    "heic", "heif", "avif", "jxl", "jp2", "svg", "psd", "exr", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "mp4",
+    "mov", "avi", "mkv", "webm",
+];
+
+/// No more images than these are looked at for what is remarkable about them.
+const MOST_LOOKED_AT: usize = 10_000;
+
+/// All images in a folder and below, as the reference lists them: sorted by name, folders in their place. Links are
+/// followed, but not back into a folder that is being listed; hidden files are passed over.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    list_where(folder, is_image)
+    Ok(ddpm_formats::folder::list(folder, is_image)?)
 }
 
-/// As [`list`], of the files that are `wanted`.
-pub(crate) fn list_where(folder: &Path, wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>, Error> {
-    let mut found = Vec::new();
-    list_below(folder, wanted, &mut Vec::new(), &mut found)?;
-    Ok(found)
-}
-
-/// Whether a file is named like a PNG or JPEG.
+/// Whether a file is named like an image that is read.
 pub(crate) fn is_image(path: &Path) -> bool {
-    let ending = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
-    ending.is_some_and(|e| e == "png" || e == "jpg" || e == "jpeg")
+    ends(path, &ENDINGS)
 }
 
-fn list_below(
-    folder: &Path,
-    wanted: fn(&Path) -> bool,
-    above: &mut Vec<PathBuf>,
-    found: &mut Vec<PathBuf>,
-) -> Result<(), Error> {
-    let real = folder.canonicalize().map_err(Error::io("read", folder))?;
-    if above.contains(&real) {
-        return Ok(());
-    }
-    above.push(real);
-    let mut entries = std::fs::read_dir(folder)
-        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-        .map_err(Error::io("list", folder))?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        if path.is_dir() {
-            list_below(&path, wanted, above, found)?;
-        } else if wanted(&path) {
-            found.push(path);
-        }
-    }
-    above.pop();
-    Ok(())
+/// The files in a folder and below that are images, or films, of kinds that are not read.
+pub(super) fn unread(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    Ok(ddpm_formats::folder::list(folder, |path| ends(path, &UNREAD))?)
+}
+
+fn ends(path: &Path, endings: &[&str]) -> bool {
+    path.extension().is_some_and(|ending| endings.iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }
 
 /// Class number of each file, and the classes' names.
@@ -108,37 +98,75 @@ pub(crate) fn check_classes(
     Err(DataError::NoClasses { source_name: source.into(), problem, advice })
 }
 
-/// Decodes a PNG or JPEG: grey as one channel, everything else as three, without transparency.
-pub(super) fn decode(path: &Path) -> Result<Pixels, DataError> {
+/// Decodes an image: grey as one channel, everything else as three, without transparency; of several pictures in a file
+/// the first. It is turned as its EXIF data says if `rotate` is set.
+pub(super) fn decode(path: &Path, rotate: bool) -> Result<Pixels, DataError> {
     let bad = |reason: String| DataError::BadImage { image: path.display().to_string(), reason };
     // Reading a pipe would wait for ever.
     if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         return Err(bad("not a regular file".into()));
     }
     let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read ({e})")))?;
-    decode_bytes(&bytes).map_err(bad)
+    decode_bytes(&bytes, rotate).map_err(bad)
 }
 
 /// As [`decode`], from memory, of any kind that the `image` crate was built with; says what is wrong.
-pub(crate) fn decode_bytes(bytes: &[u8]) -> Result<Pixels, String> {
+pub(crate) fn decode_bytes(bytes: &[u8], rotate: bool) -> Result<Pixels, String> {
     if is_cut_off_jpeg(bytes) {
         return Err("the JPEG is cut off".into());
     }
-    let mut reader =
-        ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| format!("cannot be read ({e})"))?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MOST_DECODED_BYTES);
-    reader.limits(limits);
-    let image = reader.decode().map_err(|e| format!("cannot be decoded ({e})"))?;
+    let failed = |e: image::ImageError| format!("cannot be decoded ({e})");
+    let mut decoder = decoder(Cursor::new(bytes))
+        .map_err(|e| kind::tell(&bytes[..bytes.len().min(kind::BYTES)]).map_or(failed(e), |kind| kind.to_string()))?;
+    if decoder.total_bytes() > MOST_DECODED_BYTES {
+        return Err(format!("has too many pixels: {} bytes when decoded", decoder.total_bytes()));
+    }
+    let turn = if rotate { decoder.orientation().map_err(failed)? } else { Orientation::NoTransforms };
+    let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    image.apply_orientation(turn);
     let (width, height) = (image.width() as usize, image.height() as usize);
     let (channels, data) = match image {
         DynamicImage::ImageLuma8(_)
         | DynamicImage::ImageLuma16(_)
         | DynamicImage::ImageLumaA8(_)
         | DynamicImage::ImageLumaA16(_) => (1, image.to_luma8().into_raw()),
+        DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
+            return Err("holds floats, whose range is not known: save it with 8 bits".into());
+        }
         colour => (3, colour.to_rgb8().into_raw()),
     };
     Ok(Pixels { width, height, channels, data })
+}
+
+fn decoder<'a>(bytes: impl std::io::BufRead + std::io::Seek + 'a) -> image::ImageResult<impl ImageDecoder + 'a> {
+    let mut reader = ImageReader::new(bytes).with_guessed_format()?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MOST_DECODED_BYTES);
+    reader.limits(limits);
+    reader.into_decoder()
+}
+
+/// What the heads of a folder's images say.
+pub(super) struct Looks {
+    /// Images looked at.
+    pub(super) images: usize,
+    /// Of these, those in colour.
+    pub(super) colour: usize,
+    /// Those that their EXIF data turns.
+    pub(super) turned: usize,
+}
+
+/// Looks at images, or at some all over a large set. What cannot be read counts as grey.
+pub(super) fn look(files: &[PathBuf]) -> Looks {
+    let step = files.len().div_ceil(MOST_LOOKED_AT).max(1);
+    let one = |file: &PathBuf| {
+        let mut decoder = decoder(BufReader::new(File::open(file).ok()?)).ok()?;
+        let turned = decoder.orientation().is_ok_and(|turn| turn != Orientation::NoTransforms);
+        Some((decoder.color_type().has_color(), turned))
+    };
+    let seen: Vec<_> = files.par_iter().step_by(step).map(one).collect();
+    let count = |which: fn(&(bool, bool)) -> bool| seen.iter().flatten().filter(|seen| which(seen)).count();
+    Looks { images: seen.len(), colour: count(|seen| seen.0), turned: count(|seen| seen.1) }
 }
 
 /// Whether a JPEG has no end after its last scan. Decoders fill in what is missing without a word.

@@ -1,10 +1,10 @@
 //! Images as they are stored, to be measured.
 
+use super::arrays::Arrays;
 use super::memory::Memory;
 use super::source::{Kind, square};
 use super::{DataError, Fit, Labels, Pixels, folder, memory};
 use crate::Error;
-use crate::npz::Npz;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +36,8 @@ pub struct ImageSet {
     /// Images in all, and those that are used.
     stored_len: usize,
     len: usize,
+    exif_rotate: bool,
+    remark: Option<String>,
 }
 
 enum Source {
@@ -45,20 +47,21 @@ enum Source {
 }
 
 impl ImageSet {
-    /// Opens `digits` (embedded), a folder of images, a folder of the MNIST family, an npz with `arr_0` or an IDX file. Without
-    /// `labels` there are none; else they say where a folder's come from.
+    /// Opens `digits` (embedded), a folder of images, a folder of the MNIST family, an npz or npy file, or an IDX file. Without
+    /// `labels` there are none; else they say where a folder's come from. With `exif_rotate` images are turned as their EXIF
+    /// data says.
     ///
     /// # Errors
     /// What does not exist, is empty, damaged or of an unknown kind, or does not fit the shape asked for.
-    pub fn open(name: &str, shape: Option<Shape>, labels: Option<Labels>) -> Result<Self, Error> {
-        let mut class_names = Vec::new();
+    pub fn open(name: &str, shape: Option<Shape>, labels: Option<Labels>, exif_rotate: bool) -> Result<Self, Error> {
+        let (mut class_names, mut remark) = (Vec::new(), None);
         let of_memory =
             |(memory, labels): memory::Labelled| (memory.image_shape(), memory.len(), labels, Source::Memory(memory));
         let (stored, stored_len, labels, source) = match Kind::of(name)? {
             Kind::Digits => of_memory(Memory::digits()),
             Kind::Idx(file) => of_memory(Memory::idx(&file)?),
             Kind::Files(files) => {
-                let image = decode(&files[0])?;
+                let image = decode(&files[0], exif_rotate)?;
                 let root = Path::new(name);
                 let classes = labels.and_then(|labels| folder::classes(root, &files, labels));
                 if let Some(((_, names), labels)) = classes.as_ref().zip(labels) {
@@ -71,9 +74,10 @@ impl ImageSet {
                 ([image.height, image.width, image.channels], files.len(), labels, Source::Files(files))
             }
             Kind::Npz(path) => {
-                let mut npz = Npz::open(&path)?;
-                let [n, stored @ ..] = memory::image_shape(&path, &npz.byte_shape("arr_0")?)?;
-                let labels = if labels.is_some() { memory::labels(&path, &mut npz, n)? } else { None };
+                let mut arrays = Arrays::open(&path)?;
+                let [n, stored @ ..] = arrays.shape();
+                let labels = if labels.is_some() { arrays.labels()? } else { None };
+                remark = arrays.taken();
                 (stored, n, labels, Source::Npz(path))
             }
         };
@@ -87,6 +91,8 @@ impl ImageSet {
             stored,
             stored_len,
             len: stored_len,
+            exif_rotate,
+            remark,
         };
         if !matches!(set.source, Source::Files(_)) {
             // All images are alike: one tells whether any fits.
@@ -129,6 +135,11 @@ impl ImageSet {
         self.shape.map_or([height, width, channels], |shape| [shape.image_size, shape.image_size, channels])
     }
 
+    /// What is to be known of them before they are used.
+    pub fn remark(&self) -> Option<&str> {
+        self.remark.as_deref()
+    }
+
     /// Class of each image.
     pub fn labels(&self) -> Option<&[u32]> {
         self.labels.as_ref().map(|labels| &labels[..self.len])
@@ -153,7 +164,7 @@ impl ImageSet {
             let [height, width, channels] = self.stored;
             let bytes = height * width * channels;
             let mut at = 0;
-            return Npz::open(path)?.byte_rows("arr_0", batch, &mut |rows| {
+            return Arrays::open(path)?.rows(batch, &mut |rows| {
                 let (begin, end) = (at, at + rows.len() / bytes);
                 at = end;
                 // Of a file that is wanted to its end the checksum is compared there.
@@ -177,7 +188,7 @@ impl ImageSet {
         for from in (first..self.len).step_by(batch) {
             let images = (from..self.len.min(from + batch)).into_par_iter().map(|i| {
                 let image = match &self.source {
-                    Source::Files(files) => decode(&files[i])?,
+                    Source::Files(files) => decode(&files[i], self.exif_rotate)?,
                     Source::Memory(memory) => memory.image(i),
                     Source::Npz(_) => unreachable!("read above"),
                 };
@@ -244,8 +255,8 @@ impl ImageSet {
 }
 
 /// A file that cannot be read is the file's fault, and nothing is gone on without.
-fn decode(path: &Path) -> Result<Pixels, Error> {
-    folder::decode(path).map_err(|e| match e {
+fn decode(path: &Path, rotate: bool) -> Result<Pixels, Error> {
+    folder::decode(path, rotate).map_err(|e| match e {
         DataError::BadImage { reason, .. } => Error::file(path, reason),
         other => other.into(),
     })

@@ -1,9 +1,9 @@
 //! Images that are held in memory whole: the embedded digits, npz and IDX files.
 
-use super::{Pixels, idx};
+use super::Pixels;
+use super::arrays::Arrays;
 use crate::Error;
-use crate::config::MOST_CLASSES;
-use crate::npz::Npz;
+use ddpm_formats::idx;
 use flate2::read::GzDecoder;
 use std::io::Read;
 use std::path::Path;
@@ -12,6 +12,8 @@ use std::path::Path;
 pub(super) struct Memory {
     shape: [usize; 4],
     data: Vec<u8>,
+    /// What is to be known of them.
+    remark: Option<String>,
 }
 
 /// Images and their labels.
@@ -33,6 +35,11 @@ impl Memory {
         Pixels { width, height, channels, data: self.data[i * size..(i + 1) * size].to_vec() }
     }
 
+    /// What is to be known of them before they are used.
+    pub(super) fn remark(&self) -> Option<&str> {
+        self.remark.as_deref()
+    }
+
     /// Height, width and channels of every image.
     pub(super) fn image_shape(&self) -> [usize; 3] {
         [self.shape[1], self.shape[2], self.shape[3]]
@@ -47,16 +54,14 @@ impl Memory {
         let (labels, grey) = bytes.split_at(COUNT);
         // 17 grey levels over the range of a byte.
         let data = grey.iter().map(|&g| ((u32::from(g) * 255 + 8) / 16) as u8).collect();
-        (Self { shape: [COUNT, 8, 8, 1], data }, Some(labels.iter().map(|&l| u32::from(l)).collect()))
+        (Self { shape: [COUNT, 8, 8, 1], data, remark: None }, Some(labels.iter().map(|&l| u32::from(l)).collect()))
     }
 
-    /// `arr_0` uint8 `[N, H, W, C]` and, if there, `arr_1` `[N]`.
-    pub(super) fn npz(path: &Path) -> Result<Labelled, Error> {
-        let mut npz = Npz::open(path)?;
-        let images = npz.bytes("arr_0")?;
-        let shape = image_shape(path, &images.shape)?;
-        let labels = labels(path, &mut npz, shape[0])?;
-        Ok((Self { shape, data: images.values }, labels))
+    /// The images of an npz or npy file, and the labels if it has any.
+    pub(super) fn arrays(path: &Path) -> Result<Labelled, Error> {
+        let mut arrays = Arrays::open(path)?;
+        let labels = arrays.labels()?;
+        Ok((Self { shape: arrays.shape(), data: arrays.images()?, remark: arrays.taken() }, labels))
     }
 
     /// An IDX file of images.
@@ -65,33 +70,6 @@ impl Memory {
         if data.is_empty() {
             return Err(Error::file(path, "there is no image in it"));
         }
-        Ok((Self { shape: [n, h, w, 1], data }, labels))
+        Ok((Self { shape: [n, h, w, 1], data, remark: None }, labels))
     }
-}
-
-/// The sizes `[N, H, W, C]` of an npz's images.
-pub(super) fn image_shape(path: &Path, shape: &[usize]) -> Result<[usize; 4], Error> {
-    let &[n, h, w, c] = shape else {
-        return Err(Error::file(path, format!("`arr_0` has shape {shape:?}, expected [N, H, W, C]")));
-    };
-    if n * h * w * c == 0 {
-        return Err(Error::file(path, format!("`arr_0` has shape {shape:?}: there is no image in it")));
-    }
-    Ok([n, h, w, c])
-}
-
-/// The labels `arr_1` of an npz's `n` images, if it has any.
-pub(super) fn labels(path: &Path, npz: &mut Npz, n: usize) -> Result<Option<Vec<u32>>, Error> {
-    if !npz.has("arr_1") {
-        return Ok(None);
-    }
-    let labels = npz.integers("arr_1")?;
-    if labels.shape != [n] {
-        let message = format!("`arr_1` has shape {:?}, expected one label for each of the {n} images", labels.shape);
-        return Err(Error::file(path, message));
-    }
-    let label = |label: i64| u32::try_from(label).ok().filter(|&l| (l as usize) < MOST_CLASSES);
-    let labels: Option<Vec<u32>> = labels.values.into_iter().map(label).collect();
-    let wrong = || Error::file(path, format!("`arr_1` holds a label that is negative or not below {MOST_CLASSES}"));
-    labels.map(Some).ok_or_else(wrong)
 }

@@ -3,9 +3,9 @@
 //! A [`Dataset`] is a list of images behind one interface; a [`Loader`] delivers shuffled, augmented batches ahead of
 //! the training. Order and augmentation follow from the seed and the position alone.
 
+mod arrays;
 mod dataset;
 pub(crate) mod folder;
-mod idx;
 mod image_set;
 mod loader;
 mod memory;
@@ -67,14 +67,24 @@ pub enum OnBadImage {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DataError {
     /// The named source does not exist.
-    #[error("{}: there is no such file or folder: name `digits`, a folder of images, an npz or an IDX file (in training with --data-dir)", .0.display())]
+    #[error("{}: there is no such file or folder: name `digits`, a folder of images, an npz, npy or IDX file (in training with --data-dir)", .0.display())]
     Missing(PathBuf),
     /// A folder without images.
-    #[error("{}: no PNG or JPEG images in this folder or below it", .0.display())]
-    Empty(PathBuf),
+    #[error("{}: no images in this folder or below it{advice}", folder.display())]
+    Empty {
+        /// The folder.
+        folder: PathBuf,
+        /// What it holds instead, and what to do, after a colon.
+        advice: String,
+    },
     /// A file of another kind.
-    #[error("{}: not a kind of data that is known: use a folder of PNG or JPEG images, an .npz or an IDX file", .0.display())]
-    Unknown(PathBuf),
+    #[error("{}: {advice}", file.display())]
+    Unknown {
+        /// The file.
+        file: PathBuf,
+        /// What it is, and what to do.
+        advice: String,
+    },
     /// A run where images were meant.
     #[error("{}: this is a run directory, not images: name the images to train on or to compare", .0.display())]
     Run(PathBuf),

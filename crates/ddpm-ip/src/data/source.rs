@@ -1,9 +1,12 @@
 //! What the name of a data set stands for, and how its images are brought into shape.
 
-use super::{DataError, Fit, Pixels, folder, idx, pillow};
+use super::{DataError, Fit, Pixels, folder, pillow};
 use crate::Error;
-use crate::file::missing;
+use crate::file::{missing, quoted};
+use crate::npz::Npz;
+use ddpm_formats::{idx, kind};
 use ddpm_math::Stream;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What a name stands for.
@@ -14,6 +17,7 @@ pub(super) enum Kind {
     Idx(PathBuf),
     /// The images of a folder, at least one.
     Files(Vec<PathBuf>),
+    /// An npz or npy file.
     Npz(PathBuf),
 }
 
@@ -48,13 +52,70 @@ impl Kind {
             if let Some(run) = files.iter().find_map(grids) {
                 return Err(DataError::Run(run).into());
             }
-            return if files.is_empty() { Err(DataError::Empty(path.into()).into()) } else { Ok(Self::Files(files)) };
+            if files.is_empty() {
+                return Err(DataError::Empty { folder: path.into(), advice: instead_of_images(path)? }.into());
+            }
+            return Ok(Self::Files(files));
         }
-        if path.extension().is_some_and(|e| e == "npz") {
+        let named = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
+        if named("npz") || named("npy") || Npz::is_one(path) {
             return Ok(Self::Npz(path.into()));
         }
-        Err(DataError::Unknown(path.into()).into())
+        Err(DataError::Unknown { file: path.into(), advice: instead_of_data(path) }.into())
     }
+}
+
+/// What a folder without images holds, and what to do with it.
+fn instead_of_images(folder: &Path) -> Result<String, Error> {
+    let has = |name: &str| folder.join(name).exists();
+    let prepared = [
+        ("data_batch_1", "cifar10"),
+        ("data_batch_1.bin", "cifar10"),
+        ("train_data_batch_1", "imagenet32"),
+        ("data.mdb", "lsun"),
+    ];
+    if let Some((_, kind)) = prepared.iter().find(|(name, _)| has(name)) {
+        return Ok(format!(
+            ": it is made one with `ddpm-ip prepare {kind} {} --out {kind}.npz`",
+            quoted(&folder.to_string_lossy())
+        ));
+    }
+    if let Some(file) = folder::unread(folder)?.first() {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let kind =
+            kind::of(file).map_or("is of a kind that is not read: make it a PNG first".into(), |kind| kind.to_string());
+        return Ok(format!(": {name} {kind}"));
+    }
+    let files = ddpm_formats::folder::list(folder, |_| true)?;
+    let named = |file: &&PathBuf| kind::of(file).is_some_and(|kind| kind.what != "empty");
+    Ok(match files.iter().find(named) {
+        Some(file) => {
+            let kind = kind::of(file).map(|kind| kind.to_string()).unwrap_or_default();
+            format!(": {} {kind}", file.file_name().unwrap_or_default().to_string_lossy())
+        }
+        None => String::new(),
+    })
+}
+
+/// What a file is that is no data, and what to do with it.
+fn instead_of_data(path: &Path) -> String {
+    let shown = path.to_string_lossy();
+    if let Some(kind) = kind::of(path) {
+        return kind.to_string();
+    }
+    let mut begin = [0; 4];
+    let is_archive = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok()
+        && (begin.starts_with(b"PK") || begin.starts_with(&[0x1f, 0x8b]));
+    if is_archive || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar")) {
+        return format!(
+            "is an archive: unpack it, or make its images an npz with `ddpm-ip prepare images {} --out images.npz`",
+            quoted(&shown)
+        );
+    }
+    if folder::is_image(path) {
+        return "is one image: name the folder that the images lie in".into();
+    }
+    "is not a kind of data that is known: use a folder of images, an .npz, .npy or IDX file".into()
 }
 
 /// Whether a folder is a run directory.

@@ -65,6 +65,8 @@ pub struct Settings {
     pub subsets: Subsets,
     /// Whether the distance is extrapolated to infinitely many samples.
     pub extrapolate: bool,
+    /// Whether images are turned as their EXIF data says.
+    pub exif_rotate: bool,
     /// Whether classes are compared one by one.
     pub per_class: bool,
     /// A PNG of samples beside the reference images nearest to them.
@@ -90,6 +92,7 @@ impl Default for Settings {
             sized: Vec::new(),
             subsets: Subsets::default(),
             extrapolate: false,
+            exif_rotate: false,
             per_class: false,
             neighbours: None,
             cache: None,
@@ -211,6 +214,7 @@ pub fn evaluate(
     let settings = &job.settings;
     let mut reference = Side::open(&job.reference, settings)?;
     let mut samples = Side::open(&job.samples, settings)?;
+    [&reference, &samples].into_iter().filter_map(|side| side.remark()).for_each(&mut *emit);
     if let Some(most) = settings.num_images {
         if let Some(set) = samples.images.as_ref().filter(|set| set.len() < most) {
             let (name, there) = (set.name(), set.len());
@@ -267,6 +271,7 @@ pub fn statistics(
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<Statistics>), Error> {
     let mut side = Side::open(images, settings)?;
+    side.remark().into_iter().for_each(&mut *emit);
     // They are computed anew, whatever stands beside the images.
     side.statistics = None;
     if side.images.is_none() {

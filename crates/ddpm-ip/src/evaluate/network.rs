@@ -83,7 +83,7 @@ impl FeatureNetwork {
                     None => found_in(weights)?,
                 };
                 let hash = weights::check_hash(&path)?;
-                let mut tensors = Tensors::open(&path)?;
+                let mut tensors = Tensors::open(&path, "", &|_| true)?;
                 let inception = Inception::load(&mut |name, shape| tensors.floats(name, shape), device)?;
                 let name = match hash.as_str() {
                     FID_INCEPTION_SHA256 => FID_INCEPTION.into(),

@@ -34,8 +34,15 @@ impl Side {
                 return Ok(Self { name, statistics, images: None, content: None });
             }
         }
-        let images = Some(ImageSet::open(&name, settings.shape, settings.per_class.then_some(settings.labels))?);
+        let labels = settings.per_class.then_some(settings.labels);
+        let images = Some(ImageSet::open(&name, settings.shape, labels, settings.exif_rotate)?);
         Ok(Self { name, statistics, images, content: None })
+    }
+
+    /// What is to be known of the images before they are compared.
+    pub(super) fn remark(&self) -> Option<Event> {
+        let remark = self.images.as_ref()?.remark()?;
+        Some(Event::Notice(format!("{}: {remark}", self.name)))
     }
 
     /// That there are images enough for a distribution.

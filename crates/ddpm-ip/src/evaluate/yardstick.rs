@@ -44,7 +44,8 @@ impl Yardstick {
         };
         let features = if wanted.features.is_empty() { None } else { Some(wanted.features.parse()?) };
         let metrics = Vec::new();
-        let settings = Settings { features, metrics, shape: Some(shape), ..settings.clone() };
+        let exif_rotate = data.exif_rotate;
+        let settings = Settings { features, metrics, shape: Some(shape), exif_rotate, ..settings.clone() };
         let name = if wanted.reference.is_empty() { &data.data_dir } else { &wanted.reference };
         let mut side = Side::open(name, &settings)?;
         let network = network(&[&side], &settings, device)?;

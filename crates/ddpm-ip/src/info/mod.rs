@@ -33,6 +33,8 @@ pub enum Report {
         config: Option<Box<Config>>,
         /// Every tensor: name, shape, number type.
         shapes: Vec<(String, Vec<usize>, String)>,
+        /// Which network this is, where the file holds several.
+        remark: Option<String>,
     },
     /// Training images.
     Data {
@@ -46,6 +48,8 @@ pub enum Report {
         channels: usize,
         /// Images per class: name (or number) and count; empty without labels.
         classes: Vec<(String, usize)>,
+        /// What is to be known of them before they are used.
+        remarks: Vec<String>,
     },
     /// A run directory.
     Run {
@@ -77,11 +81,11 @@ pub fn describe(what: &str, config: &Config) -> Result<Report, Error> {
         return describe_run(path, &newest);
     }
     let is_named = |endings: &[&str]| path.extension().is_some_and(|e| endings.iter().any(|ending| e == *ending));
-    if is_named(&["safetensors", "pt", "pth"]) || (path.is_file() && TorchFile::is_one(path)) {
-        return describe_checkpoint(path);
+    if is_named(&["safetensors", "pt", "pth", "ckpt", "bin"]) || (path.is_file() && TorchFile::is_one(path)) {
+        return describe_checkpoint(path, &config.sample.network);
     }
     if path.is_dir() && path.join("model.safetensors").exists() {
-        return describe_checkpoint(&checkpoint::resolve(path)?);
+        return describe_checkpoint(&checkpoint::resolve(path)?, "");
     }
     describe_data(what, config)
 }
@@ -98,17 +102,18 @@ fn describe_run(path: &Path, newest: &Path) -> Result<Report, Error> {
     })
 }
 
-fn describe_checkpoint(path: &Path) -> Result<Report, Error> {
+fn describe_checkpoint(path: &Path, network: &str) -> Result<Report, Error> {
     if !path.exists() {
         return Err(Error::file(path, "there is no such file"));
     }
-    let tensors = checkpoint::list(path)?;
+    let (tensors, remark) = checkpoint::list(path, network)?;
     Ok(Report::Checkpoint {
         path: path.display().to_string(),
         tensors: tensors.len(),
         parameters: tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum(),
         architecture: infer(&tensors),
         config: checkpoint::config_of(path)?.map(Box::new),
+        remark,
         shapes: tensors.into_iter().map(|TensorInfo { name, shape, dtype }| (name, shape, dtype)).collect(),
     })
 }
@@ -119,7 +124,7 @@ fn data_config(what: &str, config: &Config) -> Result<Config, Error> {
     config.data.data_dir = what.to_string();
     let model = &mut config.model;
     if model.image_size == 0 || model.in_channels == 0 {
-        let [height, width, channels] = Dataset::first_image_shape(what)?;
+        let [height, width, channels] = Dataset::own_shape(what, config.data.exif_rotate)?;
         model.image_size = if model.image_size == 0 { height.min(width) } else { model.image_size };
         model.in_channels = if model.in_channels == 0 { channels } else { model.in_channels };
     }
@@ -141,6 +146,7 @@ fn describe_data(what: &str, config: &Config) -> Result<Report, Error> {
         image_size: config.model.image_size,
         channels: config.model.in_channels,
         classes,
+        remarks: data.remarks()?,
     })
 }
 
@@ -164,8 +170,11 @@ pub fn contact_sheet(what: &str, config: &Config, out: &Path, count: usize) -> R
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Checkpoint { path, tensors, parameters, architecture, config, shapes } => {
+            Self::Checkpoint { path, tensors, parameters, architecture, config, shapes, remark } => {
                 writeln!(f, "checkpoint {path}\n{parameters} parameters in {tensors} tensors\n")?;
+                if let Some(remark) = remark {
+                    writeln!(f, "{remark}\n")?;
+                }
                 let width = shapes.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
                 for (name, shape, dtype) in shapes {
                     writeln!(f, "  {name:width$}  {dtype}  {shape:?}")?;
@@ -182,13 +191,15 @@ impl Display for Report {
                     None => write!(f, "\nIt carries no configuration: give the network flags where it is used."),
                 }
             }
-            Self::Data { source, images, image_size, channels, classes } => {
+            Self::Data { source, images, image_size, channels, classes, remarks } => {
                 write!(f, "{source}\n{images} images, as {image_size}x{image_size} with {channels} channel(s)")?;
                 if classes.is_empty() {
-                    return write!(f, ", without labels");
+                    write!(f, ", without labels")?;
+                } else {
+                    write!(f, ", {} classes:", classes.len())?;
+                    classes.iter().try_for_each(|(name, count)| write!(f, "\n  {name}: {count}"))?;
                 }
-                write!(f, ", {} classes:", classes.len())?;
-                classes.iter().try_for_each(|(name, count)| write!(f, "\n  {name}: {count}"))
+                remarks.iter().try_for_each(|remark| write!(f, "\n{remark}"))
             }
             Self::Run { path, checkpoints, step, images, elapsed_secs, config } => {
                 writeln!(f, "run {path}\n{step} steps, {images} images, {elapsed_secs:.0} s of training")?;

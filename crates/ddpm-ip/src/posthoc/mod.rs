@@ -198,7 +198,7 @@ impl Savings {
         let task = Task::new(&config, Device::default())?;
         let mut sum = vec![0.0_f64; task.parameter_count()];
         for (saved, weight) in &saved {
-            let values = checkpoint::load(&saved.path, task.layout())?;
+            let values = checkpoint::load(&saved.path, task.layout(), "")?;
             sum.iter_mut().zip(values.values()).for_each(|(sum, &v)| *sum += weight * f64::from(v));
         }
         let parameters = Parameters::new(task.layout().clone(), sum.into_iter().map(|v| v as f32).collect());

@@ -1,13 +1,54 @@
 //! Batches of planar 32x32 images with labels, as CIFAR-10 and downsampled ImageNet come in.
 
+use crate::Error;
 use crate::data::Pixels;
 use crate::torch::{Dtype, Pickle, Value};
+use ddpm_formats::archive::Archive;
+use std::path::Path;
 
 /// Pixels of a side.
 pub(super) const SIDE: usize = 32;
 
 /// Bytes of an image: a plane of each colour.
 pub(super) const IMAGE_BYTES: usize = 3 * SIDE * SIDE;
+
+/// The files of an archive (at `path`) with these names, in whatever folder, in the order of the names, each with one of the endings. Missing
+/// ones are an error, unless some are there and that is enough.
+///
+/// # Errors
+/// Names that are missing, or there twice.
+pub(super) fn files(
+    archive: &Archive,
+    path: &Path,
+    names: &[&str],
+    endings: &[&str],
+    some: bool,
+) -> Result<Vec<usize>, Error> {
+    let mut found = Vec::new();
+    for name in names {
+        let is_it = |file: &Path| {
+            let rest = file.file_name().and_then(|f| f.to_str()).and_then(|f| f.strip_prefix(name));
+            rest.is_some_and(|rest| endings.contains(&rest))
+        };
+        let mut files = (0..archive.files().len()).filter(|&i| is_it(&archive.files()[i]));
+        match (files.next(), files.next()) {
+            (Some(one), Some(other)) => {
+                let (one, other) = (archive.place(one), archive.place(other));
+                return Err(Error::file(path, format!("{one} and {other} are the same batch: name one folder")));
+            }
+            (Some(file), None) => found.push(file),
+            (None, _) if some => {}
+            (None, _) => {
+                let message = format!("{name} is not in it: fetch it again, or go on without with --allow-count");
+                return Err(Error::file(path, message));
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::file(path, format!("{} is not in it, nor any other batch", names[0])));
+    }
+    Ok(found)
+}
 
 /// Images of a file.
 pub(super) struct Batch {

@@ -1,10 +1,10 @@
 //! CIFAR-10, in its authors' binary or Python version.
 
-use super::archive::Archive;
 use super::batch::{self, Batch};
 use super::maker::{Body, Maker};
 use super::source::{Source, Split};
 use crate::Error;
+use ddpm_formats::archive::Archive;
 use std::path::Path;
 
 /// The classes as the reference names them, in the data set's order.
@@ -38,7 +38,7 @@ impl Cifar {
     pub(super) fn open(path: &Path, split: Split, allow_count: bool) -> Result<Self, Error> {
         let archive = Archive::open(path, is_batch)?;
         let names = if split == Split::Train { &TRAIN[..] } else { &TEST[..] };
-        let batches = archive.batches(names, &["", ".bin"], allow_count)?;
+        let batches = batch::files(&archive, path, names, &["", ".bin"], allow_count)?;
         Ok(Self { archive, split, batches })
     }
 }

@@ -1,11 +1,11 @@
 //! Downsampled ImageNet of 32x32 pixels: ten batches for training and one for validation, pickled or as npz.
 
-use super::archive::Archive;
 use super::batch::{self, Batch};
 use super::maker::{Body, Maker};
 use super::source::{Source, Split};
 use crate::Error;
 use crate::npz::Npz;
+use ddpm_formats::archive::Archive;
 use std::path::{Path, PathBuf};
 
 const CLASSES: usize = 1000;
@@ -38,7 +38,7 @@ impl ImageNet {
             Split::Test => vec!["val_data".to_string()],
         };
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let batches = archive.batches(&names, &["", ".npz"], allow_count)?;
+        let batches = batch::files(&archive, path, &names, &["", ".npz"], allow_count)?;
         Ok(Self { path: path.to_path_buf(), archive, split, batches })
     }
 
@@ -52,7 +52,7 @@ impl ImageNet {
             Err("npz files are not read from an archive: unpack it and name the folder".into())
         };
         let batch = batch.and_then(|batch| batch.check_labels(1, CLASSES));
-        batch.map_err(|reason| self.archive.unusable(file, reason))
+        batch.map_err(|reason| self.archive.unusable(file, reason).into())
     }
 }
 

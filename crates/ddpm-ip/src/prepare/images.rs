@@ -1,11 +1,11 @@
 //! Image files of a folder or an archive: CelebA, FFHQ, and any others.
 
-use super::archive::Archive;
 use super::maker::{Body, Maker};
 use super::source::Source;
 use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{DataError, Labels, Pixels, folder, is_run};
+use ddpm_formats::archive::Archive;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -16,11 +16,6 @@ pub(super) struct Images {
     names: Vec<String>,
     labels: Option<Vec<u32>>,
     expected: Option<usize>,
-}
-
-/// PNG and JPEG files; macOS adds others of their names that begin with a dot.
-fn is_wanted(path: &Path) -> bool {
-    folder::is_image(path) && !path.file_name().unwrap_or_default().to_string_lossy().starts_with('.')
 }
 
 /// A class as part of a file name, in which `_` ends it.
@@ -34,9 +29,9 @@ impl Images {
         if is_run(path) {
             return Err(DataError::Run(path.into()).into());
         }
-        let archive = Archive::open(path, is_wanted)?;
+        let archive = Archive::open(path, folder::is_image)?;
         if archive.files().is_empty() {
-            return Err(Error::file(path, "has no PNG or JPEG images"));
+            return Err(Error::file(path, "has no images"));
         }
         Ok(Self { archive, names: Vec::new(), labels: None, expected: None })
     }
@@ -77,9 +72,9 @@ impl Images {
     }
 
     /// The first image.
-    pub(super) fn first(&self) -> Result<Pixels, Error> {
+    pub(super) fn first(&self, rotate: bool) -> Result<Pixels, Error> {
         let bytes = self.archive.read(0)?;
-        folder::decode_bytes(&bytes).map_err(|reason| self.archive.unusable(0, reason))
+        folder::decode_bytes(&bytes, rotate).map_err(|reason| self.archive.unusable(0, reason).into())
     }
 }
 

@@ -1,10 +1,10 @@
 //! LSUN: an LMDB database per category and part, of WebP images (JPEG in older ones).
 
-use super::archive::MOST_FILE_BYTES;
-use super::lmdb::{self, Lmdb};
 use super::maker::{Body, Maker};
 use super::source::Source;
 use crate::Error;
+use ddpm_formats::archive::MOST_FILE_BYTES;
+use ddpm_formats::lmdb::{self, Lmdb};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -66,7 +66,7 @@ impl Source for Lsun {
     }
 
     fn count(&self) -> Option<usize> {
-        Some(self.db.len())
+        Some(self.db.count())
     }
 
     /// In the order of the keys, numbered from 0, as the reference's script does.

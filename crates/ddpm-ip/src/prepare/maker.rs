@@ -1,11 +1,11 @@
 //! From a source's images, in order, to the output: decoded side by side, written in order.
 
-use super::archive::Flow;
 use super::fit::Form;
 use super::output::{Made, Output};
 use crate::Error;
 use crate::data::{Pixels, folder};
 use crate::event::{Emit, Event};
+use ddpm_formats::archive::Flow;
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -35,10 +35,10 @@ impl Body {
         }
     }
 
-    fn decode(self) -> Result<Pixels, String> {
+    fn decode(self, rotate: bool) -> Result<Pixels, String> {
         match self {
             Self::Pixels(pixels) => Ok(pixels),
-            Self::Encoded { bytes, .. } => folder::decode_bytes(&bytes),
+            Self::Encoded { bytes, .. } => folder::decode_bytes(&bytes, rotate),
         }
     }
 }
@@ -54,6 +54,8 @@ pub(super) struct Maker<'a, 'e> {
     pub(super) source: &'a Path,
     pub(super) form: Form,
     pub(super) output: Output,
+    /// Whether images are turned as their EXIF data says.
+    pub(super) exif_rotate: bool,
     /// Images in all, where that is known.
     pub(super) total: Option<usize>,
     pub(super) stop: &'a AtomicBool,
@@ -69,13 +71,14 @@ impl<'a, 'e> Maker<'a, 'e> {
         source: &'a Path,
         form: Form,
         output: Output,
+        exif_rotate: bool,
         total: Option<usize>,
         stop: &'a AtomicBool,
         emit: &'a mut Emit<'e>,
     ) -> Self {
         emit(Event::Prepared { done: 0, total });
         let waiting = Vec::new();
-        Self { source, form, output, total, stop, emit, waiting, held_bytes: 0, seen: 0, stopped: false }
+        Self { source, form, output, exif_rotate, total, stop, emit, waiting, held_bytes: 0, seen: 0, stopped: false }
     }
 
     /// Takes the next image of the source, which is loaded if it is not there yet. Breaks when it is time to stop.
@@ -87,7 +90,7 @@ impl<'a, 'e> Maker<'a, 'e> {
         name: String,
         label: Option<u32>,
         load: impl FnOnce() -> Result<Body, Error>,
-    ) -> Flow {
+    ) -> Flow<Error> {
         let index = self.seen;
         if self.output.wants(index, &name) {
             match load() {
@@ -111,10 +114,10 @@ impl<'a, 'e> Maker<'a, 'e> {
 
     /// Makes the images that wait.
     fn flush(&mut self) -> Result<(), Error> {
-        let form = self.form;
+        let (form, rotate) = (self.form, self.exif_rotate);
         let make = |Waiting { name, label, body }: Waiting| {
             let place = if let Body::Encoded { place, .. } = &body { place.clone() } else { name.clone() };
-            match body.decode().and_then(|image| form.make(image)) {
+            match body.decode(rotate).and_then(|image| form.make(image)) {
                 Ok(data) => Ok(Made { name, label, data }),
                 Err(reason) => Err(format!("{place}: {reason}")),
             }

@@ -3,13 +3,11 @@
 //! A source passes its images in a fixed order to a maker, which decodes and shapes those that are not there yet, side by
 //! side, and hands them to the output in order. Memory does not grow with the number of images, but for their names.
 
-mod archive;
 mod batch;
 mod cifar;
 mod fit;
 mod imagenet;
 mod images;
-mod lmdb;
 mod lsun;
 mod maker;
 mod output;
@@ -25,6 +23,7 @@ use crate::data::Labels;
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, spelled, stamp};
 use crate::record::Record;
+use ddpm_formats::lmdb;
 use fit::{Form, Shaping};
 use maker::Maker;
 use output::{Output, Shape};
@@ -46,7 +45,7 @@ pub enum Kind {
     Ffhq128,
     /// A category of LSUN.
     Lsun,
-    /// Any PNG or JPEG images.
+    /// Any image files.
     Images,
 }
 
@@ -90,6 +89,8 @@ pub struct Job {
     pub labels: Option<Labels>,
     /// What the names of LSUN's PNGs begin with.
     pub prefix: Option<String>,
+    /// Whether images are turned as their EXIF data says.
+    pub exif_rotate: bool,
     /// Whether another number of images than the data set has is all right.
     pub allow_count: bool,
 }
@@ -130,7 +131,7 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
         job.out.display()
     )));
     let expected = source.expected().filter(|_| !job.allow_count);
-    let mut maker = Maker::new(&job.source, form, output, source.count().or(expected), stop, emit);
+    let mut maker = Maker::new(&job.source, form, output, job.exif_rotate, source.count().or(expected), stop, emit);
     let fed = source.feed(&mut maker);
     let ended = maker.end();
     fed?;
@@ -149,13 +150,14 @@ impl Job {
     fn validate(&self) -> Result<(), ConfigError> {
         use Kind::{CelebA64, Cifar10, ImageNet32, Images, Lsun};
         let name = self.kind.name();
-        let settings: [(&str, bool, &[Kind]); 6] = [
+        let settings: [(&str, bool, &[Kind]); 7] = [
             ("split", self.split.is_some(), &[Cifar10, ImageNet32]),
             ("fit", self.fit.is_some(), &[CelebA64, Images]),
             ("image-size", self.image_size.is_some(), &[CelebA64, Lsun, Images]),
             ("channels", self.channels.is_some(), &[Images]),
             ("labels", self.labels.is_some(), &[Images]),
             ("prefix", self.prefix.is_some(), &[Lsun]),
+            ("exif-rotate", self.exif_rotate, &[Images]),
         ];
         if let Some((flag, ..)) = settings.iter().find(|(_, given, kinds)| *given && !kinds.contains(&self.kind)) {
             return Err(ConfigError(format!("--{flag} has no meaning for {name}: leave it out")));
@@ -215,7 +217,7 @@ impl Job {
             }
             Kind::Images => {
                 let images = images::Images::any(path, self.labels())?;
-                let first = images.first()?;
+                let first = images.first(self.exif_rotate)?;
                 let (channels, drops_colour) = (self.channels.unwrap_or(first.channels), self.channels.is_some());
                 let form = match self.image_size {
                     Some(side) => {
@@ -262,11 +264,14 @@ impl Job {
         let stamp = if path.is_file() { stamp(&path)? } else { spelled(&path).into() };
         let mut files = DefaultHasher::new();
         source.files().hash(&mut files);
-        let line = serde_json::json!({
+        let mut line = serde_json::json!({
             "prepare": self.kind.name(), "source": stamp, "images": source.count(), "files": files.finish(),
             "split": format!("{:?}", self.split.unwrap_or_default()), "labels": self.labels(),
             "form": format!("{form:?}"),
         });
+        if self.exif_rotate {
+            line["exif_rotate"] = true.into();
+        }
         Ok(line.to_string())
     }
 

@@ -260,7 +260,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             if let Some(grid) = job.grid.as_ref().filter(|grid| !grid.exists()) {
                 let images = total.min(GRID_IMAGES);
                 let mut shown = Vec::new();
-                Npz::open(&out)?.byte_rows("arr_0", images, &mut |rows| {
+                Npz::open(&out)?.byte_rows::<Error>("arr_0", images, &mut |rows| {
                     shown.extend_from_slice(rows);
                     Ok(false)
                 })?;

@@ -38,6 +38,7 @@ impl SmallImages {
             random_crop: false,
             random_flip: false,
             on_bad_image: config.data.on_bad_image,
+            exif_rotate: config.data.exif_rotate,
         };
         let mut dataset = Dataset::open_any(&name, &options)?;
         if dataset.check_classes().is_err() {

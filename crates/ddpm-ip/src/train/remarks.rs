@@ -17,12 +17,19 @@ pub fn remarks(config: &Config) -> Result<Vec<String>, Error> {
 
 /// What is to be said about the images of a run before it begins.
 pub(super) fn remarks_on_data(config: &Config, dataset: &Dataset) -> Result<Vec<String>, Error> {
-    let mut remarks = Vec::new();
-    match (dataset.stored_channels()?, config.model.in_channels) {
-        (1, 3) => remarks.push(
+    let mut remarks: Vec<String> = dataset.arrays().map(String::from).into_iter().collect();
+    let (grey, colour) = dataset.grey_and_colour();
+    match (grey, colour, config.model.in_channels) {
+        (1.., 0, 3) => remarks.push(
             "the images are grey, and are trained on as three equal channels: --in-channels 1 takes one".to_string(),
         ),
-        (3, 1) => remarks.push("the images are in colour, and are made grey: --in-channels 3 keeps it".to_string()),
+        (0, 1.., 1) => {
+            remarks.push("the images are in colour, and are made grey: --in-channels 3 keeps it".to_string());
+        }
+        (1.., 1.., channels) => remarks.push(format!(
+            "{grey} images are grey and {colour} in colour: all are {}",
+            if channels == 1 { "made grey; --in-channels 3 keeps colour" } else { "trained on in colour" }
+        )),
         _ => {}
     }
     let untrained = &config.classes.untrained;

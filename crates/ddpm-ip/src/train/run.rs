@@ -79,7 +79,12 @@ fn run(
     let dataset = open_data(config)?;
     let mut config = with_classes(config, &dataset)?;
     let store = Store::new(dir);
-    let newest = store.newest()?;
+    // Nobody else moves what is there.
+    let held = store.exists().then(|| lock(dir)).transpose()?;
+    let newest = store.newest_whole(&mut |folder, aside, problem| {
+        let (folder, aside) = (folder.display(), aside.display());
+        emit(Event::Warning(format!("passed over {folder}, which is damaged ({problem}); it is {aside} now")));
+    })?;
     let before = newest.as_ref().map(|(_, path)| checkpoint::config_of(&path.join("model.safetensors")));
     let before = before.transpose()?.flatten();
     config.settle(device, before.as_ref());
@@ -106,10 +111,6 @@ fn run(
     if !ignore_memory_limit && let Some(remark) = fits(&config, &task, &dataset)? {
         emit(Event::Warning(remark));
     }
-    // A new directory is not made before all is known to be well.
-    let held = dir.exists().then(|| lock(dir)).transpose()?;
-    // The process that held it may have saved.
-    let newest = store.newest()?;
     let mut changed = Vec::new();
     let state = match &newest {
         Some((step, path)) => {
@@ -203,11 +204,20 @@ fn run(
     let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
     let mut validation = Validation::open(&config, first_step)?;
     let mut loader = Loader::start(dataset, batch_size, seed, seen, config.data.workers, PREFETCH)?;
+    // A new directory is not made before all is known to be well.
     let _held = if let Some(held) = held {
         held
     } else {
         create_folder(dir)?;
-        lock(dir)?
+        let held = lock(dir)?;
+        // The process that held it may have saved.
+        if store.newest()?.is_some() {
+            return Err(Error::file(
+                dir,
+                "another process has begun a run here meanwhile: repeat the command to go on with it",
+            ));
+        }
+        held
     };
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
     emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
@@ -322,7 +332,11 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
         return Ok(None);
     }
     let file = checkpoint::resolve(Path::new(&settings.init_from))?;
-    let parameters = checkpoint::load(&file, task.layout())?;
+    let network = &config.sample.network;
+    if let (_, Some(remark)) = checkpoint::list(&file, network)? {
+        emit(Event::Notice(remark));
+    }
+    let parameters = checkpoint::load(&file, task.layout(), network)?;
     emit(Event::Notice(format!("beginning with the parameters of {}", file.display())));
     Ok(Some(State::new(parameters, settings)))
 }
@@ -424,6 +438,7 @@ fn read_data(config: &Config) -> Result<Dataset, Error> {
         random_crop: data.random_crop,
         random_flip: data.random_flip,
         on_bad_image: data.on_bad_image,
+        exif_rotate: data.exif_rotate,
     };
     let dataset = Dataset::open(&data.data_dir, &options)?;
     dataset.check_classes()?;

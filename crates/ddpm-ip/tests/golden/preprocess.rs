@@ -21,6 +21,7 @@ fn golden_preprocess() {
             random_crop: false,
             random_flip: false,
             on_bad_image: OnBadImage::Fail,
+            exif_rotate: false,
         };
         let data = Dataset::open(alone.path().to_str().unwrap(), &options).unwrap();
         assert!(data.image(0).unwrap() == expected.values, "{image}: not what Pillow makes of it");

@@ -12,11 +12,11 @@ use std::path::Path;
 /// The output of a file's network, built from what names and shapes tell and some settings, for a case's input.
 fn output(file: &Path, settings: &[(&str, &str)], image_size: usize, case: &mut Npz) -> Vec<f32> {
     let mut layers = Layers::default();
-    layers.add(infer(&checkpoint::list(file).unwrap()).unwrap().settings(Some(image_size))).unwrap();
+    layers.add(infer(&checkpoint::list(file, "").unwrap().0).unwrap().settings(Some(image_size))).unwrap();
     layers.set(settings.iter().copied()).unwrap();
     let config: Config = layers.resolve().unwrap();
     let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
-    let parameters = checkpoint::load(file, network.layout()).unwrap();
+    let parameters = checkpoint::load(file, network.layout(), "").unwrap();
     let x = case.floats("x").unwrap();
     let t = case.floats("t").unwrap().values;
     Engine::new(network, Device::Cpu).forward(&parameters, Feed::new(&x.values, [x.shape[2], x.shape[3]], &t))

@@ -42,6 +42,7 @@ impl Scene {
             channels: None,
             labels: None,
             prefix: None,
+            exif_rotate: false,
             allow_count: true,
         }
     }

@@ -1,9 +1,10 @@
 //! Checkpoints: whole or not there, and clear about what is wrong with them.
 
-use super::support::{assert_says, cpu, remarks, tensors, tiny, train, trained, with};
+use super::support::{assert_same, assert_says, cpu, remarks, tensors, tiny, train, trained, with};
 use ddpm_ip::checkpoint::{Store, config_of, list, resolve};
 use ddpm_ip::evaluate::EvaluationHook;
 use ddpm_ip::net::network::{Network, Unet};
+use safetensors::tensor::{SafeTensors, TensorView};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -23,7 +24,8 @@ fn a_checkpoint_holds_the_network_its_averages_and_the_rest_apart() {
     let expected = ["ema_0.9.safetensors", "ema_0.99.safetensors", "model.safetensors", "state.safetensors"];
     assert_eq!(files(&checkpoint), expected);
     let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
-    let names: Vec<String> = list(&checkpoint.join("model.safetensors")).unwrap().into_iter().map(|t| t.name).collect();
+    let names: Vec<String> =
+        list(&checkpoint.join("model.safetensors"), "").unwrap().0.into_iter().map(|t| t.name).collect();
     assert_eq!(names.len(), network.specs().len());
     assert!(network.specs().iter().all(|spec| names.contains(&spec.name)));
     assert_eq!(config_of(&checkpoint.join("ema_0.9.safetensors")).unwrap(), Some(config));
@@ -68,6 +70,7 @@ fn damage_is_named_with_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = trained(&tiny(), folder.path());
     let longer = with(&[("steps", "8")]);
+    let says = "No older checkpoint is whole";
     for name in ["model.safetensors", "ema_0.9.safetensors", "state.safetensors"] {
         let path = checkpoint.join(name);
         let whole = fs::read(&path).unwrap();
@@ -75,10 +78,17 @@ fn damage_is_named_with_its_file() {
         huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         let mut no_json = whole.clone();
         no_json[8] = b'?';
-        for damaged in [&[][..], &whole[..7], &whole[..100], &whole[..whole.len() - 1], &huge_header, &no_json] {
+        for damaged in [&whole[..7], &whole[..100], &whole[..whole.len() - 1], &huge_header, &no_json] {
             fs::write(&path, damaged).unwrap();
-            assert_says(train(&longer, folder.path()).0, &[name, "not a whole safetensors file"]);
+            assert_says(train(&longer, folder.path()).0, &[name, "not a whole safetensors file", says]);
         }
+        fs::write(&path, "").unwrap();
+        assert_says(train(&longer, folder.path()).0, &[name, "is empty", says]);
+        // One flipped bit, in a tensor.
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 4;
+        fs::write(&path, &flipped).unwrap();
+        assert_says(train(&longer, folder.path()).0, &[name, "` is damaged", says]);
         fs::write(&path, whole).unwrap();
     }
     fs::remove_file(checkpoint.join("state.safetensors")).unwrap();
@@ -87,13 +97,58 @@ fn damage_is_named_with_its_file() {
 }
 
 #[test]
+fn a_run_goes_on_from_the_newest_checkpoint_that_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let config = |steps: &str| with(&[("steps", steps), ("train.save_interval", "2"), ("keep_checkpoints", "0")]);
+    let straight = trained(&config("10"), &place("straight"));
+    trained(&config("8"), &place("run"));
+    let at = |step: u64| place("run/checkpoints").join(format!("step_{step:06}"));
+    // No bytes, a flipped bit, a file that is gone.
+    fs::write(at(8).join("model.safetensors"), "").unwrap();
+    let moments = at(6).join("state.safetensors");
+    let mut bytes = fs::read(&moments).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&moments, bytes).unwrap();
+    // Named explicitly it is not replaced by another.
+    let explicit = config("10");
+    let named =
+        ddpm_ip::config::TrainConfig { resume_checkpoint: at(6).display().to_string(), ..explicit.train.clone() };
+    let (outcome, _) = train(&ddpm_ip::config::Config { train: named, ..explicit }, &place("other"));
+    assert_says(outcome, &["step_000006/state.safetensors", "is damaged"]);
+    assert!(at(6).exists() && !place("other").exists());
+    let (outcome, events) = train(&config("10"), &place("run"));
+    outcome.unwrap();
+    let said = remarks(&events);
+    for (step, what) in [(8, "is empty"), (6, "is damaged")] {
+        let name = format!("step_{step:06}");
+        let passed = said.iter().find(|line| line.contains("passed over") && line.contains(&name)).unwrap();
+        assert!(passed.contains(what) && passed.contains(&format!("checkpoints/damaged-{name} now")), "{passed}");
+        assert!(place("run/checkpoints").join(format!("damaged-{name}")).is_dir());
+    }
+    assert!(said.iter().any(|line| line.contains("resuming at step 4")), "{said:?}");
+    assert_same(&straight, &at(10));
+}
+
+#[test]
 fn parameters_that_are_not_finite_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = trained(&tiny(), folder.path()).join("model.safetensors");
-    let mut bytes = fs::read(&path).unwrap();
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    fs::write(&path, bytes).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let names = file.names();
+    let mut values: Vec<Vec<u8>> = names.iter().map(|name| file.tensor(name).unwrap().data().to_vec()).collect();
+    values[0][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let views = names.iter().zip(&values).map(|(name, values)| {
+        let shape = file.tensor(name).unwrap().shape().to_vec();
+        (name, TensorView::new(safetensors::Dtype::F32, shape, values).unwrap())
+    });
+    // Without its checksums, which would tell first.
+    let text =
+        metadata.metadata().clone().map(|text| text.into_iter().filter(|(key, _)| !key.starts_with("crc32")).collect());
+    fs::write(&path, safetensors::serialize(views, text).unwrap()).unwrap();
     assert_says(train(&with(&[("steps", "8")]), folder.path()).0, &["model.safetensors", "not finite"]);
 }
 

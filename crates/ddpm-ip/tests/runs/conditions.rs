@@ -168,7 +168,7 @@ fn a_classifier_leads_samples_to_their_classes() {
     let (mut job, path) = guided(folder.path());
     let config = settings_of(&path);
     let network = Classifier::new(config.classifier_network().unwrap());
-    let parameters = checkpoint::load(&path.join("model.safetensors"), network.layout()).unwrap();
+    let parameters = checkpoint::load(&path.join("model.safetensors"), network.layout(), "").unwrap();
     let network = Engine::new(network, cpu());
     job.config.sample.num_samples = 16;
     let mut right = |scale: f64, batch: usize| -> (f64, Vec<u8>) {

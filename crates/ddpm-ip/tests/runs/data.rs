@@ -21,6 +21,7 @@ pub(crate) const OPTIONS: Options = Options {
     random_crop: false,
     random_flip: false,
     on_bad_image: OnBadImage::Fail,
+    exif_rotate: false,
 };
 
 fn open(path: &Path, options: Options) -> Result<Dataset, Error> {
@@ -161,7 +162,7 @@ fn sets_are_brought_to_grey_or_colour_of_files_and_of_memory_alike() {
         (shape, bytes)
     };
     for name in [folder.path().to_str().unwrap(), "digits"] {
-        let open = || ImageSet::open(name, None, None).unwrap();
+        let open = || ImageSet::open(name, None, None, false).unwrap();
         let ([h, w, _], grey) = all(open());
         let (shape, colour) = all(open().with_channels(3));
         assert_eq!(shape, [h, w, 3]);
@@ -187,7 +188,7 @@ fn grey_and_colour_are_converted_as_pillow_does() {
 fn a_folder_that_is_missing_or_empty_is_named() {
     let folder = tempfile::tempdir().unwrap();
     assert_says(open(&folder.path().join("none"), OPTIONS), &["none", "no such file or folder"]);
-    assert_says(open(folder.path(), OPTIONS), &["no PNG or JPEG images"]);
+    assert_says(open(folder.path(), OPTIONS), &["no images in this folder"]);
     let text = folder.path().join("data.txt");
     fs::write(&text, b"text").unwrap();
     assert_says(open(&text, OPTIONS), &["data.txt", "not a kind of data"]);
@@ -272,7 +273,9 @@ fn npz_files_are_read_as_the_references_scripts_write_them() {
     assert_eq!(data.image(1).unwrap()[..3], [64, 65, 66]);
 
     write_npz(&path, &[3, 8, 8], None);
-    assert_says(open(&path, OPTIONS), &["data.npz", "[3, 8, 8]", "[N, H, W, C]"]);
+    assert_eq!(open(&path, OPTIONS).unwrap().len(), 3, "grey images");
+    write_npz(&path, &[24, 8], None);
+    assert_says(open(&path, OPTIONS), &["data.npz", "[24, 8]", "[N, H, W, C]"]);
     write_npz(&path, &[0, 8, 8, 1], None);
     assert_says(open(&path, OPTIONS), &["data.npz", "no image"]);
     write_npz(&path, &[3, 8, 8, 1], Some(&[2, 0]));

@@ -53,7 +53,7 @@ fn labels_are_dropped_by_the_seed_and_the_place_in_the_run_alone() {
         assert!(tensors(&straight) != tensors(&run(name, "6", &[("label_dropout", dropout)])), "{name}");
     }
     let network = Unet::new(with(DROPPED).model.network(with(DROPPED).diffusion.variance).unwrap());
-    let all = checkpoint::list(&straight.join("model.safetensors")).unwrap();
+    let all = checkpoint::list(&straight.join("model.safetensors"), "").unwrap().0;
     let shapes = all.iter().filter(|t| !t.name.starts_with("label_emb")).count();
     assert_eq!(shapes + 1, network.specs().len(), "no parameter of its own");
 }
@@ -67,7 +67,7 @@ fn next_to_all_labels_dropped_leave_the_embedding_as_it_was() {
             settings_of(&trained(&config, &folder.path().join(name))).model.network(config.diffusion.variance).unwrap(),
         );
         let newest = checkpoint::Store::new(&folder.path().join(name)).newest().unwrap().unwrap().1;
-        let parameters = checkpoint::load(&newest.join("model.safetensors"), network.layout()).unwrap();
+        let parameters = checkpoint::load(&newest.join("model.safetensors"), network.layout(), "").unwrap();
         let place = network.specs().iter().position(|spec| spec.name == "label_emb.weight").unwrap();
         parameters.get(place).to_vec()
     };

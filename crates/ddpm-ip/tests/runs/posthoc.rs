@@ -19,7 +19,7 @@ fn settings(more: &[(&str, &str)]) -> Config {
 /// The values of a file of parameters.
 fn values(file: &Path, config: &Config) -> Vec<f32> {
     let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
-    checkpoint::load(file, network.layout()).unwrap().values().to_vec()
+    checkpoint::load(file, network.layout(), "").unwrap().values().to_vec()
 }
 
 /// ‖a − b‖ / ‖b‖.

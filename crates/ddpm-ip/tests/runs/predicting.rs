@@ -38,7 +38,7 @@ fn the_output_is_the_networks() {
     let mut config = config;
     config.model.num_classes = 10;
     let network = Unet::new(config.model.network(config.diffusion.variance).unwrap());
-    let parameters = ddpm_ip::checkpoint::load(&checkpoint, network.layout()).unwrap();
+    let parameters = ddpm_ip::checkpoint::load(&checkpoint, network.layout(), "").unwrap();
     let feed = Feed { labels: Some(&[1, 9]), ..Feed::new(&x, [16, 8], &[3.0, 900.0]) };
     assert_eq!(out.values, Engine::new(network, cpu()).forward(&parameters, feed));
     assert!(out.values.iter().any(|v| *v != 0.0));

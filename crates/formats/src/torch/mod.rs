@@ -21,6 +21,7 @@ pub use value::{Array, Value};
 pub use write::{Moment, OptimizerEntries, write_optimizer, write_state_dict};
 
 use crate::Error;
+use crate::networks::Network;
 use archive::Storages;
 use source::Source;
 use std::fs::File;
@@ -51,8 +52,11 @@ impl Pickle {
         Self::read(BufReader::new(file), length).map_err(|message| Error::file(path, message))
     }
 
-    /// As [`Self::open`], from `length` bytes of a reader; says what is wrong.
-    pub(crate) fn read(reader: impl std::io::BufRead, length: u64) -> Result<Self, Fault> {
+    /// As [`Self::open`], from `length` bytes of a reader.
+    ///
+    /// # Errors
+    /// What is wrong, in words that follow a name.
+    pub fn read(reader: impl std::io::BufRead, length: u64) -> Result<Self, Fault> {
         let (heap, root) = machine::load(&mut Source::new(reader, length))?;
         Ok(Self { heap, root })
     }
@@ -91,15 +95,21 @@ impl TorchFile {
         self.pickle.value()
     }
 
-    /// The network's tensors by name, in the file's order. They are looked for under `state_dict`, `model`,
-    /// `model_state_dict`, `ema`, `params_ema` and `net`, the first that is there; else in the object itself; of a list
-    /// in its last element, which is the average in the files of ermongroup/ddim, else in its first. The prefix
-    /// `module.` is taken off if all names have it.
+    /// The file's networks, at least one: named tensors of any dictionary, or list of dictionaries, in it, without what
+    /// wraps their names. Averages come first.
     ///
     /// # Errors
     /// A file that holds something else, which the message names; names that occur twice.
+    pub fn networks(&self) -> Result<Vec<Network<Tensor>>, Error> {
+        state_dict::networks(self.value()).map_err(|message| Error::file(&self.path, message))
+    }
+
+    /// The tensors of the first of its [networks](Self::networks), in the file's order.
+    ///
+    /// # Errors
+    /// As there.
     pub fn parameters(&self) -> Result<Vec<(String, Tensor)>, Error> {
-        state_dict::parameters(self.value()).map_err(|message| Error::file(&self.path, message))
+        Ok(self.networks()?.swap_remove(0).tensors)
     }
 
     /// The state of an AdamW or Adam optimizer: the object itself, or what a dictionary has under `optimizer`,

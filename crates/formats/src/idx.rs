@@ -1,24 +1,22 @@
 //! The IDX files of the MNIST family, gzipped or not.
 
-use crate::Error;
+use crate::{Error, MOST_EXPANSION};
 use flate2::read::GzDecoder;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// Gzip makes no more than about 1032 bytes of one: a larger claim is a lie.
-const MOST_EXPANSION: u64 = 1100;
-
-/// The image files of a folder of the MNIST family.
-const IMAGE_FILES: [&str; 2] = ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"];
+/// The image files of a folder of the MNIST family: as their makers, torchvision and Kaggle lay them.
+const IMAGE_FILES: [&str; 4] =
+    ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "raw/train-images-idx3-ubyte", "train-images.idx3-ubyte"];
 
 /// The image file in a folder of the MNIST family.
-pub(super) fn in_folder(folder: &Path) -> Option<PathBuf> {
+pub fn in_folder(folder: &Path) -> Option<PathBuf> {
     IMAGE_FILES.iter().map(|name| folder.join(name)).find(|p| p.is_file())
 }
 
 /// Whether a file is named like one of images.
-pub(super) fn is_named(path: &Path) -> bool {
+pub fn is_named(path: &Path) -> bool {
     path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.contains("idx3-ubyte"))
 }
 
@@ -67,10 +65,13 @@ fn read(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), Error> {
 }
 
 /// Dimensions `[N, H, W]`, values, and labels if there are any.
-type Images = ([usize; 3], Vec<u8>, Option<Vec<u32>>);
+pub type Images = ([usize; 3], Vec<u8>, Option<Vec<u32>>);
 
 /// Images and, where the label file lies beside them, labels.
-pub(super) fn load(path: &Path) -> Result<Images, Error> {
+///
+/// # Errors
+/// Files that are missing or damaged; another number of labels than of images.
+pub fn load(path: &Path) -> Result<Images, Error> {
     let (dims, images) = read(path, 3)?;
     let labels = match label_file(path) {
         Some(file) => {

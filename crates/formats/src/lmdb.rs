@@ -46,7 +46,7 @@ const DB_ROOT: usize = 40;
 const MOST_DEPTH: u16 = 32;
 
 /// A database.
-pub(super) struct Lmdb {
+pub struct Lmdb {
     file: File,
     pages: u64,
     page_bytes: usize,
@@ -56,7 +56,7 @@ pub(super) struct Lmdb {
 }
 
 /// A value that can be read.
-pub(super) enum Value {
+pub enum Value {
     /// It lies in its node.
     Short(Vec<u8>),
     /// It lies on pages from this one on.
@@ -69,13 +69,16 @@ pub(super) enum Value {
 }
 
 /// The data file at a path: the path itself, or `data.mdb` in a folder.
-pub(super) fn data_file(path: &Path) -> PathBuf {
+pub fn data_file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join("data.mdb") } else { path.to_path_buf() }
 }
 
 impl Lmdb {
     /// Opens a data file.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// A file that is missing, or no database that is known.
+    pub fn open(path: &Path) -> Result<Self> {
         if !std::fs::metadata(path)?.is_file() {
             return Err(Error::other("not a regular file"));
         }
@@ -110,17 +113,20 @@ impl Lmdb {
     }
 
     /// How many entries it says it has.
-    pub(super) fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         usize::try_from(self.entries).unwrap_or(usize::MAX)
     }
 
     /// All entries, in the order of their keys.
-    pub(super) fn entries(&self) -> Entries<'_> {
+    pub fn entries(&self) -> Entries<'_> {
         Entries { db: self, way: Vec::new(), left: self.entries, begun: false }
     }
 
     /// Reads a value of at most `most` bytes.
-    pub(super) fn read(&self, value: Value, most: u64) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// Damage.
+    pub fn read(&self, value: Value, most: u64) -> Result<Vec<u8>> {
         match value {
             Value::Short(bytes) => Ok(bytes),
             Value::Long { page, bytes } => {
@@ -161,7 +167,7 @@ impl Lmdb {
 
 /// Goes through the entries of a database. Each level of the tree is one lower than the one above, and no more entries
 /// are passed than there are, so it ends even where pages contain each other.
-pub(super) struct Entries<'a> {
+pub struct Entries<'a> {
     db: &'a Lmdb,
     /// The pages from the root to the one at hand, and the position in each of the next node's position.
     way: Vec<(Vec<u8>, usize)>,

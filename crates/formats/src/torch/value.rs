@@ -5,6 +5,7 @@
 
 use super::source::latin1;
 use super::tensor::{Dtype, Storage, Tensor};
+use crate::npy;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ const DESCRIBED_KEYS: usize = 6;
 const LONGEST_NAME: usize = 500;
 
 /// Index of a value in its pickle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Id(u32);
 
 #[derive(Debug)]
@@ -103,6 +104,11 @@ impl<'a> Value<'a> {
 
     fn at(self, id: Id) -> Self {
         Self { heap: self.heap, id }
+    }
+
+    /// What tells it from others of its pickle.
+    pub(super) fn id(self) -> Id {
+        self.id
     }
 
     /// Whether this is Python's None.
@@ -280,25 +286,6 @@ impl<'a> Array<'a> {
         if !self.fortran || self.shape.len() < 2 || self.bytes.is_empty() {
             return self.bytes.into();
         }
-        let strides: Vec<usize> = self
-            .shape
-            .iter()
-            .scan(size, |stride, &length| {
-                let this = *stride;
-                *stride *= length;
-                Some(this)
-            })
-            .collect();
-        let mut out = Vec::with_capacity(self.bytes.len());
-        for index in 0..self.bytes.len() / size {
-            let mut rest = index;
-            let mut at = 0;
-            for (&length, &stride) in self.shape.iter().zip(&strides).rev() {
-                at += rest % length * stride;
-                rest /= length;
-            }
-            out.extend_from_slice(&self.bytes[at..at + size]);
-        }
-        out.into()
+        npy::c_order(self.bytes, self.shape, size).into()
     }
 }

@@ -3,7 +3,8 @@
 
 use std::io::{Error, Read, Result, Write};
 
-const MAGIC: &[u8] = b"\x93NUMPY";
+/// What every file begins with.
+pub(crate) const MAGIC: [u8; 6] = *b"\x93NUMPY";
 
 /// The longest dictionary that is read: a shape of a thousand dimensions would fit.
 const MOST: usize = 1 << 16;
@@ -28,7 +29,7 @@ impl Header {
     pub(crate) fn read(reader: &mut dyn Read) -> Result<Self> {
         let mut begin = [0; 8];
         reader.read_exact(&mut begin)?;
-        if &begin[..6] != MAGIC {
+        if begin[..6] != MAGIC {
             return Err(wrong("it begins otherwise"));
         }
         let length = if begin[6] == 1 {
@@ -59,7 +60,7 @@ impl Header {
         let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({lengths}), }}");
         let padded = (MAGIC.len() + 4 + text.len() + 1).next_multiple_of(64) - MAGIC.len() - 4;
         let length = u16::try_from(padded).map_err(|_| wrong("a shape of too many dimensions"))?;
-        writer.write_all(MAGIC)?;
+        writer.write_all(&MAGIC)?;
         writer.write_all(&[1, 0])?;
         writer.write_all(&length.to_le_bytes())?;
         writer.write_all(format!("{text:width$}\n", width = padded - 1).as_bytes())
@@ -79,6 +80,33 @@ impl Header {
     }
 }
 
+/// Values of `size` bytes each whose first dimension is the fastest, so that their last one is.
+pub(crate) fn c_order(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    // Where there are no values, lengths may be of any size.
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    let strides: Vec<usize> = shape
+        .iter()
+        .scan(size, |stride, &length| {
+            let this = *stride;
+            *stride *= length;
+            Some(this)
+        })
+        .collect();
+    let mut out = Vec::with_capacity(bytes.len());
+    for index in 0..bytes.len() / size {
+        let mut rest = index;
+        let mut at = 0;
+        for (&length, &stride) in shape.iter().zip(&strides).rev() {
+            at += rest % length * stride;
+            rest /= length;
+        }
+        out.extend_from_slice(&bytes[at..at + size]);
+    }
+    out
+}
+
 /// The dictionary.
 fn parse(text: &str) -> Result<Header> {
     let mut rest = Text(text);
@@ -88,7 +116,7 @@ fn parse(text: &str) -> Result<Header> {
         let key = rest.string()?;
         rest.expect(':')?;
         match key {
-            "descr" if rest.take('[') => return Err(wrong("a record array")),
+            "descr" if rest.take('[') => return Err(wrong("a structured array; save one of its fields alone")),
             "descr" => descr = Some(rest.string()?.to_string()),
             "fortran_order" => fortran = Some(rest.boolean()?),
             "shape" => shape = Some(rest.tuple()?),
@@ -193,7 +221,7 @@ mod tests {
     fn damaged_headers_are_named() {
         for (text, part) in [
             ("", "`{` is missing"),
-            ("{'descr': [('a', '<f4')], }", "record array"),
+            ("{'descr': [('a', '<f4')], }", "structured array"),
             ("{'descr': '<f4', 'fortran_order': False, }", "missing"),
             ("{'descr': '<f4', 'fortran_order': 0, }", "neither"),
             ("{'shape': (99999999999999999999999,)}", "no number"),

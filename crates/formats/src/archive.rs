@@ -4,8 +4,7 @@
 //! Folders and zip archives are read in the order of names, tar archives, which can only be read from front to back, in
 //! their own.
 
-use crate::Error;
-use crate::data::folder;
+use crate::{Error, MOST_EXPANSION, folder};
 use flate2::read::MultiGzDecoder;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -13,11 +12,8 @@ use std::ops::ControlFlow;
 use std::path::{Component, Path, PathBuf};
 use zip::ZipArchive;
 
-/// Deflate makes no more than about 1032 bytes of one: a larger claim is a lie.
-const MOST_EXPANSION: u64 = 1100;
-
-/// No file of a known data set is larger: the largest are batches of ImageNet, of 400 megabytes.
-pub(super) const MOST_FILE_BYTES: u64 = 1 << 30;
+/// A larger file is refused. Those of known data sets are smaller: the largest are batches of ImageNet, of 400 megabytes.
+pub const MOST_FILE_BYTES: u64 = 1 << 30;
 
 /// A tar archive's headers with longer names, or more of other things, are no honest ones.
 const LONGEST_NAME: u64 = 1 << 16;
@@ -31,7 +27,7 @@ enum Form {
 }
 
 /// Some of the files of a folder or an archive.
-pub(super) struct Archive {
+pub struct Archive {
     path: PathBuf,
     form: Form,
     wanted: fn(&Path) -> bool,
@@ -39,28 +35,28 @@ pub(super) struct Archive {
 }
 
 /// Reads the file at hand, if its contents are of interest.
-pub(super) type Load<'a> = dyn FnMut() -> Result<Vec<u8>, Error> + 'a;
+pub type Load<'a> = dyn FnMut() -> Result<Vec<u8>, Error> + 'a;
 
 /// Whether to go on with the next.
-pub(super) type Flow = Result<ControlFlow<()>, Error>;
+pub type Flow<E = Error> = Result<ControlFlow<()>, E>;
 
 impl Archive {
     /// Lists the files that are `wanted`.
     ///
     /// # Errors
     /// What is missing, damaged, or of another kind.
-    pub(super) fn open(path: &Path, wanted: fn(&Path) -> bool) -> Result<Self, Error> {
+    pub fn open(path: &Path, wanted: fn(&Path) -> bool) -> Result<Self, Error> {
         let form = Form::of(path)?;
         let mut archive = Self { path: path.to_path_buf(), form, wanted, files: Vec::new() };
         archive.files = match form {
             Form::Folder => {
                 let below = |file: PathBuf| file.strip_prefix(path).map(Path::to_path_buf).unwrap_or(file);
-                folder::list_where(path, wanted)?.into_iter().map(below).collect()
+                folder::list(path, wanted)?.into_iter().map(below).collect()
             }
             Form::Zip => archive.zip_entries(&mut archive.zip()?)?.into_iter().map(|(name, _)| name).collect(),
             Form::Tar | Form::TarGz => {
                 let mut files = Vec::new();
-                archive.each_of_tar(&mut |name, _| {
+                archive.each_of_tar::<Error>(&mut |name, _| {
                     files.push(name.to_path_buf());
                     Ok(ControlFlow::Continue(()))
                 })?;
@@ -71,17 +67,17 @@ impl Archive {
     }
 
     /// Whether this is a folder, whose files have paths of their own.
-    pub(super) fn is_folder(&self) -> bool {
+    pub fn is_folder(&self) -> bool {
         self.form == Form::Folder
     }
 
     /// The files' names, in the order they are read.
-    pub(super) fn files(&self) -> &[PathBuf] {
+    pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
     /// Where a file is, for messages.
-    pub(super) fn place(&self, file: usize) -> String {
+    pub fn place(&self, file: usize) -> String {
         self.files[file].display().to_string()
     }
 
@@ -89,7 +85,7 @@ impl Archive {
     ///
     /// # Errors
     /// Damage, and what `visit` says.
-    pub(super) fn each(&self, visit: &mut dyn FnMut(usize, &mut Load) -> Flow) -> Result<(), Error> {
+    pub fn each<E: From<Error>>(&self, visit: &mut dyn FnMut(usize, &mut Load) -> Flow<E>) -> Result<(), E> {
         match self.form {
             Form::Folder => {
                 for (i, name) in self.files.iter().enumerate() {
@@ -123,9 +119,9 @@ impl Archive {
     ///
     /// # Errors
     /// Damage.
-    pub(super) fn read(&self, file: usize) -> Result<Vec<u8>, Error> {
+    pub fn read(&self, file: usize) -> Result<Vec<u8>, Error> {
         let mut found = Vec::new();
-        self.each(&mut |i, load| {
+        self.each::<Error>(&mut |i, load| {
             if i < file {
                 return Ok(ControlFlow::Continue(()));
             }
@@ -135,44 +131,14 @@ impl Archive {
         Ok(found)
     }
 
-    /// The files of these names in whatever folder, in the order of the names, each with one of the endings. Missing
-    /// ones are an error, unless some are there and that is enough.
-    ///
-    /// # Errors
-    /// Names that are missing, or there twice.
-    pub(super) fn batches(&self, names: &[&str], endings: &[&str], some: bool) -> Result<Vec<usize>, Error> {
-        let mut found = Vec::new();
-        for name in names {
-            let is_it = |file: &Path| {
-                let rest = file.file_name().and_then(|f| f.to_str()).and_then(|f| f.strip_prefix(name));
-                rest.is_some_and(|rest| endings.contains(&rest))
-            };
-            let mut files = (0..self.files.len()).filter(|&i| is_it(&self.files[i]));
-            match (files.next(), files.next()) {
-                (Some(one), Some(other)) => {
-                    let (one, other) = (self.place(one), self.place(other));
-                    return Err(Error::file(
-                        &self.path,
-                        format!("{one} and {other} are the same batch: name one folder"),
-                    ));
-                }
-                (Some(file), None) => found.push(file),
-                (None, _) if some => {}
-                (None, _) => {
-                    let message = format!("{name} is not in it: fetch it again, or go on without with --allow-count");
-                    return Err(Error::file(&self.path, message));
-                }
-            }
-        }
-        if found.is_empty() {
-            return Err(Error::file(&self.path, format!("{} is not in it, nor any other batch", names[0])));
-        }
-        Ok(found)
+    /// A file whose contents cannot be used.
+    pub fn unusable(&self, file: usize, reason: impl std::fmt::Display) -> Error {
+        Error::file(&self.path, format!("{}: {reason}", self.place(file)))
     }
 
-    /// A file whose contents cannot be used.
-    pub(super) fn unusable(&self, file: usize, reason: impl std::fmt::Display) -> Error {
-        Error::file(&self.path, format!("{}: {reason}", self.place(file)))
+    /// Whether an archive's file is one of those wanted.
+    fn takes(&self, name: &Path) -> bool {
+        !folder::is_hidden(name) && (self.wanted)(name)
     }
 
     fn check_unchanged(&self, i: usize, name: &Path) -> Result<(), Error> {
@@ -209,7 +175,7 @@ impl Archive {
         for i in 0..zip.len() {
             let entry = zip.by_index_raw(i).map_err(|e| self.damaged(Path::new(&format!("entry {i}")), e))?;
             let name = plain(Path::new(&*entry.name().unwrap_or_default()));
-            if entry.is_file() && (self.wanted)(&name) {
+            if entry.is_file() && self.takes(&name) {
                 entries.push((name, i));
             }
         }
@@ -228,7 +194,7 @@ impl Archive {
         read_bounded(entry, most).map_err(|e| self.damaged(name, e))
     }
 
-    fn each_of_tar(&self, visit: &mut dyn FnMut(&Path, &mut Load) -> Flow) -> Result<(), Error> {
+    fn each_of_tar<E: From<Error>>(&self, visit: &mut dyn FnMut(&Path, &mut Load) -> Flow<E>) -> Result<(), E> {
         let damaged = |e| Error::file(&self.path, format!("not a whole tar archive ({e}): fetch it again"));
         let file = File::open(&self.path).map_err(Error::io("read", &self.path))?;
         let length = file.metadata().map_err(Error::io("read", &self.path))?.len();
@@ -251,12 +217,12 @@ impl Archive {
                 Some(long) => plain(Path::new(String::from_utf8_lossy(&long).trim_end_matches('\0'))),
                 None => plain(&entry.path().map_err(damaged)?),
             };
-            if kind.is_dir() || !(self.wanted)(&name) {
+            if kind.is_dir() || !self.takes(&name) {
                 continue;
             }
             if !kind.is_file() {
                 let message = format!("{} is a link or no plain file: unpack it and name the folder", name.display());
-                return Err(Error::file(&self.path, message));
+                return Err(Error::file(&self.path, message).into());
             }
             let most = entry.size().min(most).min(MOST_FILE_BYTES);
             let mut load = || {
@@ -279,7 +245,13 @@ impl Form {
         if meta.is_dir() {
             return Ok(Self::Folder);
         }
-        let unknown = || Error::file(path, "is neither a folder nor a zip, tar or tar.gz archive");
+        let unknown = || {
+            let kind = crate::kind::of(path).map(|kind| format!(", but {}: {}", kind.what, kind.advice));
+            Error::file(
+                path,
+                format!("is neither a folder nor a zip, tar or tar.gz archive{}", kind.unwrap_or_default()),
+            )
+        };
         if !meta.is_file() {
             return Err(unknown());
         }

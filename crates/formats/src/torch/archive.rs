@@ -5,14 +5,12 @@ use super::Fault;
 use super::machine::load;
 use super::source::Source;
 use super::value::{Heap, Id, Value};
+use crate::MOST_EXPANSION;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
-
-/// Deflate makes no more than about 1032 bytes of one: a larger claim is a lie.
-const MOST_EXPANSION: u64 = 1100;
 
 /// What a file without an archive begins with: a number of ten bytes, then the version of its layout.
 const MAGIC: i128 = 0x1950a86a20f9469cfc6c;

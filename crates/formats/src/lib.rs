@@ -1,0 +1,32 @@
+//! Files that other programs write, read as hostile until parsed: what is read takes memory in proportion to the file, and
+//! damage is an [`Error`] that says what is wrong and what to do.
+//!
+//! | module | reads | writes |
+//! | --- | --- | --- |
+//! | [`torch`] | `torch.save`'s files of either layout, pickles without code being run | state dicts, AdamW's state |
+//! | [`npz`] | NumPy's npz | npz |
+//! | [`safetensors`] | safetensors | safetensors |
+//! | [`idx`] | the files of the MNIST family | |
+//! | [`lmdb`] | LMDB databases | |
+//! | [`archive`], [`folder`] | the files of a folder, a zip or a tar archive | |
+//! | [`networks`] | the networks among a checkpoint's tensors | |
+//! | [`kind`] | what a file is that is none of these | |
+
+#![forbid(unsafe_code)]
+
+pub mod archive;
+mod error;
+pub mod folder;
+pub mod idx;
+pub mod kind;
+pub mod lmdb;
+pub mod networks;
+mod npy;
+pub mod npz;
+pub mod safetensors;
+pub mod torch;
+
+pub use error::{Error, Result};
+
+/// Deflate makes no more than about 1032 bytes of one: a larger claim is a lie.
+const MOST_EXPANSION: u64 = 1100;
