@@ -4,6 +4,7 @@ use crate::npy::{self, Header};
 use crate::{Error, MOST_EXPANSION, kind};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
@@ -45,6 +46,9 @@ enum Held {
 
 /// Values of a float array that [`Npz::range`] looks at.
 const MOST_LOOKED_AT: usize = 1 << 20;
+
+/// An array whose header was read, what follows it, and how many bytes there are in all at most.
+type Begun<'a> = (Header, std::io::Take<Box<dyn Read + 'a>>, u64);
 
 impl Npz {
     /// The name of an npy file's array, which is that of the first one that `numpy.savez` gets without names.
@@ -217,8 +221,8 @@ impl Npz {
         Ok(Array { shape, values })
     }
 
-    /// An array's header, what follows it, and how many bytes there are in all at most.
-    fn header(&mut self, name: &str) -> Result<(Header, std::io::Take<Box<dyn Read + '_>>, u64), Error> {
+    /// Reads an array's header.
+    fn header(&mut self, name: &str) -> Result<Begun<'_>, Error> {
         let names = self.names();
         let path = &self.path;
         let fail = |message: String| Error::file(path, message);
@@ -421,12 +425,15 @@ impl Number for f64 {
 }
 
 /// Writes an archive, array by array, without compression as `numpy.savez` does.
-pub struct NpzWriter<W: Write + Seek>(ZipWriter<W>);
+///
+/// One that is not finished, because writing failed, is left as it is: dropped, a `ZipWriter` would try to complete the archive on a
+/// disk that has just failed.
+pub struct NpzWriter<W: Write + Seek>(ManuallyDrop<ZipWriter<W>>);
 
 impl<W: Write + Seek> NpzWriter<W> {
     /// Begins an archive.
     pub fn new(writer: W) -> Self {
-        Self(ZipWriter::new(writer))
+        Self(ManuallyDrop::new(ZipWriter::new(writer)))
     }
 
     /// Adds an array whose values are written by `fill`, which must write as many as the shape says.
@@ -441,7 +448,7 @@ impl<W: Write + Seek> NpzWriter<W> {
     ) -> std::io::Result<()> {
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
         self.0.start_file(format!("{name}.npy"), options)?;
-        Header::write(&mut self.0, T::DESCR, shape)?;
+        Header::write(&mut *self.0, T::DESCR, shape)?;
         let mut left: usize = shape.iter().product();
         fill(&mut |values| {
             let other = || std::io::Error::other("more values than the array's shape says");
@@ -468,6 +475,6 @@ impl<W: Write + Seek> NpzWriter<W> {
     /// # Errors
     /// What writing says.
     pub fn finish(self) -> std::io::Result<()> {
-        self.0.finish().map(drop).map_err(Into::into)
+        ManuallyDrop::into_inner(self.0).finish().map(drop).map_err(Into::into)
     }
 }

@@ -85,7 +85,7 @@ fn make(matches: &ArgMatches, run: &std::path::Path, lengths: &[f64], step: Opti
         if lengths.len() > 1 {
             return refuse("--out is one file: give one --length, or leave it out".into());
         }
-        if !out.extension().is_some_and(|ending| ending == "safetensors") {
+        if out.extension().is_none_or(|ending| ending != "safetensors") {
             return refuse(format!("--out {}: end it in .safetensors", out.display()));
         }
         if out.exists() {

@@ -161,7 +161,7 @@ pub(crate) struct Tensors {
     path: PathBuf,
     held: Held,
     /// The network's tensors, and what each is in the file.
-    tensors: Vec<(TensorInfo, Place)>,
+    chosen: Vec<(TensorInfo, Place)>,
     /// Names of the file's networks, and which was taken.
     networks: Vec<String>,
     taken: usize,
@@ -229,12 +229,12 @@ impl Tensors {
             })?,
         };
         let tensors = found.into_iter().nth(taken).map(|(_, tensors)| tensors).unwrap_or_default();
-        Ok(Self { path: path.to_path_buf(), held, tensors, networks: names, taken })
+        Ok(Self { path: path.to_path_buf(), held, chosen: tensors, networks: names, taken })
     }
 
     /// What the network's tensors are, in the file's order.
     pub(crate) fn list(&self) -> Vec<TensorInfo> {
-        self.tensors.iter().map(|(info, _)| info.clone()).collect()
+        self.chosen.iter().map(|(info, _)| info.clone()).collect()
     }
 
     /// Which network was taken, where the file holds several.
@@ -257,7 +257,7 @@ impl Tensors {
     /// # Errors
     /// Damage, or another architecture: the message names the first tensor that differs and both shapes.
     pub(super) fn load(&mut self, layout: &Arc<Layout>) -> Result<Parameters, Error> {
-        let held: Vec<_> = self.tensors.iter().map(|(info, _)| (info.name.as_str(), info.shape.as_slice())).collect();
+        let held: Vec<_> = self.chosen.iter().map(|(info, _)| (info.name.as_str(), info.shape.as_slice())).collect();
         check(&self.path, layout.specs(), "", &held)?;
         let mut parameters = Parameters::zeros(layout);
         for (place, spec) in layout.specs().iter().enumerate() {
@@ -272,7 +272,7 @@ impl Tensors {
     /// A file that has none, or damage.
     pub(crate) fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let path = &self.path;
-        let found = self.tensors.iter().find(|(info, _)| info.name == name);
+        let found = self.chosen.iter().find(|(info, _)| info.name == name);
         let Some((_, place)) = found.filter(|(info, _)| info.shape == shape) else {
             let has = found.map_or("has no such tensor".into(), |(info, _)| format!("has shape {:?}", info.shape));
             let message = format!("is of another network: `{name}` of shape {shape:?} is needed, the file {has}");

@@ -63,7 +63,7 @@ impl Arrays {
             'u' | 'i' => {}
             'f' => {
                 let expression = match npz.range(&images)? {
-                    [least, most] if least < 0.0 && least >= -1.5 && most <= 1.5 => {
+                    [least, most] if (-1.5..0.0).contains(&least) && most <= 1.5 => {
                         "((x + 1) * 127.5).round().clip(0, 255).astype(np.uint8)"
                     }
                     [least, most] if least >= 0.0 && most <= 1.0 => "(x * 255).round().astype(np.uint8)",

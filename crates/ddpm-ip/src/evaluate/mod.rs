@@ -214,7 +214,7 @@ pub fn evaluate(
     let settings = &job.settings;
     let mut reference = Side::open(&job.reference, settings)?;
     let mut samples = Side::open(&job.samples, settings)?;
-    [&reference, &samples].into_iter().filter_map(|side| side.remark()).for_each(&mut *emit);
+    [&reference, &samples].into_iter().filter_map(Side::remark).for_each(&mut *emit);
     if let Some(most) = settings.num_images {
         if let Some(set) = samples.images.as_ref().filter(|set| set.len() < most) {
             let (name, there) = (set.name(), set.len());

@@ -39,6 +39,13 @@ pub struct Saved {
     pub path: PathBuf,
 }
 
+/// What makes an average: saved ones with their weights, its step, and the share of its profile that is missed.
+struct Combination {
+    saved: Vec<(Saved, f64)>,
+    step: u64,
+    error: f64,
+}
+
 /// An average that was made.
 pub struct Average {
     /// σ_rel.
@@ -156,7 +163,7 @@ impl Savings {
     ///
     /// # Errors
     /// A length that the saved averages do not give; too few of them; damage.
-    fn combination(&self, length: f64, step: Option<u64>) -> Result<(Vec<(Saved, f64)>, u64, f64), Error> {
+    fn combination(&self, length: f64, step: Option<u64>) -> Result<Combination, Error> {
         let (saved, step) = self.profiles(step)?;
         let profiles: Vec<Profile> = saved.iter().map(|(_, profile)| *profile).collect();
         let end = profiles.last().map_or(0.0, |profile| profile.end);
@@ -165,7 +172,7 @@ impl Savings {
         let combination = posthoc::combine(&profiles, Profile { gamma, end });
         if is_length && combination.error <= posthoc::MOST_ERROR {
             let saved = saved.into_iter().map(|(saved, _)| saved).zip(combination.weights).collect();
-            return Ok((saved, step, combination.error));
+            return Ok(Combination { saved, step, error: combination.error });
         }
         let given = posthoc::lengths(&profiles, end).map_or_else(
             || "no length at all".to_string(),
@@ -193,7 +200,7 @@ impl Savings {
     /// # Errors
     /// A length that the saved averages do not give; too few of them; damage.
     pub fn average(&self, length: f64, step: Option<u64>) -> Result<Average, Error> {
-        let (saved, step, error) = self.combination(length, step)?;
+        let Combination { saved, step, error } = self.combination(length, step)?;
         let config = self.config()?;
         let task = Task::new(&config, Device::default())?;
         let mut sum = vec![0.0_f64; task.parameter_count()];

@@ -93,7 +93,7 @@ impl GuideJob {
         };
         for ((what, theirs), (_, ours)) in values(&own).into_iter().zip(values(config)) {
             // One that knows no classes is weaker for that.
-            if theirs != ours && !(what == "classes:" && !own.model.class_cond) {
+            if theirs != ours && (what != "classes:" || own.model.class_cond) {
                 let file = file.display();
                 let message =
                     format!("--guide-with {file} has {what} {theirs}, the network {ours}: take one of the same kind");

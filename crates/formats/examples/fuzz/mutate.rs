@@ -58,7 +58,7 @@ const NUMBERS: [u64; 22] = [
 
 /// Some changes of bytes, whatever they mean.
 fn change(random: &mut Random, data: &mut Vec<u8>) {
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..=random.below(4) {
         let at = random.below(data.len() + 1);
         let length = random.below(17).min(data.len() - at);
         match random.below(9) {
@@ -175,7 +175,7 @@ pub(crate) fn pickle(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
         return bytes(random, seeds);
     }
     let mut data = random.pick(&pickles());
-    for _ in 0..1 + random.below(6) {
+    for _ in 0..=random.below(6) {
         let at = random.below(data.len());
         match random.below(4) {
             0 => change(random, &mut data),
@@ -329,7 +329,7 @@ pub(crate) fn tensors(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
 /// Fields of pages: numbers of pages, places in them, lengths, flags.
 pub(crate) fn lmdb(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     let mut data = random.pick(seeds);
-    for _ in 0..1 + random.below(3) {
+    for _ in 0..=random.below(3) {
         let page = random.below(data.len() / 512) * 512;
         let (at, size) = match random.below(4) {
             // Of the description of the database.
@@ -354,7 +354,7 @@ pub(crate) fn tar(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
         return bytes(random, seeds);
     }
     let mut data = seeds[1].clone();
-    for _ in 0..1 + random.below(3) {
+    for _ in 0..=random.below(3) {
         let header = random.below(data.len() / 512) * 512;
         let at = header + random.pick(&[0, 1, 100, 124, 125, 130, 135, 156, 157, 257, 263, 345, 483]);
         data[at] = random.pick(&[0, b'0', b'1', b'2', b'5', b'7', b'L', b'x', b'g', b'S', b'/', b'.', 0x80, 0xff]);

@@ -1,6 +1,7 @@
 //! Checkpoints as `torch.save` writes them.
 
 use std::io::{self, Seek, Write};
+use std::mem::ManuallyDrop;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 /// Folder of all entries. PyTorch takes any.
@@ -218,7 +219,8 @@ impl Pickler {
 
 /// The archive around a pickle.
 struct Archive<W: Write + Seek> {
-    zip: ZipWriter<W>,
+    /// Dropped after a failure, it would try to complete the archive on a disk that has just failed.
+    zip: ManuallyDrop<ZipWriter<W>>,
     storages: usize,
 }
 
@@ -226,7 +228,7 @@ impl<W: Write + Seek> Archive<W> {
     /// Begins with what comes before the numbers. PyTorch's `.format_version` is left out: it would promise that
     /// positions can be computed from sizes, which holds for its own padding only.
     fn new(out: W, pickle: &[u8]) -> io::Result<Self> {
-        let mut archive = Self { zip: ZipWriter::new(out), storages: 0 };
+        let mut archive = Self { zip: ManuallyDrop::new(ZipWriter::new(out)), storages: 0 };
         archive.entry("data.pkl", pickle.len())?.write_all(pickle)?;
         archive.entry("byteorder", 6)?.write_all(b"little")?;
         Ok(archive)
@@ -259,6 +261,6 @@ impl<W: Write + Seek> Archive<W> {
 
     fn finish(mut self) -> io::Result<()> {
         self.entry("version", 2)?.write_all(b"3\n")?;
-        self.zip.finish().map(drop).map_err(Into::into)
+        ManuallyDrop::into_inner(self.zip).finish().map(drop).map_err(Into::into)
     }
 }
