@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! checkpoints/best/           with evaluation during training, the one whose samples came nearest to real images
+//! checkpoints/damaged-step_001500/   one that was passed over, moved aside
 //! checkpoints/step_001500/
 //!     model.safetensors        the network's parameters
 //!     ema_0.995.safetensors    each average of them
@@ -386,7 +387,8 @@ pub struct Verified {
     pub problem: Option<String>,
 }
 
-/// Reads all files of a run's checkpoints, of one checkpoint folder, or one file, and compares them with their checksums.
+/// Reads all files of a run's checkpoints and averages, of one checkpoint folder, or one file, and compares them with their
+/// checksums.
 ///
 /// # Errors
 /// A path that is none of these, a folder that cannot be listed. What is wrong with files is in the result.
@@ -395,8 +397,10 @@ pub fn verify(path: &Path) -> Result<Vec<Verified>, Error> {
         vec![path.to_path_buf()]
     } else {
         let store = Store::new(path);
-        let folder = if store.folder.is_dir() { store.folder } else { path.to_path_buf() };
-        ddpm_formats::folder::list(&folder, |file| file.extension().is_some_and(|ending| ending == "safetensors"))?
+        let folders = if store.exists() { vec![store.folder, path.join("ema")] } else { vec![path.to_path_buf()] };
+        let is_own = |file: &Path| file.extension().is_some_and(|ending| ending == "safetensors");
+        let list = |folder: &PathBuf| ddpm_formats::folder::list(folder, is_own);
+        folders.iter().filter(|folder| folder.is_dir()).map(list).collect::<Result<Vec<_>, _>>()?.concat()
     };
     if files.is_empty() {
         return Err(Error::file(path, "holds no .safetensors files: name a run, a checkpoint folder or a file"));

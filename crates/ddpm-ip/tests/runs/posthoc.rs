@@ -118,6 +118,9 @@ fn other_lengths_are_near_to_those_kept_from_the_beginning() {
     assert!(off(made.parameters.values(), &kept) < 1e-3 && made.error < 0.01);
     let tenth = values(&last.join("posthoc_0.1.safetensors"), &config);
     assert!(off(&tenth, &kept) > 1e-2, "the two differ");
+    // All of the run is verified.
+    let verified = checkpoint::verify(folder.path()).unwrap();
+    assert!(verified.len() >= 64 + 6 && verified.iter().all(|file| file.checksums && file.problem.is_none()));
     // At an earlier step.
     let earlier = savings.average(0.07, Some(96)).unwrap();
     assert!(earlier.step == 96 && off(earlier.parameters.values(), &kept) > 1e-2);
