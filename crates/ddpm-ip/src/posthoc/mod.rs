@@ -232,10 +232,11 @@ pub(crate) struct PosthocHook {
 }
 
 impl PosthocHook {
-    /// Saves into a run directory that goes on at a step.
-    pub(crate) fn new(run: &Path, step: u64, emit: &mut Emit) -> Result<Self, Error> {
-        let savings = Savings::new(run);
-        let removed = savings.remove_after(step)?;
+    /// Saves into a run directory, for a trainer that goes on at its step.
+    pub(crate) fn new(run: &Path, trainer: &Trainer, emit: &mut Emit) -> Result<Self, Error> {
+        let (savings, step) = (Savings::new(run), trainer.step());
+        let keeps = !trainer.config.train.posthoc_ema.is_empty();
+        let removed = if keeps { savings.remove_after(step)? } else { 0 };
         if removed > 0 {
             let folder = savings.folder.display();
             emit(Event::Notice(format!(

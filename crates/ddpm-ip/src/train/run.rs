@@ -226,7 +226,7 @@ fn run(
     }
     let (mut log, mut saving, mut watch) =
         (LogHook::new(), CheckpointHook::new(&store, save), WatchHook::new(&trainer));
-    let mut posthoc = PosthocHook::new(dir, first_step, emit)?;
+    let mut posthoc = PosthocHook::new(dir, &trainer, emit)?;
 
     if first_step > 0 {
         grid.resume(&trainer, emit)?;
