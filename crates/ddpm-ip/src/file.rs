@@ -15,10 +15,7 @@ pub fn write_atomic(
     path: &Path,
     write: impl FnOnce(&mut std::io::BufWriter<&std::fs::File>) -> std::io::Result<()>,
 ) -> Result<(), Error> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let io = |e| Error::io("write", path)(e);
     let file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder).map_err(io)?;
     let mut writer = std::io::BufWriter::new(file.as_file());
@@ -43,6 +40,11 @@ fn allow_reading(_: &std::fs::File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The folder that a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
 /// Creates a folder with those above it that are missing, and makes their names durable.
 ///
 /// # Errors
@@ -51,7 +53,7 @@ pub fn create_folder(path: &Path) -> Result<(), Error> {
     let missing: Vec<&Path> = path.ancestors().take_while(|path| *path != Path::new("") && !path.exists()).collect();
     std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
     for made in missing {
-        sync_folder(made.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new(".")));
+        sync_folder(folder_of(made));
     }
     Ok(())
 }

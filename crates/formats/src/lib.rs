@@ -24,6 +24,7 @@ pub mod networks;
 mod npy;
 pub mod npz;
 pub mod safetensors;
+mod sink;
 pub mod torch;
 
 pub use error::{Error, Result};

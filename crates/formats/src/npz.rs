@@ -1,10 +1,10 @@
 //! NumPy's npz archives, and its npy files of a single array: read as hostile until parsed, written streaming.
 
 use crate::npy::{self, Header};
+use crate::sink::Sink;
 use crate::{Error, MOST_EXPANSION, kind};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
-use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
@@ -425,15 +425,12 @@ impl Number for f64 {
 }
 
 /// Writes an archive, array by array, without compression as `numpy.savez` does.
-///
-/// One that is not finished, because writing failed, is left as it is: dropped, a `ZipWriter` would try to complete the archive on a
-/// disk that has just failed.
-pub struct NpzWriter<W: Write + Seek>(ManuallyDrop<ZipWriter<W>>);
+pub struct NpzWriter<W: Write + Seek>(ZipWriter<Sink<W>>);
 
 impl<W: Write + Seek> NpzWriter<W> {
     /// Begins an archive.
     pub fn new(writer: W) -> Self {
-        Self(ManuallyDrop::new(ZipWriter::new(writer)))
+        Self(ZipWriter::new(Sink::new(writer)))
     }
 
     /// Adds an array whose values are written by `fill`, which must write as many as the shape says.
@@ -448,7 +445,7 @@ impl<W: Write + Seek> NpzWriter<W> {
     ) -> std::io::Result<()> {
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
         self.0.start_file(format!("{name}.npy"), options)?;
-        Header::write(&mut *self.0, T::DESCR, shape)?;
+        Header::write(&mut self.0, T::DESCR, shape)?;
         let mut left: usize = shape.iter().product();
         fill(&mut |values| {
             let other = || std::io::Error::other("more values than the array's shape says");
@@ -475,6 +472,6 @@ impl<W: Write + Seek> NpzWriter<W> {
     /// # Errors
     /// What writing says.
     pub fn finish(self) -> std::io::Result<()> {
-        ManuallyDrop::into_inner(self.0).finish().map(drop).map_err(Into::into)
+        self.0.finish().map(drop).map_err(Into::into)
     }
 }

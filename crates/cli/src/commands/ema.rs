@@ -1,14 +1,15 @@
 //! `ddpm-ip ema`: averages of other lengths than a run has kept.
 
+use super::evaluate::usual_settings;
 use crate::args::{self, Settings};
 use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
+use ddpm_ip::Outcome;
 use ddpm_ip::config::{ConfigError, Layers};
 use ddpm_ip::file::quoted;
 use ddpm_ip::posthoc::{self, Point, Savings, SweepJob};
-use ddpm_ip::{Outcome, evaluate};
 use std::path::PathBuf;
 
 const SETTINGS: Settings = Settings(&["sample"]);
@@ -146,13 +147,7 @@ fn sweep(matches: &ArgMatches, run: PathBuf, lengths: Vec<f64>, step: Option<u64
     if !quiet {
         complain_all(&notices);
     }
-    let cache = args::cache_dir();
-    let settings = evaluate::Settings {
-        weights: cache.clone().unwrap_or_default().join("weights"),
-        cache,
-        ..evaluate::Settings::default()
-    };
-    let job = SweepJob { run, lengths, step, config, settings };
+    let job = SweepJob { run, lengths, step, config, settings: usual_settings() };
     let mut sinks = Sinks::new(quiet, None);
     let result = posthoc::sweep(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();

@@ -156,6 +156,12 @@ pub(super) fn statistics_command() -> Command {
         .args_override_self(true)
 }
 
+/// How images are evaluated where no flags say it, with what is kept in the user's cache.
+pub(super) fn usual_settings() -> Settings {
+    let cache = args::cache_dir();
+    Settings { weights: cache.clone().unwrap_or_default().join("weights"), cache, ..Settings::default() }
+}
+
 /// What both commands are told.
 fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
     let count = |name: &str| matches.get_one::<usize>(name).copied();

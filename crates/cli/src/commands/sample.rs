@@ -153,7 +153,9 @@ fn weaker(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJ
     let mut layers = Layers::default();
     let size = config.model.image_size.to_string();
     layers.set([("image_size", size.as_str())])?;
-    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
+    // --network is for the checkpoint.
+    let (own, _) = settings_and_remark(&checkpoint, "", matches, &layers)?;
+    layers.add(own)?;
     let mut own = layers.resolve()?;
     if own.model.arch == Arch::Classifier {
         let message = format!("--guide-with {} is a classifier: name it as --classifier-path", checkpoint.display());

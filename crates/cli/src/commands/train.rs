@@ -1,5 +1,6 @@
 //! `ddpm-ip train`: a run, from the beginning or from where it stopped.
 
+use super::evaluate::usual_settings;
 use super::sample::settings_and_remark;
 use crate::args::{self, Settings};
 use crate::output::{complain, complain_all, print};
@@ -10,7 +11,7 @@ use ddpm_ip::checkpoint::{self, Progress, Store};
 use ddpm_ip::config::{Arch, Config, Layers, PRESETS, Preset};
 use ddpm_ip::convolutions::{self, Choice};
 use ddpm_ip::data::Fit;
-use ddpm_ip::evaluate::{self, EvaluationHook};
+use ddpm_ip::evaluate::EvaluationHook;
 use ddpm_ip::file::quoted;
 use ddpm_ip::memory;
 use ddpm_ip::train::{Hook, RunOptions};
@@ -166,12 +167,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     }
     let stop = crate::interrupt::flag()?;
     let mut emit = |e| sinks.receive(&e);
-    let cache = args::cache_dir();
-    let evaluation = evaluate::Settings {
-        weights: cache.clone().unwrap_or_default().join("weights"),
-        cache,
-        ..evaluate::Settings::default()
-    };
+    let evaluation = usual_settings();
     let hook = EvaluationHook::new(&config, &out, &evaluation, device, stop, &mut emit);
     let outcome = hook.and_then(|hook| {
         let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();

@@ -26,7 +26,7 @@ use tensors::load_for;
 
 use crate::Error;
 use crate::config::{Arch, Config, Pool, TrainConfig};
-use crate::file::{create_folder, missing, quoted, sync_folder};
+use crate::file::{create_folder, folder_of, missing, quoted, sync_folder};
 use ddpm_formats::safetensors::{Safetensors, Width};
 use ddpm_math::TimeSamplerState;
 use ddpm_net::{Layout, Parameters};
@@ -590,8 +590,8 @@ pub(crate) fn progress_in(file: &Path) -> Result<Progress, Error> {
 pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     const OTHERS: [&str; 10] = ["npz", "npy", "png", "jpg", "jpeg", "toml", "json", "csv", "txt", "onnx"];
     if path.is_file() && path.to_string_lossy().ends_with(".safetensors.index.json") {
-        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-        return Err(Error::file(path, format!("is the index of shards. {}", one_of_shards(&folder.to_string_lossy()))));
+        let shards = one_of_shards(&folder_of(path).to_string_lossy());
+        return Err(Error::file(path, format!("is the index of shards. {shards}")));
     }
     if path.is_file() {
         let ending = path.extension().and_then(|ending| ending.to_str()).filter(|ending| OTHERS.contains(ending));

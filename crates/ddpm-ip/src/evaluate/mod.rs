@@ -26,7 +26,7 @@ use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{create_folder, sync_folder};
+use crate::file::{create_folder, folder_of, sync_folder};
 use crate::record::Record;
 use compare::compare;
 use ddpm_net::Device;
@@ -437,6 +437,6 @@ pub(crate) fn append(path: &Path, report: &impl Serialize) -> Result<(), Error> 
     }
     let end = if last == [b'\n'] { "" } else { "\n" };
     writeln!(file, "{end}{line}").and_then(|()| file.sync_data()).map_err(Error::io("write", path))?;
-    sync_folder(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")));
+    sync_folder(folder_of(path));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Checkpoints as `torch.save` writes them.
 
+use crate::sink::Sink;
 use std::io::{self, Seek, Write};
-use std::mem::ManuallyDrop;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 /// Folder of all entries. PyTorch takes any.
@@ -219,8 +219,7 @@ impl Pickler {
 
 /// The archive around a pickle.
 struct Archive<W: Write + Seek> {
-    /// Dropped after a failure, it would try to complete the archive on a disk that has just failed.
-    zip: ManuallyDrop<ZipWriter<W>>,
+    zip: ZipWriter<Sink<W>>,
     storages: usize,
 }
 
@@ -228,13 +227,13 @@ impl<W: Write + Seek> Archive<W> {
     /// Begins with what comes before the numbers. PyTorch's `.format_version` is left out: it would promise that
     /// positions can be computed from sizes, which holds for its own padding only.
     fn new(out: W, pickle: &[u8]) -> io::Result<Self> {
-        let mut archive = Self { zip: ManuallyDrop::new(ZipWriter::new(out)), storages: 0 };
+        let mut archive = Self { zip: ZipWriter::new(Sink::new(out)), storages: 0 };
         archive.entry("data.pkl", pickle.len())?.write_all(pickle)?;
         archive.entry("byteorder", 6)?.write_all(b"little")?;
         Ok(archive)
     }
 
-    fn entry(&mut self, name: &str, bytes: usize) -> io::Result<&mut ZipWriter<W>> {
+    fn entry(&mut self, name: &str, bytes: usize) -> io::Result<&mut ZipWriter<Sink<W>>> {
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)
             .with_alignment(ALIGNMENT)
@@ -261,6 +260,6 @@ impl<W: Write + Seek> Archive<W> {
 
     fn finish(mut self) -> io::Result<()> {
         self.entry("version", 2)?.write_all(b"3\n")?;
-        ManuallyDrop::into_inner(self.zip).finish().map(drop).map_err(Into::into)
+        self.zip.finish().map(drop).map_err(Into::into)
     }
 }
