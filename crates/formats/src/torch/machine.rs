@@ -7,8 +7,9 @@ use super::{Fault, op};
 use std::collections::HashMap;
 use std::io::BufRead;
 
-/// Instructions of one pickle. Checkpoints have some ten thousand, a batch of ImageNet32 a few hundred thousand.
-const MOST_STEPS: u32 = 4_000_000;
+/// Instructions of one pickle. Checkpoints have some ten thousand, a batch of ImageNet32 a few hundred thousand. Each may make a
+/// value, and a deflated pickle has a thousand of them to a byte of its file.
+const MOST_STEPS: u32 = 1_000_000;
 
 /// Bytes of a module's or function's name.
 const LONGEST_NAME: usize = 500;
