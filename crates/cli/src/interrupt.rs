@@ -3,13 +3,13 @@
 
 use crate::output::complain;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How an interrupted program ends.
 pub(crate) const EXIT_CODE: u8 = 130;
 
-static STOP: AtomicBool = AtomicBool::new(false);
+static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// Whether there is work to save.
 static WORKING: AtomicBool = AtomicBool::new(false);
 static FIRST: OnceLock<Instant> = OnceLock::new();
@@ -17,8 +17,11 @@ static FIRST: OnceLock<Instant> = OnceLock::new();
 /// Signals closer together than this are one: `timeout` and others signal the process and its group.
 const ONE: Duration = Duration::from_millis(300);
 
-/// A flag that is set when the user (or the system) asks the program to stop.
-pub(crate) fn flag() -> anyhow::Result<&'static AtomicBool> {
+/// A flag that is set when the user, the system or the host asks the program to stop.
+pub(crate) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
+    if let Some(stop) = crate::host::stop() {
+        return Ok(stop);
+    }
     ctrlc::set_handler(|| {
         if !WORKING.load(Ordering::Relaxed) {
             quit();
@@ -32,12 +35,15 @@ pub(crate) fn flag() -> anyhow::Result<&'static AtomicBool> {
         FIRST.get_or_init(Instant::now);
         complain("stopping after this step, saving first; Ctrl-C again quits at once");
     })?;
-    Ok(&STOP)
+    Ok(Arc::clone(&STOP))
 }
 
 /// A flag that SIGUSR1 sets: a batch system's wish that a run saves and goes on. From the first call on the signal does not
 /// end the program.
 pub(crate) fn save_flag() -> Arc<AtomicBool> {
+    if crate::host::is_served() {
+        return Arc::default();
+    }
     static SAVE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let flag = SAVE.get_or_init(|| {
         let flag = Arc::default();

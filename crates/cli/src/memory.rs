@@ -17,7 +17,7 @@ pub(crate) fn advise(command: &str) {
 }
 
 /// The system's allocator, which ends the program with a message when there is nothing to be had.
-pub(crate) struct Speaking;
+pub struct Speaking;
 
 // SAFETY: every call goes to the system's allocator as it is, and what that gives is given.
 unsafe impl GlobalAlloc for Speaking {

@@ -1,9 +1,14 @@
 //! What goes to the terminal.
 
+use crate::host;
+use ddpm_ip::Event;
 use std::io::{ErrorKind, Write};
 
-/// Prints a report to standard output.
+/// Prints a report to standard output, or gives it to the host.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    if host::report(text).is_some() {
+        return Ok(());
+    }
     writeln!(std::io::stdout(), "{text}").map_err(anyhow::Error::from)
 }
 
@@ -14,8 +19,11 @@ pub(crate) fn complain_all(remarks: &[String]) {
     }
 }
 
-/// Prints a remark to standard error; where that is closed nobody listens.
+/// Prints a remark to standard error, or tells the host; where standard error is closed nobody listens.
 pub(crate) fn complain(text: &str) {
+    if host::tell(&Event::Notice(text.into())).is_some() {
+        return;
+    }
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 

@@ -1,7 +1,7 @@
 //! The variational bound on the likelihood of images, in bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021).
 
 use crate::Error;
-use crate::checkpoint::{self, Origin};
+use crate::checkpoint::{Loaded, Origin};
 use crate::config::{Arch, Config, ConfigError};
 use crate::data::Dataset;
 use crate::diffusion::Diffusion;
@@ -12,7 +12,7 @@ use crate::partial::Partial;
 use crate::record::Record;
 use crate::train::open_data_of_network;
 use ddpm_math::{Domain, Stream};
-use ddpm_net::network::{Network, Unet};
+use ddpm_net::network::Unet;
 use ddpm_net::{Device, Engine, Feed, Parameters};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -152,11 +152,8 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     if !matches!(job.config.model.arch, Arch::Adm | Arch::Ddim) {
         return Err(ConfigError("nll is for networks that draw whole images: --arch adm or ddim".into()).into());
     }
-    let file = checkpoint::resolve(&job.checkpoint)?;
-    let config = &checkpoint::with_classes(&config, &file)?;
-    let network = Unet::new(config.model.network(config.diffusion.variance)?);
-    let parameters = checkpoint::load_network(&file, network.layout(), config)?;
-    let network = Engine::new(network, device);
+    let loaded = Loaded::open(&job.checkpoint, &config, device)?;
+    let (file, config, network) = (&loaded.file, &loaded.config, loaded.unet()?);
     let settings = &config.sample;
     let diffusion = Diffusion::new(&config.diffusion, &settings.timestep_respacing)?;
     let dataset = open_data_of_network(config)?;
@@ -168,15 +165,15 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         );
         return Err(ConfigError(message).into());
     }
-    let labels = labels_of(&dataset, network.network().config().num_classes)?;
+    let labels = labels_of(&dataset, loaded.classes())?;
     check_folder("--out", &job.out, "name a folder")?;
     create_folder(&job.out)?;
     let steps = diffusion.schedule.len();
-    let identity = identity(job, &file)?;
+    let identity = identity(job, file)?;
     let what = format!(
         "{total} image(s) of {} by {}: {steps} steps, seed {}",
         config.data.data_dir,
-        Origin::of(&file),
+        Origin::of(file),
         settings.seed
     );
     let record = Record::new(&identity, total, format!("the terms of {what}"));
@@ -190,12 +187,8 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let (mut partial, mut done) =
         Partial::open(&job.out.join("nll"), &identity, Terms::size(steps), false, device, emit)?;
     done = done.min(total);
-    let bound = Bound {
-        diffusion: &diffusion,
-        network: &network,
-        parameters: &parameters,
-        clip_denoised: settings.clip_denoised,
-    };
+    let bound =
+        Bound { diffusion: &diffusion, network, parameters: &loaded.parameters, clip_denoised: settings.clip_denoised };
     let (size, channels) = (config.model.image_size, config.model.in_channels);
     emit(Event::Begins(format!("bounding {what}")));
     emit(Event::Bounded { done, total, bits_per_dim: None });
@@ -220,7 +213,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         if terms.iter().any(|terms| !terms.total().is_finite()) {
             let message = "its network gives images a bound that is not finite: check it, and the settings that differ \
                            from its own";
-            return Err(Error::file(&file, message));
+            return Err(Error::file(file, message));
         }
         partial.append(&terms.iter().flat_map(Terms::to_bytes).collect::<Vec<u8>>())?;
         sum += terms.iter().map(Terms::total).sum::<f64>();

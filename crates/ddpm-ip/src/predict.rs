@@ -1,17 +1,83 @@
 //! One network call on given input: the tool for anyone who ports or checks a model.
 
+use crate::Error;
+use crate::checkpoint::Loaded;
 use crate::config::{Config, ConfigError};
 use crate::file::write_atomic;
 use crate::low_res;
 use crate::npz::{Array, Npz, NpzWriter};
-use crate::train::Task;
-use crate::{Error, checkpoint};
 use ddpm_net::{Device, Feed};
 use std::path::Path;
 
-/// Runs the network of `checkpoint` once on the arrays `x` `[N, C, H, W]`, `t` `[N]` (times as the network sees them),
-/// for a network with classes `y` `[N]`, and for one of super-resolution `low_res` `[N, C, h, w]`, of `input`, and writes
-/// the array `out`: `[N, C or 2C, H, W]`, or a classifier's logits `[N, classes]`. Returns `out`'s shape.
+/// What a network is called on.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Images `[N, C, H, W]`.
+    pub x: Array<f32>,
+    /// Times `[N]` as the network sees them.
+    pub t: Vec<f32>,
+    /// Classes `[N]`, for a network with classes.
+    pub y: Option<Vec<i64>>,
+    /// Small images `[N, C, h, h]`, for a network of super-resolution.
+    pub low_res: Option<Array<f32>>,
+}
+
+/// The answer `[N, C or 2C, H, W]` of a network, or a classifier's logits `[N, classes]`.
+///
+/// # Errors
+/// Arrays of shapes or values that the network does not take; the message names the array.
+pub fn call(loaded: &Loaded, input: &Input) -> Result<Array<f32>, ConfigError> {
+    let (config, task) = (&loaded.config, &loaded.task);
+    let network = task.network();
+    let wrong = |message: String| Err(ConfigError(message));
+    let x = &input.x;
+    let &[n, c, h, w] = x.shape.as_slice() else {
+        return wrong(format!("`x` has shape {:?}, expected [N, C, H, W]", x.shape));
+    };
+    let halvings = network.config().level_channels.len() - 1;
+    if n == 0 || h == 0 || w == 0 || c != network.config().in_channels || (h | w) % (1 << halvings) != 0 {
+        let expected = network.config().in_channels;
+        return wrong(format!(
+            "`x` has shape {:?}; the network takes {expected} channels and sides that are multiples of {}",
+            x.shape,
+            1 << halvings
+        ));
+    }
+    let t = &input.t;
+    if t.len() != n {
+        return wrong(format!("`t` has {} values for {n} images in `x`", t.len()));
+    }
+    let labels = labels(input.y.as_deref(), network.config().num_classes, n)?;
+    let low_res = match (&input.low_res, network.config().low_res) {
+        (None, false) => None,
+        (Some(small), true) => {
+            let Some(enlarged) = enlarged(small, [n, c, h, w]) else {
+                let expected = format!("expected [{n}, {c}, h, h] for the square images of `x` {:?}", x.shape);
+                return wrong(format!("`low_res` has shape {:?}, {expected}", small.shape));
+            };
+            Some(enlarged)
+        }
+        (None, true) => return wrong("`low_res` is missing: the network enlarges images [N, C, h, h]".into()),
+        (Some(_), false) => return wrong("there is a `low_res`, but the network enlarges no images".into()),
+    };
+    let size = config.model.image_size;
+    if task.unet().is_none() && [h, w] != [size, size] {
+        return wrong(format!("`x` has images of {w}x{h}; this classifier takes {size}x{size}"));
+    }
+    for (name, values) in [("x", &x.values), ("t", t)] {
+        if !values.iter().all(|v| v.is_finite()) {
+            return wrong(format!("`{name}` holds a value that is not finite"));
+        }
+    }
+    let feed = Feed { labels: labels.as_deref(), low_res: low_res.as_deref(), ..Feed::new(&x.values, [h, w], t) };
+    let values = task.forward(&loaded.parameters, feed);
+    let outputs = network.config().out_channels;
+    let shape = if task.unet().is_some() { vec![n, outputs, h, w] } else { vec![n, outputs] };
+    Ok(Array { shape, values })
+}
+
+/// Runs the network of `checkpoint` once on the arrays `x`, `t`, `y` and `low_res` of the npz `input`, those of [`Input`], and
+/// writes the array `out`. Returns `out`'s shape.
 ///
 /// # Errors
 /// Flags that describe no network or another one than the checkpoint's, arrays of the wrong shape, failing reads or
@@ -23,51 +89,21 @@ pub fn predict(
     output: &Path,
     device: Device,
 ) -> Result<Vec<usize>, Error> {
-    let file = checkpoint::resolve(checkpoint)?;
-    let config = checkpoint::with_classes(config, &file)?;
-    let task = Task::new(&config, device)?;
-    let parameters = checkpoint::load_network(&file, task.layout(), &config)?;
-    let network = task.network();
+    let loaded = Loaded::open(checkpoint, config, device)?;
     let mut npz = Npz::open(input)?;
-    let x = npz.floats("x")?;
-    let wrong = |message: String| Error::file(input, message);
-    let &[n, c, h, w] = x.shape.as_slice() else {
-        return Err(wrong(format!("`x` has shape {:?}, expected [N, C, H, W]", x.shape)));
-    };
-    let halvings = network.config().level_channels.len() - 1;
-    if n == 0 || h == 0 || w == 0 || c != network.config().in_channels || (h | w) % (1 << halvings) != 0 {
-        let expected = network.config().in_channels;
-        return Err(wrong(format!(
-            "`x` has shape {:?}; the network takes {expected} channels and sides that are multiples of {}",
-            x.shape,
-            1 << halvings
-        )));
-    }
-    let t: Vec<f32> = match npz.integers("t") {
+    let t = match npz.integers("t") {
         Ok(t) => t.values.into_iter().map(|t| t as f32).collect(),
         Err(_) => npz.floats("t")?.values,
     };
-    if t.len() != n {
-        return Err(wrong(format!("`t` has {} values for {n} images in `x`", t.len())));
-    }
-    let labels = labels(&mut npz, network.config().num_classes, n, input)?;
-    let low_res = if network.config().low_res {
-        let small = npz.floats("low_res")?;
-        Some(enlarged(&small, [n, c, h, w]).ok_or_else(|| {
-            let expected = format!("expected [{n}, {c}, h, h] for the square images of `x` {:?}", x.shape);
-            wrong(format!("`low_res` has shape {:?}, {expected}", small.shape))
-        })?)
-    } else {
-        None
+    let wanted = loaded.task.network().config();
+    let (classes, enlarges) = (wanted.num_classes.is_some(), wanted.low_res);
+    let arrays = Input {
+        x: npz.floats("x")?,
+        t,
+        y: if classes || npz.has("y") { Some(npz.integers("y")?.values) } else { None },
+        low_res: if enlarges { Some(npz.floats("low_res")?) } else { None },
     };
-    let feed = Feed { labels: labels.as_deref(), low_res: low_res.as_deref(), ..Feed::new(&x.values, [h, w], &t) };
-    let size = config.model.image_size;
-    if task.unet().is_none() && [h, w] != [size, size] {
-        return Err(wrong(format!("`x` has images of {w}x{h}; this classifier takes {size}x{size}")));
-    }
-    let values = task.forward(&parameters, feed);
-    let outputs = network.config().out_channels;
-    let shape = if task.unet().is_some() { vec![n, outputs, h, w] } else { vec![n, outputs] };
+    let Array { shape, values } = call(&loaded, &arrays).map_err(|e| Error::file(input, e.0))?;
     write_atomic(output, |w| {
         let mut npz = NpzWriter::new(w);
         npz.array::<f32>("out", &shape, |push| push(&values))?;
@@ -76,23 +112,24 @@ pub fn predict(
     Ok(shape)
 }
 
-/// The labels `y` of a network with classes.
-fn labels(npz: &mut Npz, classes: Option<usize>, count: usize, input: &Path) -> Result<Option<Vec<u32>>, Error> {
-    let wrong = |message: String| Error::file(input, message);
-    let Some(classes) = classes else {
-        if npz.has("y") {
-            let message = "the input has labels `y`, but the network has no classes (--class-cond)";
-            return Err(ConfigError(message.into()).into());
+/// The labels of a network with so many classes.
+fn labels(y: Option<&[i64]>, classes: Option<usize>, count: usize) -> Result<Option<Vec<u32>>, ConfigError> {
+    let (y, classes) = match (y, classes) {
+        (None, None) => return Ok(None),
+        (Some(y), Some(classes)) => (y, classes),
+        (Some(_), None) => {
+            return Err(ConfigError("there are labels `y`, but the network has no classes (--class-cond)".into()));
         }
-        return Ok(None);
+        (None, Some(classes)) => {
+            return Err(ConfigError(format!("labels `y` are missing: the network has {classes} classes")));
+        }
     };
-    let y = npz.integers("y")?;
-    if y.values.len() != count {
-        return Err(wrong(format!("`y` has {} values for {count} images in `x`", y.values.len())));
+    if y.len() != count {
+        return Err(ConfigError(format!("`y` has {} values for {count} images in `x`", y.len())));
     }
-    let labels = y.values.iter().map(|&l| u32::try_from(l).ok().filter(|&l| (l as usize) < classes));
+    let labels = y.iter().map(|&l| u32::try_from(l).ok().filter(|&l| (l as usize) < classes));
     let labels = labels.collect::<Option<Vec<u32>>>();
-    labels.map(Some).ok_or_else(|| wrong(format!("`y` holds a label outside 0 … {}", classes.saturating_sub(1))))
+    labels.map(Some).ok_or_else(|| ConfigError(format!("`y` holds a label outside 0 … {}", classes.saturating_sub(1))))
 }
 
 /// Small images as the network sees them, if they fit.

@@ -50,6 +50,7 @@
 //! | module | holds | source |
 //! | --- | --- | --- |
 //! | [`perturb`] | input perturbation and its equivalent loss | Ning et al. 2023, arXiv 2301.11706 |
+//! | [`recipe`] | the same for networks of any kind: v, flow matching, EDM, scores | see there |
 //! | [`beta`] | the named noise schedules | Ho et al. 2020, arXiv 2006.11239; Nichol & Dhariwal 2021, arXiv 2102.09672 |
 //! | [`respace`] | choosing T' of T timesteps | Nichol & Dhariwal 2021; Song et al. 2020, arXiv 2010.02502 |
 //! | [`schedule`] | every per-timestep table | Ho et al. 2020 |
@@ -82,6 +83,7 @@ pub mod normality;
 pub mod perturb;
 pub mod philox;
 pub mod posthoc;
+pub mod recipe;
 pub mod respace;
 pub mod reverse;
 pub mod sampler;
@@ -98,9 +100,10 @@ pub use jackknife::{jackknife_error, jackknife_groups, mean_and_error};
 pub use loss::{BoundTerms, Graded, ImageBound, ImageLoss, Terms, cross_entropy, prior_bound};
 pub use name::UnknownName;
 pub use normality::{Normality, ShapiroWilk};
-pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength};
+pub use perturb::{Mix, Mode, Perturbation, PerturbationError, Strength, loss_constant, noise_scale, rotate};
 pub use philox::{Domain, Stream, philox4x32_10_lanes};
 pub use real::Real;
+pub use recipe::{Recipe, Target};
 pub use respace::{Respacing, RespacingError, Spacing};
 pub use reverse::{Moments, Pixel, Reading, ReverseStep, Stepped};
 pub use sampler::{Churn, Mixture, Rule, Stage, Update};

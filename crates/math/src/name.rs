@@ -63,7 +63,7 @@ pub(crate) use named_enum;
 
 #[cfg(test)]
 mod tests {
-    use crate::{LossKind, Mode, NoiseSchedule, Prediction, Spacing, Strength, TimeSamplerKind, Variance};
+    use crate::{LossKind, Mode, NoiseSchedule, Prediction, Spacing, Strength, Target, TimeSamplerKind, Variance};
 
     macro_rules! assert_names_round_trip {
         ($($type:ty),+) => {$(
@@ -88,6 +88,7 @@ mod tests {
             Mode,
             Spacing,
             Strength,
+            Target,
             TimeSamplerKind
         );
     }

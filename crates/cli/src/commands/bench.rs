@@ -84,7 +84,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         sample: only != Some("train"),
     };
     let mut sinks = Sinks::new(quiet, None);
-    let measured = bench::run(job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let measured = bench::run(job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, mut report) = measured?;
     if outcome == Outcome::Interrupted {
@@ -118,7 +118,8 @@ fn run_evaluation(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let device = args::device(matches)?;
     let repeats = usize::from(matches.get_one::<u16>("repeats").copied().unwrap_or(5));
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
-    let measured = evaluate::bench(repeats, batch_size, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let measured =
+        evaluate::bench(repeats, batch_size, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, report) = measured?;
     let Some(report) = report else { return Ok(outcome) };

@@ -112,7 +112,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let short = matches.get_one::<u32>("short-chains").map_or(2, |&n| n as usize);
     let job = bias::Job { checkpoints, out, short, features };
     let mut sinks = Sinks::new(quiet, None);
-    let result = bias::run(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let result = bias::run(&job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, report) = result?;
     let Some(report) = report else {

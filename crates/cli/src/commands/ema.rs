@@ -149,7 +149,7 @@ fn sweep(matches: &ArgMatches, run: PathBuf, lengths: Vec<f64>, step: Option<u64
     }
     let job = SweepJob { run, lengths, step, config, settings: usual_settings() };
     let mut sinks = Sinks::new(quiet, None);
-    let result = posthoc::sweep(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let result = posthoc::sweep(&job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, points) = result?;
     if matches.get_flag("json") {

@@ -229,12 +229,17 @@ fn all_settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+/// What `evaluate` is to compare.
+pub(super) fn job(matches: &ArgMatches) -> anyhow::Result<Job> {
     let text = |name: &str| matches.get_one::<String>(name).cloned().with_context(|| format!("{name} is missing"));
-    let job = Job { reference: text("reference")?, samples: text("samples")?, settings: all_settings(matches)? };
+    Ok(Job { reference: text("reference")?.into(), samples: text("samples")?.into(), settings: all_settings(matches)? })
+}
+
+pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let job = job(matches)?;
     let device = args::device(matches)?;
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
-    let result = evaluate::evaluate(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let result = evaluate::evaluate(&job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, report) = result?;
     print(&match report {
@@ -263,7 +268,7 @@ pub(super) fn statistics(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let device = args::device(matches)?;
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
     let result =
-        evaluate::statistics(images, out, &settings, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+        evaluate::statistics(images, out, &settings, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, statistics) = result?;
     print(&match statistics {

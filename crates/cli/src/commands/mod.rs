@@ -17,10 +17,13 @@ mod train;
 mod weights;
 
 use crate::args;
+use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command};
-use ddpm_ip::Outcome;
+use ddpm_ip::config::ConfigError;
+use ddpm_ip::{Device, Outcome};
 use std::ffi::OsString;
+use std::sync::OnceLock;
 
 const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
     Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; OPENAI_LOG_FORMAT says how \
@@ -62,11 +65,15 @@ fn command() -> Command {
         .subcommands(all())
 }
 
-/// Reads the command line; ends the program on a mistake, `--help` or `--version`.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> ArgMatches {
+/// The command line of the process, as it was typed.
+static WORDS: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Reads the process's command line; ends the program on a mistake, `--help` or `--version`.
+pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> ArgMatches {
+    let words = WORDS.get_or_init(|| words.into_iter().collect());
     let mut command = command();
-    command.try_get_matches_from_mut(arguments.into_iter().map(kebab_case)).unwrap_or_else(|error| {
-        if let Some(message) = unknown_flag(&command, &error) {
+    command.try_get_matches_from_mut(words.iter().cloned().map(kebab_case)).unwrap_or_else(|error| {
+        if let Some(message) = unknown_flag(&command, words, &error) {
             crate::output::complain(&format!("error: {message}"));
             std::process::exit(crate::USAGE.into());
         }
@@ -74,13 +81,52 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> ArgMatches
     })
 }
 
+/// Reads a host's command line.
+///
+/// # Errors
+/// Mistakes, in the program's words.
+pub(crate) fn read(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<ArgMatches> {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let mut command = command();
+    command.try_get_matches_from_mut(words.iter().cloned().map(kebab_case)).map_err(|error| {
+        unknown_flag(&command, &words, &error)
+            .map_or_else(|| crate::host::refused(&error), |message| ConfigError(message).into())
+    })
+}
+
+/// What `sample` would draw, for a host that draws it into memory: `own` are the settings that the checkpoint carries, where
+/// they are known. Also remarks on its flags.
+///
+/// # Errors
+/// Mistakes in the words, and what they name that cannot be read.
+pub fn sampling(
+    words: impl IntoIterator<Item = OsString>,
+    own: Option<toml::Table>,
+) -> anyhow::Result<(ddpm_ip::sample::Job, Vec<String>, Device)> {
+    let matches = read(words)?;
+    let (name, matches) = matches.subcommand().context("no command")?;
+    let kind = sample::KINDS.iter().find(|kind| kind.name == name).context("no command that draws images")?;
+    let (job, remarks) = sample::job(kind, matches, own)?;
+    Ok((job, remarks, args::device(matches)?))
+}
+
+/// What `evaluate` would compare, for a host that compares images of its own.
+///
+/// # Errors
+/// Mistakes in the words.
+pub fn evaluation(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<(ddpm_ip::evaluate::Job, Device)> {
+    let matches = read(words)?;
+    let matches = matches.subcommand_matches("evaluate").context("not `evaluate`")?;
+    Ok((evaluate::job(matches)?, args::device(matches)?))
+}
+
 /// What is said of a flag that there is none of, if that is the mistake.
-fn unknown_flag(command: &Command, error: &clap::Error) -> Option<String> {
+fn unknown_flag(command: &Command, words: &[OsString], error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(written)) = error.get(ContextKind::InvalidArg) else { return None };
     if error.kind() != ErrorKind::UnknownArgument || !written.starts_with('-') {
         return None;
     }
-    let name = std::env::args_os().nth(1)?;
+    let name = words.get(1)?;
     let command = command.find_subcommand(name)?;
     Some(args::advice(command, written))
 }

@@ -65,7 +65,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let out = path("out").or_else(args::log_dir).unwrap_or_else(|| ".".into());
     let job = nll::Job { checkpoint, config, out };
     let mut sinks = Sinks::new(quiet, None);
-    let result = nll::run(&job, device, crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let result = nll::run(&job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, report) = result?;
     let Some(report) = report else {

@@ -97,7 +97,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     };
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
     let mut images = 0;
-    let outcome = prepare::run(&job, crate::interrupt::flag()?, &mut |event| {
+    let outcome = prepare::run(&job, &*crate::interrupt::flag()?, &mut |event| {
         if let Event::Prepared { done, .. } = event {
             images = done;
         }

@@ -6,8 +6,8 @@ use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
 use ddpm_ip::config::{Arch, Config, ConfigError, Layers};
-use ddpm_ip::sample::{GuideJob, SmallImages};
-use ddpm_ip::{Error, Event, Outcome, checkpoint, sample};
+use ddpm_ip::sample::{GuideJob, Order, SmallImages};
+use ddpm_ip::{Event, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
 
 const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample", "classifier"]);
@@ -112,20 +112,9 @@ pub(super) fn settings_and_remark(
     matches: &ArgMatches,
     below: &Layers,
 ) -> anyhow::Result<(toml::Table, Option<String>)> {
-    let file = checkpoint::resolve(path)?;
-    if let Some(config) = checkpoint::config_of(&file)? {
-        if !network.is_empty() {
-            let message = format!("{} holds one network alone: leave --network out", file.display());
-            return Err(ConfigError(message).into());
-        }
-        let own = config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?;
-        return Ok((own, None));
-    }
     let given = args::given(matches, "model.image_size").and_then(|size| size.parse().ok());
     let size = given.map_or_else(|| below.resolve().map(|config| config.model.image_size), Ok)?;
-    let (tensors, remark) = checkpoint::list(&file, network)?;
-    let inferred = ddpm_ip::info::infer(&tensors);
-    Ok((inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(size))), remark))
+    Ok(checkpoint::settings_of(path, network, size)?)
 }
 
 /// The classifier asked for, with its own settings and the flags.
@@ -166,13 +155,17 @@ fn weaker(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJ
     Ok(Some(GuideJob { checkpoint, config: own }))
 }
 
-pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> {
+/// What is to be drawn, and remarks on it. `own` are the checkpoint's own settings, where they are known.
+pub(super) fn job(
+    kind: &Kind,
+    matches: &ArgMatches,
+    own: Option<toml::Table>,
+) -> anyhow::Result<(sample::Job, Vec<String>)> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned();
     let checkpoint = path("checkpoint").context("--checkpoint is missing")?;
-    let device = args::device(matches)?;
     let mut layers = Layers::default();
     layers.add(kind.defaults.parse().context("the defaults of a command")?)?;
-    layers.add(own_settings(&checkpoint, matches, &layers)?)?;
+    layers.add(own.map_or_else(|| own_settings(&checkpoint, matches, &layers), Ok)?)?;
     let base_samples = path("base-samples");
     if base_samples.is_some() {
         // As many as there are, unless somebody says how many.
@@ -198,25 +191,29 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
             notices.push(format!("--classes {word} is the class of that name, number {class}"));
         }
     }
+    let guide_with = weaker(matches, &config)?;
+    let order = Order { classes, initial_noise: path("initial-noise"), classifier, guide_with, base_samples };
+    let job = sample::Job {
+        checkpoint,
+        config,
+        order,
+        out: path("out").or_else(args::log_dir),
+        grid: path("grid"),
+        overwrite: matches.get_flag("overwrite"),
+    };
+    Ok((job, notices))
+}
+
+pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> {
+    let device = args::device(matches)?;
+    let (job, notices) = job(kind, matches, None)?;
     let quiet = matches.get_flag("quiet");
     if !quiet {
         complain_all(&notices);
     }
-    let job = sample::Job {
-        checkpoint,
-        classifier,
-        guide_with: weaker(matches, &config)?,
-        config,
-        out: path("out").or_else(args::log_dir),
-        grid: path("grid"),
-        classes,
-        initial_noise: path("initial-noise"),
-        base_samples,
-        overwrite: matches.get_flag("overwrite"),
-    };
     let mut sinks = Sinks::new(quiet, None);
     let (mut found, mut steps) = (false, None);
-    let outcome = sample::run(&job, device, crate::interrupt::flag()?, &mut |e| {
+    let outcome = sample::run(&job, device, &*crate::interrupt::flag()?, &mut |e| {
         match &e {
             Event::Found(_) => found = true,
             Event::Sampling { steps: of_each, .. } => steps = Some(*of_each),

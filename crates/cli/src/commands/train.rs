@@ -165,7 +165,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     for notice in notices {
         sinks.receive(&Event::Notice(notice));
     }
-    let stop = crate::interrupt::flag()?;
+    let stop = &*crate::interrupt::flag()?;
     let mut emit = |e| sinks.receive(&e);
     let evaluation = usual_settings();
     let hook = EvaluationHook::new(&config, &out, &evaluation, device, stop, &mut emit);
@@ -378,7 +378,7 @@ fn program() -> String {
 
 /// The command line, for people.
 fn words() -> impl Iterator<Item = String> {
-    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
+    super::WORDS.get().into_iter().flatten().map(|word| word.to_string_lossy().into_owned())
 }
 
 /// The command line as typed, without `--steps N`.

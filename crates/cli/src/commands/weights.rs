@@ -43,7 +43,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let to = folder.join("weights").join(INCEPTION.name);
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
     let mut progress = |done, total| sinks.receive(&Event::Fetching { done, total });
-    let fetched = weights::fetch(INCEPTION.url, &to, &mut progress, crate::interrupt::flag()?);
+    let fetched = weights::fetch(INCEPTION.url, &to, &mut progress, &*crate::interrupt::flag()?);
     sinks.finish();
     let fetched = fetched?;
     print(&match fetched {

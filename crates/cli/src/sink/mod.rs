@@ -7,6 +7,7 @@ mod tensorboard;
 
 pub(crate) use files::{LogFormats, RunFiles};
 
+use crate::host;
 use crate::output::complain;
 use bar::Bar;
 use ddpm_ip::Event;
@@ -38,12 +39,14 @@ pub(crate) struct Sinks {
 impl Sinks {
     /// A front end that shows its progress unless `quiet`, and writes a run's logs to `files`.
     pub(crate) fn new(quiet: bool, files: Option<RunFiles>) -> Self {
+        let quiet = quiet || host::is_served();
         Self { bar: Bar::new(quiet), files, quiet, seen: Seen::default() }
     }
 
     /// Takes an event.
     pub(crate) fn receive(&mut self, event: &Event) {
         self.note(event);
+        host::tell(event);
         if let Some(files) = &mut self.files
             && let Err(error) = files.receive(event)
         {
@@ -53,7 +56,7 @@ impl Sinks {
         match event {
             Event::Notice(text) | Event::Begins(text) if !self.quiet => self.bar.above(text),
             Event::Best { step, fid } if !self.quiet => self.bar.above(&best(*step, *fid)),
-            Event::Warning(text) => self.bar.above(text),
+            Event::Warning(text) if !host::is_served() => self.bar.above(text),
             Event::Step { .. }
             | Event::Sampling { .. }
             | Event::Bounded { .. }

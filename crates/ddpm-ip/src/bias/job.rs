@@ -2,6 +2,7 @@
 
 use super::scale::{find_scale, largest_gap, sampled_norms};
 use super::{LEAST_IMAGES, Readings, Subject, picture, words};
+use crate::checkpoint::Loaded;
 use crate::config::{Arch, Config, ConfigError, SampleConfig};
 use crate::data::Dataset;
 use crate::diffusion::{Diffusion, Reverse, to_u8};
@@ -10,12 +11,11 @@ use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, create_folder, write_atomic};
 use crate::nll::labels_of;
 use crate::npz::NpzWriter;
-use crate::sample::{Chain, Model, Seeded, Subjects, random_labels};
+use crate::sample::{Chain, Seeded, Subjects, random_labels};
 use crate::train::open_data_of_network;
-use crate::{Error, checkpoint, weights};
+use crate::{Error, weights};
 use ddpm_math::{Domain, philox::permutation};
-use ddpm_net::network::{Network, Unet};
-use ddpm_net::{Device, Engine, Parameters};
+use ddpm_net::{Device, Parameters};
 use fidelity::{Gaussian, frechet_distance};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -347,19 +347,14 @@ fn entry(
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Option<Entry>, Error> {
-    let file = checkpoint::resolve(path)?;
-    let config = &checkpoint::with_classes(config, &file)?;
-    let network = Unet::new(config.model.network(config.diffusion.variance)?);
-    let parameters = checkpoint::load_network(&file, network.layout(), config)?;
-    let network = Engine::new(network, device);
-    let classes = network.network().config().num_classes;
+    let loaded = Loaded::open(path, config, device)?;
+    let (config, classes, model) = (&loaded.config, loaded.classes(), loaded.model()?);
     let settings = &config.sample;
     let (diffusion, reverse) = (Diffusion::for_sampling(&config.diffusion, settings)?, Reverse::new(settings));
     let size = config.model.image_size;
     let shape = [config.model.in_channels, size, size];
     let images = images(config, dataset, classes)?;
     let distances = Distances::new(job, &images, shape, device)?;
-    let model = Model { network: &network, parameters: &parameters, size: [size; 2] };
     let subject = Subject {
         network: &model,
         diffusion: &diffusion,
@@ -394,14 +389,14 @@ fn entry(
     if readings.norm_training.value.iter().chain(&readings.norm_sampling.value).any(|v| !v.is_finite()) {
         let message =
             "its network gives answers that are not finite: check it, and the settings that differ from its own";
-        return Err(Error::file(&file, message));
+        return Err(Error::file(&loaded.file, message));
     }
     let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, guidance: None, shape };
     let Some(es_auto) = scale(&chain, config, classes, &readings, stop) else { return Ok(None) };
     let suggestions = Suggestions::new(&readings, es_auto);
     Ok(Some(Entry {
         name: what,
-        parameters: hash(&parameters),
+        parameters: hash(&loaded.parameters),
         sampler: serde_json::to_value(settings.sampler)
             .ok()
             .and_then(|name| name.as_str().map(str::to_string))

@@ -14,10 +14,12 @@
 //!
 //! Wherever parameters are read, a file of PyTorch's does as well; it carries no configuration.
 
+mod loaded;
 mod reference;
 mod tensors;
 
 pub use ddpm_formats::safetensors::TensorInfo;
+pub use loaded::{Loaded, settings_of};
 pub use reference::{Trio, write_model, write_trio};
 pub(crate) use tensors::{Tensors, load_bytes};
 

@@ -1,7 +1,7 @@
 //! Images as they are stored, to be measured.
 
 use super::arrays::Arrays;
-use super::memory::Memory;
+use super::memory::{ImageArray, Memory};
 use super::source::{Kind, square};
 use super::{DataError, Fit, Labels, Pixels, folder, memory};
 use crate::Error;
@@ -94,13 +94,40 @@ impl ImageSet {
             exif_rotate,
             remark,
         };
-        if !matches!(set.source, Source::Files(_)) {
-            // All images are alike: one tells whether any fits.
-            let [height, width, channels] = stored;
+        set.checked()
+    }
+
+    /// Images in memory, under a name for reports. Their classes count if `labels` is set.
+    ///
+    /// # Errors
+    /// Images that do not fit the shape asked for.
+    pub fn of_array(name: &str, array: &ImageArray, shape: Option<Shape>, labels: bool) -> Result<Self, Error> {
+        let (memory, own): memory::Labelled = array.clone().into();
+        let (stored, stored_len) = (memory.image_shape(), memory.len());
+        let set = Self {
+            name: name.into(),
+            source: Source::Memory(memory),
+            labels: own.filter(|_| labels),
+            class_names: Vec::new(),
+            shape,
+            channels: None,
+            stored,
+            stored_len,
+            len: stored_len,
+            exif_rotate: false,
+            remark: None,
+        };
+        set.checked()
+    }
+
+    /// That its images fit, where one tells whether any does: all are alike but those of a folder.
+    fn checked(self) -> Result<Self, Error> {
+        if !matches!(self.source, Source::Files(_)) {
+            let [height, width, channels] = self.stored;
             let any = Pixels { width, height, channels, data: vec![0; height * width * channels] };
-            set.shaped(any, 0)?;
+            self.shaped(any, 0)?;
         }
-        Ok(set)
+        Ok(self)
     }
 
     /// The first `most` images alone, if there are more.

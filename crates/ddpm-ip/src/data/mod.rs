@@ -17,6 +17,7 @@ mod source;
 pub use dataset::{Dataset, Options};
 pub use image_set::{ImageSet, Shape};
 pub use loader::{Batch, Loader};
+pub use memory::ImageArray;
 pub use pillow::center_crop;
 pub(crate) use pillow::{bicubic_crop, box_crop};
 pub use pixels::Pixels;

@@ -24,7 +24,7 @@ pub(crate) use yardstick::Yardstick;
 
 use crate::Error;
 use crate::config::ConfigError;
-use crate::data::{ImageSet, Labels, Shape};
+use crate::data::{ImageArray, ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{create_folder, folder_of, sync_folder};
 use crate::record::Record;
@@ -112,13 +112,34 @@ pub enum Metric {
     KernelDistance,
 }
 
+/// Where one side of a comparison is.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Anything that [`ImageSet`] opens, a file of statistics, or a run directory, whose newest samples are taken.
+    Named(String),
+    /// Images in memory.
+    Given(ImageArray),
+}
+
+impl From<String> for Source {
+    fn from(name: String) -> Self {
+        Self::Named(name)
+    }
+}
+
+impl From<&str> for Source {
+    fn from(name: &str) -> Self {
+        Self::Named(name.into())
+    }
+}
+
 /// What to compare.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Real images: anything that [`ImageSet`] opens, or a file of statistics.
-    pub reference: String,
-    /// Generated images: the same, or a run directory, whose newest samples are taken.
-    pub samples: String,
+    /// Real images.
+    pub reference: Source,
+    /// Generated images.
+    pub samples: Source,
     /// How.
     pub settings: Settings,
 }
@@ -270,7 +291,7 @@ pub fn statistics(
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<Statistics>), Error> {
-    let mut side = Side::open(images, settings)?;
+    let mut side = Side::open(&images.into(), settings)?;
     side.remark().into_iter().for_each(&mut *emit);
     // They are computed anew, whatever stands beside the images.
     side.statistics = None;

@@ -2,7 +2,7 @@
 
 use super::features::{Content, FeatureFile, Measured, content, measure};
 use super::pixels::PixelStatistics;
-use super::{Choice, FID_INCEPTION, FeatureNetwork, Settings, SideReport, Statistics};
+use super::{Choice, FID_INCEPTION, FeatureNetwork, Settings, SideReport, Source, Statistics};
 use crate::Error;
 use crate::data::{ImageSet, is_run};
 use crate::event::{Emit, Event};
@@ -23,7 +23,15 @@ pub(super) struct Side {
 
 impl Side {
     /// Opens a file of statistics, a run's samples or images.
-    pub(super) fn open(name: &str, settings: &Settings) -> Result<Self, Error> {
+    pub(super) fn open(source: &Source, settings: &Settings) -> Result<Self, Error> {
+        let name = match source {
+            Source::Named(name) => name,
+            Source::Given(array) => {
+                let name = format!("an array {:?}", array.shape());
+                let images = Some(ImageSet::of_array(&name, array, settings.shape, settings.per_class)?);
+                return Ok(Self { name, statistics: None, images, content: None });
+            }
+        };
         let path = run_samples(Path::new(name))?;
         let name = path.as_ref().map_or(name.into(), |path| path.to_string_lossy().into_owned());
         let path = Path::new(&name);

@@ -47,7 +47,7 @@ impl Yardstick {
         let exif_rotate = data.exif_rotate;
         let settings = Settings { features, metrics, shape: Some(shape), exif_rotate, ..settings.clone() };
         let name = if wanted.reference.is_empty() { &data.data_dir } else { &wanted.reference };
-        let mut side = Side::open(name, &settings)?;
+        let mut side = Side::open(&name.as_str().into(), &settings)?;
         let network = network(&[&side], &settings, device)?;
         if !side.go_through(&network, stop)? {
             return Ok(None);

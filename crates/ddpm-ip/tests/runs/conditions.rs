@@ -145,11 +145,7 @@ fn guided(folder: &Path) -> (sample::Job, PathBuf) {
         checkpoint,
         out: Some(folder.join("samples.npz")),
         grid: None,
-        classes: Some(vec![3, 7]),
-        initial_noise: None,
-        classifier: Some(guide),
-        guide_with: None,
-        base_samples: None,
+        order: sample::Order { classes: Some(vec![3, 7]), classifier: Some(guide), ..sample::Order::default() },
         overwrite: true,
     };
     (job, classifier)
@@ -227,12 +223,12 @@ fn a_guide_that_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (mut job, classifier) = guided(folder.path());
     let run = |job: &sample::Job| sample::run(job, cpu(), &AtomicBool::new(false), &mut |_| {});
-    job.classes = Some(vec![10]);
+    job.order.classes = Some(vec![10]);
     assert_says(run(&job), &["class 10", "0 to 9"]);
-    job.classes = None;
-    job.classifier.as_mut().unwrap().config.model.image_size = 16;
+    job.order.classes = None;
+    job.order.classifier.as_mut().unwrap().config.model.image_size = 16;
     assert_says(run(&job), &["is for 16x16", "draws 8x8"]);
-    job.classifier = None;
+    job.order.classifier = None;
     job.checkpoint.clone_from(&classifier);
     job.config = settings_of(&classifier);
     assert_says(run(&job), &["a classifier draws no images"]);
@@ -264,11 +260,7 @@ fn super_resolution_trains_resumes_and_enlarges_what_it_is_given() {
         checkpoint: straight,
         out: Some(folder.path().join("large.npz")),
         grid: None,
-        classes: None,
-        initial_noise: None,
-        classifier: None,
-        guide_with: None,
-        base_samples: Some(small.clone()),
+        order: sample::Order { base_samples: Some(small.clone()), ..sample::Order::default() },
         overwrite: true,
     };
     let (_, labels) = draw(&job);
@@ -282,7 +274,7 @@ fn super_resolution_trains_resumes_and_enlarges_what_it_is_given() {
     assert!(remarks(&events).iter().any(|r| r.contains("holds 3 images")), "{events:?}");
     write(&small, 3, 5);
     assert_says(run(&job).0, &["5x5", "4x4", "--small-size"]);
-    job.base_samples = None;
+    job.order.base_samples = None;
     assert_says(run(&job).0, &["--base-samples"]);
 }
 

@@ -96,8 +96,8 @@ fn samples_are_led_away_from_those_without_class_and_from_weaker_networks() {
     let mut by = |weak: &Path, scale: f64| {
         apart.config.sample.guidance_interval.clear();
         apart.config.sample.guidance_scale = scale;
-        apart.guide_with = Some(weaker(&earlier));
-        apart.guide_with.as_mut().unwrap().checkpoint = weak.to_path_buf();
+        apart.order.guide_with = Some(weaker(&earlier));
+        apart.order.guide_with.as_mut().unwrap().checkpoint = weak.to_path_buf();
         draw(&apart)
     };
     let (by_earlier, by_average) = (by(&earlier, 4.0), by(&checkpoint.join("ema_0.99.safetensors"), 4.0));
@@ -109,10 +109,10 @@ fn samples_are_led_away_from_those_without_class_and_from_weaker_networks() {
     // A network without classes, and one that has none to be led to.
     let unconditional = trained(&with(&[("lr", "0.01")]), &place("unconditional"));
     let mut mixed = guided(&checkpoint, 3.0, &place("mixed.npz"));
-    mixed.guide_with = Some(weaker(&unconditional));
+    mixed.order.guide_with = Some(weaker(&unconditional));
     assert!(draw(&mixed) != plain);
     let mut without = guided(&unconditional, 3.0, &place("without.npz"));
-    without.guide_with = Some(weaker(&trained(&with(&[("steps", "1")]), &place("young"))));
+    without.order.guide_with = Some(weaker(&trained(&with(&[("steps", "1")]), &place("young"))));
     let led = draw(&without);
     without.config.sample.guidance_scale = 1.0;
     assert!(draw(&without) != led);
@@ -139,7 +139,7 @@ fn guidance_that_cannot_be_is_refused_with_what_can() {
         let mut weak = weaker(&trained(&with(settings), &place(&name)));
         change(&mut weak.config);
         let mut job = guided(&told, 2.0, &out);
-        job.guide_with = Some(weak);
+        job.order.guide_with = Some(weak);
         run(&job).0
     };
     assert_says(

@@ -176,7 +176,7 @@ fn lengths_are_compared_by_what_is_drawn_and_a_sweep_goes_on() {
     sample::run(&super::support::job(&file, &config, &out), cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
     let compared = evaluate::Job {
         reference: "digits".into(),
-        samples: out.display().to_string(),
+        samples: out.display().to_string().into(),
         settings: evaluate::Settings { metrics: Vec::new(), ..evaluate::Settings::default() },
     };
     let (_, report) = evaluate::evaluate(&compared, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();

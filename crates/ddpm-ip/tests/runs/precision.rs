@@ -160,11 +160,7 @@ fn resumes_and_samples_exactly(precision: &str) {
             config,
             out: Some(out.clone()),
             grid: None,
-            classes: None,
-            initial_noise: None,
-            classifier: None,
-            guide_with: None,
-            base_samples: None,
+            order: ddpm_ip::sample::Order::default(),
             overwrite: true,
         };
         run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();

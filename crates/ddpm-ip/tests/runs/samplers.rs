@@ -270,7 +270,7 @@ fn given_noise_is_followed_by_every_sampler() {
         let config = five_steps(&[sampler, &[("sample.seed", "7")]]);
         let seeded = draw(&job(&checkpoint, &config, &folder.path().join(format!("seeded{n}.npz")))).unwrap();
         let mut job = job(&checkpoint, &config, &folder.path().join(format!("given{n}.npz")));
-        job.initial_noise = Some(noise.clone());
+        job.order.initial_noise = Some(noise.clone());
         write(None);
         if noisy {
             assert_says(draw(&job), &["noise.npz", "step_noise", "[5, N, C, H, W]"]);

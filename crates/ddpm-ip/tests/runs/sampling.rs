@@ -99,10 +99,10 @@ fn other_settings_neither_go_on_from_nor_overwrite_what_is_there() {
     interrupted(&job);
     job.config.sample.seed = 5;
     assert_says(draw(&job), &["samples.npz.partial", "other settings", "--out"]);
-    job.classes = Some(vec![99]);
+    job.order.classes = Some(vec![99]);
     assert_says(draw(&job), &["class 99"]);
     // Another number of images is the same chain of images.
-    (job.config, job.classes) = (config.clone(), None);
+    (job.config, job.order.classes) = (config.clone(), None);
     job.config.sample.num_samples = 4;
     let (shape, first, _) = draw(&job).unwrap();
     assert_eq!(shape[0], 4);
@@ -121,7 +121,7 @@ fn refused_settings_leave_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let (checkpoint, config) = checkpoint(folder.path());
     let mut job = job(&checkpoint, &config, &folder.path().join("out/samples.npz"));
-    job.classes = Some(vec![10]);
+    job.order.classes = Some(vec![10]);
     assert_says(draw(&job), &["class 10", "0 to 9"]);
     assert!(!folder.path().join("out").exists());
 }
@@ -140,7 +140,7 @@ fn classes_are_taken_in_turn() {
     let folder = tempfile::tempdir().unwrap();
     let (checkpoint, config) = checkpoint(folder.path());
     let mut job = job(&checkpoint, &config, folder.path());
-    job.classes = Some(vec![3, 7]);
+    job.order.classes = Some(vec![3, 7]);
     job.grid = Some(folder.path().join("grid.png"));
     let (_, _, labels) = draw(&job).unwrap();
     assert_eq!(labels, [3, 7, 3, 7, 3]);
@@ -165,7 +165,7 @@ fn given_noise_is_followed() {
         .unwrap();
     };
     let mut job = job(&checkpoint, &tiny(), &folder.path().join("out.npz"));
-    job.initial_noise = Some(noise.clone());
+    job.order.initial_noise = Some(noise.clone());
     write(None, 5, 0.5);
     assert_says(draw(&job), &["noise.npz", "step_noise", "[20, N, C, H, W]"]);
     write(Some(19), 5, 0.5);

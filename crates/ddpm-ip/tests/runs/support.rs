@@ -68,11 +68,7 @@ pub(crate) fn job(checkpoint: &Path, config: &Config, out: &Path) -> sample::Job
         config: config.clone(),
         out: Some(out.to_path_buf()),
         grid: None,
-        classes: None,
-        initial_noise: None,
-        classifier: None,
-        guide_with: None,
-        base_samples: None,
+        order: sample::Order::default(),
         overwrite: true,
     }
 }

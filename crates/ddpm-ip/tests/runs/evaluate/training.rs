@@ -71,11 +71,7 @@ fn the_distance_is_logged_and_the_best_checkpoint_kept() {
         config: settings,
         out: Some(run.join("samples_best.npz")),
         grid: None,
-        classes: None,
-        initial_noise: None,
-        classifier: None,
-        guide_with: None,
-        base_samples: None,
+        order: sample::Order::default(),
         overwrite: true,
     };
     sample::run(&job, cpu(), &AtomicBool::new(false), &mut |_| {}).unwrap();
