@@ -4,8 +4,8 @@ use crate::Error;
 use crate::checkpoint::Loaded;
 use crate::config::{Config, ConfigError};
 use crate::file::write_atomic;
-use crate::low_res;
 use crate::npz::{Array, Npz, NpzWriter};
+use crate::{low_res, memory};
 use ddpm_net::{Device, Feed};
 use std::path::Path;
 
@@ -68,6 +68,13 @@ pub fn call(loaded: &Loaded, input: &Input) -> Result<Array<f32>, ConfigError> {
         if !values.iter().all(|v| v.is_finite()) {
             return wrong(format!("`{name}` holds a value that is not finite"));
         }
+    }
+    // A batch that nobody has drawn so far may be too large.
+    if task.unet().is_some() && n > config.sample.batch_size {
+        let mut wanted = config.clone();
+        (wanted.sample.batch_size, wanted.sample.num_samples) = (n, n);
+        let machine = if loaded.device() == Device::Cpu { memory::of_machine() } else { None };
+        memory::check_sampling(&wanted, machine)?;
     }
     let feed = Feed { labels: labels.as_deref(), low_res: low_res.as_deref(), ..Feed::new(&x.values, [h, w], t) };
     let values = task.forward(&loaded.parameters, feed);

@@ -30,7 +30,9 @@
 //! image with c_skip, c_out, c_in and λ of the unperturbed σ, whatever F is.
 
 use crate::name::named_enum;
-use crate::perturb::{Mix, Mode, Perturbation};
+#[cfg(any(test, doc))]
+use crate::perturb::Mode;
+use crate::perturb::{Mix, Perturbation};
 
 named_enum! {
     /// What a network is asked for; see the [module](self).

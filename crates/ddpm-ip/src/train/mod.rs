@@ -1,5 +1,6 @@
 //! Training runs.
 
+mod curve;
 mod gradient;
 mod hook;
 mod log;
@@ -12,6 +13,7 @@ mod task;
 mod trainer;
 mod watch;
 
+pub use curve::loss_curve;
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;
