@@ -14,7 +14,7 @@ GAMMA, LEVEL, COUNT = 0.5, 300, 400_000
 
 
 def test_none_is_left_out():
-    assert len(SNIPPETS) == GUIDE.read_text().count("```python") == 13
+    assert len(SNIPPETS) == GUIDE.read_text().count("```python") == 12
 
 
 def surroundings(kind, predicts, answer):

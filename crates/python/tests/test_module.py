@@ -45,7 +45,7 @@ def test_a_run_tells_what_is_in_its_files(run):
     assert run.checkpoints[-1].name == "step_000040" and run.evaluations == []
     model = run.model()
     assert (model.classes, model.image_shape, model.step) == (10, (8, 8, 1), 40)
-    assert model.parameters == 355_361 and model.config["model"]["image_size"] == 8
+    assert model.parameters == 354_081 and model.config["model"]["image_size"] == 8
     html = run._repr_html_()
     assert "<svg" in html and "data:image/png;base64," in html
 
