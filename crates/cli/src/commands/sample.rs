@@ -123,6 +123,9 @@ pub(super) fn settings_and_remark(
     }
     let given = args::given(matches, "model.image_size").and_then(|size| size.parse().ok());
     let size = given.map_or_else(|| below.resolve().map(|config| config.model.image_size), Ok)?;
+    if let Some(described) = checkpoint::described(&file, Some(size))? {
+        return Ok((described, None));
+    }
     let (tensors, remark) = checkpoint::list(&file, network)?;
     let inferred = ddpm_ip::info::infer(&tensors);
     Ok((inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(size))), remark))
