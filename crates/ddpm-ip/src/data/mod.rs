@@ -18,7 +18,7 @@ pub use dataset::{Dataset, Options};
 pub use image_set::{ImageSet, Shape};
 pub use loader::{Batch, Loader};
 pub use pillow::center_crop;
-pub(crate) use pillow::{bicubic_crop, box_crop};
+pub(crate) use pillow::{bicubic_crop, bicubic_floats, box_crop};
 pub use pixels::Pixels;
 pub use sheet::{Sheet, contact_sheet};
 pub(crate) use source::is_run;
