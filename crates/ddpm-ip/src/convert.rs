@@ -45,6 +45,12 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
         );
         return Err(ConfigError(message).into());
     }
+    let described =
+        checkpoint::resolve(input).is_ok_and(|file| matches!(checkpoint::described(&file, None), Ok(Some(_))));
+    if described {
+        let message = format!("{} is a network alone: end OUT in .safetensors, .pt or .pth", input.display());
+        return Err(ConfigError(message).into());
+    }
     if input.is_file() && torch::TorchFile::is_one(input) {
         return to_run(input, output, config, emit);
     }
@@ -78,6 +84,26 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
         ));
     }
     write_trio(output, &state, &config.train)
+}
+
+/// Writes the parameters that sampling would take, a run's first average, as a folder that diffusers'
+/// `DDPMPipeline.from_pretrained` loads; returns its files.
+///
+/// # Errors
+/// As [`convert`]; a network or process that diffusers has no place for.
+pub fn to_diffusers(input: &Path, output: &Path, config: &Config, emit: &mut Emit) -> Result<Vec<PathBuf>, Error> {
+    let file = checkpoint::resolve(input)?;
+    let config = checkpoint::with_classes(config, &file)?;
+    let task = Task::new(&config, Device::default())?;
+    let parameters = checkpoint::load_network(&file, task.layout(), &config)?;
+    let written = checkpoint::write_pipeline(output, &parameters, &config)?;
+    if config.model.class_cond {
+        emit(Event::Warning(
+            "DDPMPipeline gives its network no classes: call the network itself, as in unet(x, t, class_labels=y)"
+                .into(),
+        ));
+    }
+    Ok(written)
 }
 
 /// A run directory that goes on from the reference's files.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use crate::resize::resize_tf1;
 
-/// Side of the images that the network sees.
 const SIZE: usize = 299;
 
 /// Added to the variances of the batch normalisations.
@@ -84,6 +83,8 @@ impl Inception {
     pub const SPATIAL_WIDTH: usize = SPATIAL_CHANNELS * 17 * 17;
     /// Classes of the logits.
     pub const CLASSES: usize = 1008;
+    /// Side of the images that the network sees.
+    pub const SIZE: usize = SIZE;
 
     /// Builds the network from parameters with the names and shapes of the usual PyTorch conversion
     /// (`Mixed_5b.branch1x1.conv.weight`, …): `get` is called with each name and shape.
@@ -139,16 +140,24 @@ impl Inception {
         (Plan::new(&graph, &wanted, GradientPlace::Outside), input, wanted)
     }
 
-    /// Features of images `[N, H, W, C]` with 3 channels, or with 1 that counts three times.
+    /// Features of images `[N, H, W, C]` with 3 channels, or with 1 that counts three times, resized as TensorFlow 1 does.
     ///
     /// # Panics
     /// When the number of values is not that of the shape, or of other channels.
     pub fn features(&self, images: &[u8], [n, h, w, c]: [usize; 4]) -> InceptionFeatures {
+        self.features_of_resized(resize_tf1(images, [n, h, w, c], SIZE), [n, c])
+    }
+
+    /// Features of images `[N, 299, 299, C]` that are resized already, of values from 0 to 255.
+    ///
+    /// # Panics
+    /// As [`Self::features`].
+    pub fn features_of_resized(&self, mut values: Vec<f32>, [n, c]: [usize; 2]) -> InceptionFeatures {
         assert!(c == 1 || c == 3, "images with {c} channels");
+        assert_eq!(values.len(), n * SIZE * SIZE * c, "values of {n} images of {SIZE}x{SIZE}x{c}");
         if n == 0 {
             return InceptionFeatures { pool: Vec::new(), spatial: Vec::new() };
         }
-        let mut values = resize_tf1(images, [n, h, w, c], SIZE);
         if c == 1 {
             values = values.iter().flat_map(|&v| [v; 3]).collect();
         }

@@ -9,12 +9,14 @@
 //! | [`idx`] | the files of the MNIST family | |
 //! | [`lmdb`] | LMDB databases | |
 //! | [`archive`], [`folder`] | the files of a folder, a zip or a tar archive | |
+//! | [`diffusers`] | what config.json says of a UNet2DModel, names of its tensors | the same |
 //! | [`networks`] | the networks among a checkpoint's tensors | |
 //! | [`kind`] | what a file is that is none of these | |
 
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod diffusers;
 mod error;
 pub mod folder;
 pub mod idx;

@@ -8,17 +8,20 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use ddpm_ip::Outcome;
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::data::{Fit, Labels, Shape};
-use ddpm_ip::evaluate::{self, Choice, DistanceParts, FID_INCEPTION, Job, Metric, Report, Settings, SideReport};
+use ddpm_ip::evaluate::{
+    self, Choice, DistanceParts, FID_INCEPTION, Job, Metric, Report, Resize, Settings, SideReport,
+};
 use fidelity::Subsets;
 use std::path::PathBuf;
 
 const FITS: [(&str, Fit); 2] = [("crop", Fit::Crop), ("pad", Fit::Pad)];
 const METRICS: [(&str, Option<Metric>); 4] = [
     ("fid", None),
-    ("is", Some(Metric::InceptionScore)),
-    ("pr", Some(Metric::PrecisionRecall)),
-    ("kid", Some(Metric::KernelDistance)),
+    (Metric::InceptionScore.flag(), Some(Metric::InceptionScore)),
+    (Metric::PrecisionRecall.flag(), Some(Metric::PrecisionRecall)),
+    (Metric::KernelDistance.flag(), Some(Metric::KernelDistance)),
 ];
+const RESIZES: [(&str, Resize); 2] = [("tf1", Resize::TensorFlow1), ("clean", Resize::Clean)];
 
 /// Flags that say how a metric is computed.
 const OF_METRICS: [(&str, Metric); 4] = [
@@ -36,6 +39,11 @@ fn settings_args() -> Vec<Arg> {
     let own = vec![
         Arg::new("features").long("features").value_name("NETWORK").help(
             "inception, inception:WEIGHTS.pth, grey (embedded) or a file.onnx [default: grey for grey images, else inception]",
+        ),
+        choice_arg(
+            "resize",
+            RESIZES,
+            "how images become Inception's 299x299: as TensorFlow 1 (FIDs of guided-diffusion, ADM, DDPM-IP) or clean-fid [default: tf1]",
         ),
         number("feature-size", 1..=MOST, "side of the images that an .onnx takes, where it leaves that open"),
         Arg::new("feature-output").long("feature-output").value_name("NAME").help("output of an .onnx [default: the first with features]"),
@@ -103,7 +111,10 @@ pub(super) fn evaluate_command() -> Command {
              evaluator computes them.\n\n\
              REFERENCE and SAMPLES are each an .npz with images (`arr_0`), a folder of image files, a folder or file of \
              the MNIST family, `digits` (embedded), a run directory (its newest samples_*.npz), or an .npz with statistics \
-             (`mu`, `sigma`, `mu_s`, `sigma_s`).\n\n\
+             (`mu`, `sigma`, `mu_s`, `sigma_s`). Of pytorch-fid's and clean-fid's statistics (`mu`, `sigma`) only FID can be had.\n\n\
+             Published FIDs compare only where images were resized alike: those of guided-diffusion, ADM and DDPM-IP with the \
+             default, those of clean-fid's tables with --resize clean. pytorch-fid resizes in another way, bilinear inside \
+             PyTorch's Inception: its numbers are near those of the default, and not the same.\n\n\
              A Fréchet distance is given with its two parts, from the means of the features and from their covariances. Two lines \
              are about the images themselves, their values scaled to -1 to 1: brightness is the mean over all pixels and \
              channels, with its standard error over images; pixel variance is the mean over pixels and channels of the \
@@ -180,6 +191,7 @@ fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
     let default = Settings::default();
     Ok(Settings {
         features: features(matches)?,
+        resize: matches.get_one("resize").copied().unwrap_or_default(),
         batch_size: count("batch-size").unwrap_or(default.batch_size),
         shape,
         exif_rotate: matches.get_flag("exif-rotate"),
@@ -195,6 +207,7 @@ fn all_settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
     let mut settings = settings(matches)?;
     if let Some(chosen) = matches.get_many::<Option<Metric>>("metrics") {
         settings.metrics = chosen.copied().flatten().collect();
+        settings.all_metrics = true;
     }
     for (flag, metric) in OF_METRICS {
         if matches.contains_id(flag) && !settings.metrics.contains(&metric) {

@@ -1,6 +1,6 @@
 //! A network with the parameters of a checkpoint.
 
-use super::{config_of, list, load_network, resolve, with_classes};
+use super::{config_of, described, list, load_network, resolve, with_classes};
 use crate::Error;
 use crate::config::{Config, ConfigError};
 use crate::sample::Model;
@@ -24,6 +24,9 @@ pub fn settings_of(path: &Path, network: &str, image_size: usize) -> Result<(tom
         }
         let own = config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?;
         return Ok((own, None));
+    }
+    if let Some(described) = described(&file, Some(image_size))? {
+        return Ok((described, None));
     }
     let (tensors, remark) = list(&file, network)?;
     let inferred = crate::info::infer(&tensors);

@@ -12,13 +12,17 @@
 //! Parameters have the reference's names and shapes. Every file carries the resolved configuration, so that one alone
 //! is enough to sample from. A folder is written under a temporary name, synced and renamed.
 //!
-//! Wherever parameters are read, a file of PyTorch's does as well; it carries no configuration.
+//! Wherever parameters are read, a file of PyTorch's does as well; it carries no configuration. So does a folder of diffusers',
+//! whose `config.json` describes the network.
 
+mod diffusers;
 mod loaded;
 mod reference;
 mod tensors;
 
 pub use ddpm_formats::safetensors::TensorInfo;
+pub(crate) use diffusers::{check as check_description, config_with};
+pub use diffusers::{described, write as write_pipeline};
 pub use loaded::{Loaded, settings_of};
 pub use reference::{Trio, write_model, write_trio};
 pub(crate) use tensors::{Tensors, load_bytes};
@@ -44,7 +48,8 @@ const STATE: &str = "state.safetensors";
 const BEST: &str = "best";
 
 /// What parameters are read of.
-const CHECKPOINTS: &str = "name a run directory, a checkpoint folder, a .safetensors or a .pt file";
+const CHECKPOINTS: &str =
+    "name a run directory, a checkpoint folder, a folder of diffusers, a .safetensors or a .pt file";
 
 /// How the names of unfinished checkpoints begin.
 const TEMPORARY: &str = ".tmp-";
@@ -513,6 +518,7 @@ pub fn load(path: &Path, layout: &Arc<Layout>, network: &str) -> Result<Paramete
 /// # Errors
 /// As [`load`].
 pub fn load_network(path: &Path, layout: &Arc<Layout>, config: &Config) -> Result<Parameters, Error> {
+    check_description(path, config)?;
     load(path, layout, &config.sample.network)
         .map_err(|error| contradiction(path, layout, config, &error).unwrap_or(error))
 }
@@ -521,6 +527,8 @@ pub fn load_network(path: &Path, layout: &Arc<Layout>, config: &Config) -> Resul
 fn contradiction(path: &Path, layout: &Layout, config: &Config, error: &Error) -> Option<Error> {
     let Error::File { message, .. } = error else { return None };
     let own = if let Some(own) = config_of(path).ok()? {
+        own
+    } else if let Some(own) = config_with(path, config).ok()? {
         own
     } else {
         let inferred = crate::info::infer(&list(path, &config.sample.network).ok()?.0)?;
@@ -585,7 +593,8 @@ pub(crate) fn progress_in(file: &Path) -> Result<Progress, Error> {
 }
 
 /// The parameter file meant by a path: a file itself, a checkpoint folder, or a run directory, whose newest checkpoint
-/// is taken. Folders give the first average of the run's configuration, or the network itself where there is none.
+/// is taken. Folders give the first average of the run's configuration, or the network itself where there is none. Of diffusers'
+/// folders it is the network's parameters.
 ///
 /// # Errors
 /// A path that does not exist or holds no checkpoint.
@@ -610,6 +619,11 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
         None => path.to_path_buf(),
     };
     let model = folder.join(MODEL);
+    if !model.exists()
+        && let Some(weights) = ddpm_formats::diffusers::weights_in(&folder)
+    {
+        return Ok(weights);
+    }
     if !model.exists() {
         return Err(Error::file(path, format!("holds no checkpoint: {}", instead_of_checkpoint(&folder)?)));
     }

@@ -5,6 +5,7 @@ use crate::Error;
 use crate::config::Config;
 use crate::file::write_atomic;
 use crate::torch::{self, TorchFile};
+use ddpm_formats::diffusers::{self, Renamed, Unet};
 use ddpm_formats::networks;
 use ddpm_formats::safetensors::{self, Safetensors, Tensor, TensorInfo, Width};
 use ddpm_net::{Layout, Parameters, Spec};
@@ -176,6 +177,8 @@ enum Held {
 enum Place {
     Name(String),
     Torch(torch::Tensor),
+    /// The tensors that are its rows, in turn.
+    Rows(Vec<Place>),
 }
 
 impl Tensors {
@@ -210,6 +213,20 @@ impl Tensors {
             };
             (Held::Safetensors(file), found)
         };
+        let is_own = matches!(&held, Held::Safetensors(file) if file.text(CONFIG).is_some());
+        let found = match diffusers::unet_of(path) {
+            Ok(Some(unet)) if !is_own => found
+                .into_iter()
+                .map(|(name, tensors)| Ok((name, under_names_of_reference(path, &unet, tensors)?)))
+                .collect::<Result<_, Error>>()?,
+            Err(error) if !is_own => return Err(error.into()),
+            _ => found,
+        };
+        if found.iter().flat_map(|(_, tensors)| tensors).any(|(info, _)| info.name == diffusers::MARK) {
+            let config = path.with_file_name(diffusers::CONFIG);
+            let message = format!("has the names of diffusers, whose {} is needed beside it", config.display());
+            return Err(Error::file(path, message));
+        }
         let names: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
         let is_one = |(_, tensors): &(String, Vec<(TensorInfo, Place)>)| {
             fits(&tensors.iter().map(|(info, _)| info.clone()).collect::<Vec<_>>())
@@ -278,11 +295,43 @@ impl Tensors {
             let message = format!("is of another network: `{name}` of shape {shape:?} is needed, the file {has}");
             return Err(Error::file(path, message));
         };
-        let values = match (&mut self.held, place) {
-            (Held::Torch(file), Place::Torch(tensor)) => file.floats(tensor)?,
-            (Held::Safetensors(file), Place::Name(name)) => file.floats(name)?,
-            _ => unreachable!("each kind of file has its kind of place"),
-        };
+        let values = self.held.floats(place)?;
         finite(path, name, values)
     }
+}
+
+impl Held {
+    fn floats(&mut self, place: &Place) -> Result<Vec<f32>, Error> {
+        Ok(match (self, place) {
+            (Self::Torch(file), Place::Torch(tensor)) => file.floats(tensor)?,
+            (Self::Safetensors(file), Place::Name(name)) => file.floats(name)?,
+            (held, Place::Rows(parts)) => {
+                parts.iter().map(|part| held.floats(part)).collect::<Result<Vec<_>, _>>()?.concat()
+            }
+            _ => unreachable!("each kind of file has its kind of place"),
+        })
+    }
+}
+
+/// The tensors of a `UNet2DModel` as the reference's.
+fn under_names_of_reference(
+    path: &Path,
+    unet: &Unet,
+    tensors: Vec<(TensorInfo, Place)>,
+) -> Result<Vec<(TensorInfo, Place)>, Error> {
+    let tensors = tensors.into_iter().map(|(info, place)| (info.name.clone(), (info, place))).collect();
+    let one = |(entry, parts): (Renamed, Vec<(TensorInfo, Place)>)| {
+        let (infos, places): (Vec<TensorInfo>, Vec<Place>) = parts.into_iter().unzip();
+        let TensorInfo { mut shape, dtype, .. } = infos[0].clone();
+        if infos.iter().any(|info| info.shape != shape) {
+            let message = format!("has `{}` of different shapes", entry.own.join("` and `"));
+            return Err(Error::file(path, message));
+        }
+        if let Some(rows) = shape.first_mut() {
+            *rows *= infos.len();
+        }
+        shape.extend(std::iter::repeat_n(1, entry.ones));
+        Ok((TensorInfo { name: entry.reference, shape, dtype }, Place::Rows(places)))
+    };
+    unet.rename(path, tensors)?.into_iter().map(one).collect()
 }

@@ -19,7 +19,7 @@ pub use image_set::{ImageSet, Shape};
 pub use loader::{Batch, Loader};
 pub use memory::ImageArray;
 pub use pillow::center_crop;
-pub(crate) use pillow::{bicubic_crop, box_crop};
+pub(crate) use pillow::{bicubic_crop, bicubic_floats, box_crop};
 pub use pixels::Pixels;
 pub use sheet::{Sheet, contact_sheet};
 pub(crate) use source::is_run;

@@ -38,8 +38,8 @@ impl Filter {
     }
 }
 
-/// For every output position: the first input position and its fixed-point weights.
-fn weights(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i32>)> {
+/// For every output position: the first input position and its weights.
+fn weights(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<f64>)> {
     let scale = from as f64 / to as f64;
     let filter_scale = scale.max(1.0);
     let support = filter.support() * filter_scale;
@@ -51,14 +51,18 @@ fn weights(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i32>)> {
             let raw: Vec<f64> =
                 (first..last).map(|x| filter.weight((x as f64 - centre + 0.5) * (1.0 / filter_scale))).collect();
             let sum: f64 = raw.iter().sum();
-            let one = f64::from(1u32 << PRECISION);
-            let fixed = raw.iter().map(|w| {
-                let w = if sum == 0.0 { *w } else { w / sum } * one;
-                (if w < 0.0 { w - 0.5 } else { w + 0.5 }) as i32
-            });
-            (first, fixed.collect())
+            (first, raw.iter().map(|w| if sum == 0.0 { *w } else { w / sum }).collect())
         })
         .collect()
+}
+
+/// The same in fixed point.
+fn fixed_weights(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i32>)> {
+    let fixed = |w: &f64| {
+        let w = w * f64::from(1u32 << PRECISION);
+        (if w < 0.0 { w - 0.5 } else { w + 0.5 }) as i32
+    };
+    weights(from, to, filter).iter().map(|(first, w)| (*first, w.iter().map(fixed).collect())).collect()
 }
 
 /// One output value from inputs `stride` apart.
@@ -74,7 +78,7 @@ fn resize_rows(image: Pixels, width: usize, filter: Filter) -> Pixels {
     if width == image.width {
         return image;
     }
-    let (c, weights) = (image.channels, weights(image.width, width, filter));
+    let (c, weights) = (image.channels, fixed_weights(image.width, width, filter));
     let row = |row| {
         weights.iter().flat_map(move |(first, w)| (0..c).map(move |channel| sample(row, first * c + channel, c, w)))
     };
@@ -87,19 +91,51 @@ fn resize_columns(image: Pixels, height: usize, filter: Filter) -> Pixels {
         return image;
     }
     let line = image.width * image.channels;
-    let weights = weights(image.height, height, filter);
+    let weights = fixed_weights(image.height, height, filter);
     let row = |(first, w)| (0..line).map(move |x| (first * line + x, w));
     let data = weights.iter().map(|(first, w)| (*first, w)).flat_map(row);
     let data = data.map(|(start, w)| sample(&image.data, start, line, w)).collect();
     Pixels { height, data, ..image }
 }
 
-fn resize(image: Pixels, width: usize, height: usize, filter: Filter) -> Pixels {
-    // Since Pillow 13 columns come first where they lose more than twice as many pixels as rows do. Earlier versions
-    // always begin with rows; values then differ by one here and there, through the rounding between the passes.
+/// Whether columns are resampled before rows.
+///
+/// Since Pillow 13 columns come first where they lose more than twice as many pixels as rows do. Earlier versions
+/// always begin with rows; values then differ by one here and there, through the rounding between the passes.
+fn columns_first([height, width]: [usize; 2], [to_height, to_width]: [usize; 2]) -> bool {
     let lost = |from: usize, to: usize| from as i64 - to as i64;
-    let (lost_width, lost_height) = (lost(image.width, width), lost(image.height, height));
-    if lost_height > 0 && lost_height > 2 * lost_width {
+    let (lost_width, lost_height) = (lost(width, to_width), lost(height, to_height));
+    lost_height > 0 && lost_height > 2 * lost_width
+}
+
+/// One channel `[H, W]` of an image in Pillow's mode `F`, BICUBIC to a square: products and sums in f64, each pass rounded to
+/// f32. Values go beyond those of the image where it has edges.
+pub(crate) fn bicubic_floats(channel: &[f32], [height, width]: [usize; 2], size: usize) -> Vec<f32> {
+    let pass = |data: &[f32], [height, width]: [usize; 2], columns: bool| -> Vec<f32> {
+        let (from, stride) = if columns { (height, width) } else { (width, 1) };
+        if from == size {
+            return data.to_vec();
+        }
+        let weights = weights(from, size, Filter::Bicubic);
+        let value = |start: usize, (first, w): &(usize, Vec<f64>)| {
+            let inputs = data[start + first * stride..].iter().step_by(stride);
+            inputs.zip(w).fold(0.0, |sum, (v, w)| sum + f64::from(*v) * w) as f32
+        };
+        if columns {
+            weights.iter().flat_map(|w| (0..width).map(move |x| value(x, w))).collect()
+        } else {
+            (0..height).flat_map(|y| weights.iter().map(move |w| value(y * width, w))).collect()
+        }
+    };
+    if columns_first([height, width], [size; 2]) {
+        pass(&pass(channel, [height, width], true), [size, width], false)
+    } else {
+        pass(&pass(channel, [height, width], false), [height, size], true)
+    }
+}
+
+fn resize(image: Pixels, width: usize, height: usize, filter: Filter) -> Pixels {
+    if columns_first([image.height, image.width], [height, width]) {
         resize_rows(resize_columns(image, height, filter), width, filter)
     } else {
         resize_columns(resize_rows(image, width, filter), height, filter)
@@ -174,5 +210,27 @@ mod tests {
         assert!((0..50).all(|i| crop(i).data.len() == 256));
         assert_ne!(crop(0), crop(1));
         assert_eq!(crop(3), crop(3));
+    }
+
+    #[test]
+    fn floats_are_resampled_as_pillow_does() {
+        // Of Pillow 13: Image.fromarray(values, mode="F").resize((n, n), Image.BICUBIC).
+        let image = |height: usize, width: usize| -> Vec<f32> {
+            let value = |y: usize, x: usize| ((x * 37 + y * 91 + x * y % 7 * 13) % 256) as f32;
+            (0..height).flat_map(|y| (0..width).map(move |x| value(y, x))).collect()
+        };
+        let larger: [f32; 25] = [
+            -8.426434, 16.475374, 47.160378, 77.84538, 102.747185, 26.070215, 53.583492, 95.041046, 136.4986,
+            164.01187, 88.83654, 123.40427, 166.0, 208.59573, 243.16347, 151.60286, 204.25156, 159.58582, 114.92009,
+            167.56879, 186.0995, 249.95126, 147.17924, 44.40723, 108.25898,
+        ];
+        assert_eq!(bicubic_floats(&image(3, 4), [3, 4], 5), larger);
+        let columns_first =
+            [76.204384, 108.846664, 141.48894, 105.855896, 124.29518, 142.73447, 138.20439, 119.246666, 100.28895];
+        assert_eq!(bicubic_floats(&image(9, 2), [9, 2], 3), columns_first);
+        let rows_first =
+            [13.462068, 85.66066, 170.72066, 70.767784, 144.479, 120.44351, 128.0735, 203.29735, 70.166374];
+        assert_eq!(bicubic_floats(&image(2, 6), [2, 6], 3), rows_first);
+        assert_eq!(bicubic_floats(&image(5, 5), [5, 5], 5), image(5, 5));
     }
 }

@@ -18,7 +18,7 @@ pub(crate) use features::Sum;
 pub use bench::{BenchReport, bench};
 pub use foreign::OnnxChoice;
 pub use hook::EvaluationHook;
-pub use network::{Choice, FID_INCEPTION, FeatureNetwork, Rows};
+pub use network::{Choice, FID_INCEPTION, FeatureNetwork, Resize, Rows};
 pub use statistics::Statistics;
 pub(crate) use yardstick::Yardstick;
 
@@ -45,8 +45,12 @@ const MANY_IMAGES: usize = 5000;
 pub struct Settings {
     /// The network; none for [`Choice::Grey`] where all images are grey, else FID-Inception.
     pub features: Option<Choice>,
+    /// How images come to the size of FID-Inception.
+    pub resize: Resize,
     /// What is computed beside Fréchet distances.
     pub metrics: Vec<Metric>,
+    /// Whether a metric that cannot be had of these sides is an error; else it is left out, and said.
+    pub all_metrics: bool,
     /// Images that go through the network together; does not change the results.
     pub batch_size: usize,
     /// What images are brought to first; as they are if there is none.
@@ -82,6 +86,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             features: None,
+            resize: Resize::default(),
+            all_metrics: false,
             metrics: vec![Metric::InceptionScore, Metric::PrecisionRecall, Metric::KernelDistance],
             batch_size: 32,
             shape: None,
@@ -110,6 +116,17 @@ pub enum Metric {
     PrecisionRecall,
     /// The kernel distance.
     KernelDistance,
+}
+
+impl Metric {
+    /// What it is called in `--metrics`.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::InceptionScore => "is",
+            Self::PrecisionRecall => "pr",
+            Self::KernelDistance => "kid",
+        }
+    }
 }
 
 /// Where one side of a comparison is.
@@ -260,6 +277,7 @@ pub fn evaluate(
     for set in [&reference.images, &samples.images].into_iter().flatten().filter(|set| set.len() > MANY_IMAGES) {
         emit(Event::Begins(format!("reading {} images of {}", set.len(), set.name())));
     }
+    [&reference, &samples].into_iter().filter_map(|side| side.remark_on_resize(&network)).for_each(&mut *emit);
     if !(reference.go_through(&network, stop)? && samples.go_through(&network, stop)?) {
         return Ok((Outcome::Interrupted, None));
     }
@@ -396,6 +414,21 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
     let refuse = |message: &str| Err(ConfigError(message.into()));
     if samples.images.is_none() && (settings.extrapolate || settings.num_images.is_some()) {
         return refuse("--extrapolate and --num-images need the samples' images: the samples are statistics alone");
+    }
+    if settings.all_metrics {
+        let alone = |side: &Side| {
+            let name = &side.name;
+            format!(
+                "{name} is statistics alone, a mean and a covariance, of which nothing but a Fréchet distance can be had"
+            )
+        };
+        let of_images: Vec<&str> = settings.metrics.iter().map(|metric| metric.flag()).collect();
+        let needs_both = settings.metrics.iter().any(|metric| *metric != Metric::InceptionScore);
+        let lacking = [(samples, !settings.metrics.is_empty()), (reference, needs_both)];
+        if let Some((side, _)) = lacking.into_iter().find(|(side, needed)| *needed && side.images.is_none()) {
+            let (names, why) = (of_images.join(","), alone(side));
+            return Err(ConfigError(format!("--metrics {names} needs images, and {why}: use --metrics fid")));
+        }
     }
     let few = samples.images.as_ref().filter(|set| settings.extrapolate && set.len() < LEAST_EXTRAPOLATED);
     if let Some(set) = few {

@@ -4,9 +4,11 @@ use super::foreign::{Foreign, OnnxChoice};
 use super::grey::Grey;
 use crate::checkpoint::Tensors;
 use crate::config::ConfigError;
+use crate::data::bicubic_floats;
 use crate::{Error, weights};
 use ddpm_net::Device;
 use fidelity::Inception;
+use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
 /// Which network's features are compared.
@@ -36,6 +38,17 @@ impl std::str::FromStr for Choice {
     }
 }
 
+/// How images come to the 299x299 pixels that FID-Inception takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resize {
+    /// Bilinear as the network's graph does in TensorFlow 1: what the FIDs of guided-diffusion, ADM and DDPM-IP are of.
+    #[default]
+    TensorFlow1,
+    /// Bicubic by Pillow on floats, cut to 0 to 255 and not rounded: what the FIDs of clean-fid are of (Parmar et al. 2022,
+    /// arXiv 2104.11222).
+    Clean,
+}
+
 /// Features of a batch, row by row independent of the batch.
 pub struct Rows {
     /// `[n, width]`
@@ -48,6 +61,7 @@ pub struct Rows {
 pub struct FeatureNetwork {
     name: String,
     kind: Kind,
+    resize: Resize,
     device: Device,
 }
 
@@ -59,6 +73,9 @@ enum Kind {
 
 /// The name of the network that published FIDs are measured with.
 pub const FID_INCEPTION: &str = "inception-2015-12-05";
+
+/// What its name ends in where images are resized as clean-fid does.
+pub(super) const CLEAN: &str = "-clean";
 
 /// SHA-256 of the usual conversion of its weights.
 const FID_INCEPTION_SHA256: &str = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2";
@@ -75,7 +92,12 @@ impl FeatureNetwork {
         match choice {
             Choice::Grey => {
                 let grey = Grey::load(device)?;
-                Ok(Self { name: Grey::NAME.into(), kind: Kind::Grey(Box::new(grey)), device })
+                Ok(Self {
+                    name: Grey::NAME.into(),
+                    kind: Kind::Grey(Box::new(grey)),
+                    resize: Resize::default(),
+                    device,
+                })
             }
             Choice::Inception(path) => {
                 let path = match path {
@@ -89,13 +111,30 @@ impl FeatureNetwork {
                     FID_INCEPTION_SHA256 => FID_INCEPTION.into(),
                     other => format!("inception-{}", &other[..8]),
                 };
-                Ok(Self { name, kind: Kind::Inception(Box::new(inception)), device })
+                Ok(Self { name, kind: Kind::Inception(Box::new(inception)), resize: Resize::default(), device })
             }
             Choice::Onnx(choice) => {
                 let network = Foreign::load(choice)?;
-                Ok(Self { name: network.name().into(), kind: Kind::Foreign(Box::new(network)), device: Device::Cpu })
+                let (name, device) = (network.name().into(), Device::Cpu);
+                Ok(Self { name, kind: Kind::Foreign(Box::new(network)), resize: Resize::default(), device })
             }
         }
+    }
+
+    /// The network with images resized in this way, which its name tells.
+    ///
+    /// # Errors
+    /// Another way than the default for a network that is not Inception.
+    pub fn with_resize(mut self, resize: Resize) -> Result<Self, ConfigError> {
+        if resize == Resize::Clean {
+            if !self.is_inception() {
+                let message = format!("--resize is for Inception, and the features are of {}: leave it out", self.name);
+                return Err(ConfigError(message));
+            }
+            self.name.push_str(CLEAN);
+            self.resize = resize;
+        }
+        Ok(self)
     }
 
     /// Its name, which statistics carry: distances of features with different names cannot be compared.
@@ -117,6 +156,11 @@ impl FeatureNetwork {
         }
     }
 
+    /// How images are resized, where it is an Inception network.
+    pub(super) fn inception_resize(&self) -> Option<Resize> {
+        self.is_inception().then_some(self.resize)
+    }
+
     /// Whether it is an Inception network, whatever its weights.
     pub(super) fn is_inception(&self) -> bool {
         matches!(self.kind, Kind::Inception(_))
@@ -125,7 +169,10 @@ impl FeatureNetwork {
     /// What is done to images before they enter it.
     pub fn resize(&self) -> String {
         match &self.kind {
-            Kind::Inception(_) => "bilinear to 299x299 as TensorFlow 1 does".into(),
+            Kind::Inception(_) => match self.resize {
+                Resize::TensorFlow1 => "bilinear to 299x299 as TensorFlow 1 does".into(),
+                Resize::Clean => "bicubic to 299x299 as Pillow does on floats (clean-fid)".into(),
+            },
             Kind::Grey(_) => {
                 "bicubic to 32x32 as Pillow does, the middle of others than squares, colour to grey".into()
             }
@@ -139,6 +186,10 @@ impl FeatureNetwork {
     pub fn remark(&self) -> Option<String> {
         match &self.kind {
             Kind::Inception(_) if self.name == FID_INCEPTION => None,
+            Kind::Inception(_) if self.name.strip_suffix(CLEAN) == Some(FID_INCEPTION) => Some(
+                "with clean-fid's resize: compare with its numbers (mode clean), not with those of other programs"
+                    .into(),
+            ),
             Kind::Inception(_) => Some(format!(
                 "these weights are not {FID_INCEPTION}'s usual file: compare their distances with published ones only if \
                  you know them to be the same"
@@ -194,7 +245,10 @@ impl FeatureNetwork {
     pub fn features(&self, images: &[u8], shape: [usize; 4]) -> Result<Rows, Error> {
         Ok(match &self.kind {
             Kind::Inception(network) => {
-                let found = network.features(images, shape);
+                let found = match self.resize {
+                    Resize::TensorFlow1 => network.features(images, shape),
+                    Resize::Clean => network.features_of_resized(clean(images, shape), [shape[0], shape[3]]),
+                };
                 Rows { features: found.pool, spatial: found.spatial }
             }
             Kind::Grey(network) => Rows { features: network.features(images, shape), spatial: Vec::new() },
@@ -212,6 +266,26 @@ impl FeatureNetwork {
     }
 }
 
+/// Images `[n, H, W, C]` as clean-fid resizes them: `[n, 299, 299, C]` of values from 0 to 255.
+///
+/// # Panics
+/// When the number of values is not that of the shape.
+fn clean(images: &[u8], [n, h, w, c]: [usize; 4]) -> Vec<f32> {
+    assert_eq!(images.len(), n * h * w * c, "values of {n} images of {h}x{w}x{c}");
+    let size = Inception::SIZE;
+    let mut out = vec![0.0; n * size * size * c];
+    out.par_chunks_exact_mut(size * size * c).zip(images.par_chunks_exact(h * w * c)).for_each(|(out, image)| {
+        for channel in 0..c {
+            let values: Vec<f32> = image.iter().skip(channel).step_by(c).map(|&v| f32::from(v)).collect();
+            let resized = bicubic_floats(&values, [h, w], size);
+            for (out, v) in out.iter_mut().skip(channel).step_by(c).zip(resized) {
+                *out = v.clamp(0.0, 255.0);
+            }
+        }
+    });
+    out
+}
+
 /// The weights of FID-Inception in a folder, under either name of the usual conversion.
 fn found_in(folder: &Path) -> Result<PathBuf, Error> {
     let names = [weights::INCEPTION.name, "pt_inception-2015-12-05-6726825d.pth"];
@@ -224,4 +298,20 @@ fn found_in(folder: &Path) -> Result<PathBuf, Error> {
         );
         Error::file(&folder.join(names[0]), message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clean_images_stay_in_range_and_channels_apart() {
+        let image: Vec<u8> = (0..4 * 5 * 3).map(|i| if i % 3 == 1 { 77 } else { (i * 53 % 256) as u8 }).collect();
+        let out = clean(&image, [1, 4, 5, 3]);
+        assert_eq!(out.len(), 299 * 299 * 3);
+        assert!(out.iter().skip(1).step_by(3).all(|v| (v - 77.0).abs() < 1e-4));
+        assert!(out.iter().all(|v| (0.0..=255.0).contains(v)) && out.contains(&0.0) && out.contains(&255.0));
+        assert!(out.iter().any(|v| v.fract() != 0.0), "nothing is rounded");
+        assert!(clean(&[], [0, 4, 5, 3]).is_empty());
+    }
 }

@@ -1,6 +1,7 @@
 //! The two sides of a comparison: what they are, and what can be known of them.
 
 use super::features::{Content, FeatureFile, Measured, content, measure};
+use super::network::{CLEAN, Resize};
 use super::pixels::PixelStatistics;
 use super::{Choice, FID_INCEPTION, FeatureNetwork, Settings, SideReport, Source, Statistics};
 use crate::Error;
@@ -16,6 +17,8 @@ use std::sync::atomic::AtomicBool;
 pub(super) struct Side {
     pub(super) name: String,
     pub(super) statistics: Option<Statistics>,
+    /// Whether the file of statistics says whose features they are of.
+    says_network: bool,
     pub(super) images: Option<ImageSet>,
     /// Of the images, once they were gone through.
     pub(super) content: Option<Content>,
@@ -29,28 +32,52 @@ impl Side {
             Source::Given(array) => {
                 let name = format!("an array {:?}", array.shape());
                 let images = Some(ImageSet::of_array(&name, array, settings.shape, settings.per_class)?);
-                return Ok(Self { name, statistics: None, images, content: None });
+                return Ok(Self { name, statistics: None, images, content: None, says_network: false });
             }
         };
         let path = run_samples(Path::new(name))?;
         let name = path.as_ref().map_or(name.into(), |path| path.to_string_lossy().into_owned());
         let path = Path::new(&name);
-        let mut statistics = None;
+        let (mut statistics, mut says_network) = (None, false);
         if path.extension().is_some_and(|e| e == "npz") && path.is_file() {
             statistics = Statistics::read(path)?;
-            if statistics.is_some() && !Npz::open(path)?.has("arr_0") {
-                return Ok(Self { name, statistics, images: None, content: None });
+            let npz = Npz::open(path)?;
+            says_network = npz.has("features");
+            if statistics.is_some() && !npz.has("arr_0") {
+                return Ok(Self { name, statistics, says_network, images: None, content: None });
             }
         }
         let labels = settings.per_class.then_some(settings.labels);
         let images = Some(ImageSet::open(&name, settings.shape, labels, settings.exif_rotate)?);
-        Ok(Self { name, statistics, images, content: None })
+        Ok(Self { name, statistics, says_network, images, content: None })
     }
 
     /// What is to be known of the images before they are compared.
     pub(super) fn remark(&self) -> Option<Event> {
         let remark = self.images.as_ref()?.remark()?;
         Some(Event::Notice(format!("{}: {remark}", self.name)))
+    }
+
+    /// What is to be known of statistics that do not say how images were resized for them, as pytorch-fid's and clean-fid's.
+    pub(super) fn remark_on_resize(&self, network: &FeatureNetwork) -> Option<Event> {
+        let nameless = self.statistics.as_ref().filter(|of| !self.says_network && of.spatial.is_none())?;
+        let resize = network.inception_resize().filter(|_| nameless.network == FID_INCEPTION)?;
+        let file = Path::new(&self.name).file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        // clean-fid names its files NAME_MODE_SPLIT_SIZE.npz.
+        let other = match resize {
+            _ if file.contains("_legacy_pytorch_") => Some("resized by PyTorch, which --resize does not offer"),
+            Resize::TensorFlow1 if file.contains("_clean_") => Some("clean-fid's, of --resize clean"),
+            Resize::Clean if file.contains("_legacy_tensorflow_") => Some("of --resize tf1"),
+            _ => None,
+        };
+        Some(match other {
+            Some(other) => Event::Warning(format!("{}: by its name these statistics are {other}", self.name)),
+            None => Event::Notice(format!(
+                "{}: these statistics do not say how images were resized for them; they are compared with images resized {}",
+                self.name,
+                network.resize()
+            )),
+        })
     }
 
     /// That there are images enough for a distribution.
@@ -70,7 +97,7 @@ impl Side {
     /// Goes through the images once, which tells mistakes before any features are made. Whether it came to the end.
     pub(super) fn go_through(&mut self, network: &FeatureNetwork, stop: &AtomicBool) -> Result<bool, Error> {
         if let Some(statistics) = &self.statistics {
-            check_statistics(Path::new(&self.name), statistics, network)?;
+            check_statistics(Path::new(&self.name), statistics, self.says_network, network)?;
         }
         self.check_count()?;
         if let Some(set) = &self.images {
@@ -143,7 +170,7 @@ pub(super) fn network(sides: &[&Side], settings: &Settings, device: Device) -> R
         (None, None) => false,
     });
     let choice = settings.features.clone().unwrap_or(if grey { Choice::Grey } else { Choice::Inception(None) });
-    FeatureNetwork::open(&choice, &settings.weights, device)
+    Ok(FeatureNetwork::open(&choice, &settings.weights, device)?.with_resize(settings.resize)?)
 }
 
 /// Statistics of a side that was gone through, from its file or its images, and their features; none if `stop` was set.
@@ -179,8 +206,34 @@ pub(super) fn know(
     Ok(Some(Known { name: side.name, statistics, features, images: side.images, pixels }))
 }
 
-fn check_statistics(path: &Path, statistics: &Statistics, network: &FeatureNetwork) -> Result<(), Error> {
-    if statistics.network != network.name() && !(statistics.network == FID_INCEPTION && network.is_inception()) {
+fn check_statistics(
+    path: &Path,
+    statistics: &Statistics,
+    says_network: bool,
+    network: &FeatureNetwork,
+) -> Result<(), Error> {
+    if let Some(resize) = network.inception_resize() {
+        // The reference's statistics do not say it, but are the only ones with spatial features.
+        let theirs = match statistics.network.ends_with(CLEAN) {
+            true => Some(Resize::Clean),
+            false if says_network || statistics.spatial.is_some() => Some(Resize::TensorFlow1),
+            false => None,
+        };
+        if theirs.is_some_and(|theirs| theirs != resize) {
+            let (theirs, how) = match resize {
+                Resize::TensorFlow1 => ("clean", "as clean-fid does"),
+                Resize::Clean => ("tf1", "as TensorFlow 1 does"),
+            };
+            let message = format!(
+                "these are statistics of images resized {how}, others would be resized {}: such distances mean nothing. Use \
+                 --resize {theirs}, or make the statistics anew",
+                network.resize()
+            );
+            return Err(Error::file(path, message));
+        }
+    }
+    let usual = statistics.network.strip_suffix(CLEAN).unwrap_or(&statistics.network) == FID_INCEPTION;
+    if statistics.network != network.name() && !(usual && network.is_inception()) {
         let message = format!(
             "these are statistics of {}, the features asked for are of {}: such distances mean nothing. Choose the \
              network with --features",

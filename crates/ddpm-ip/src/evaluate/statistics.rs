@@ -1,4 +1,4 @@
-//! Files of statistics, as the reference's evaluator has them.
+//! Files of statistics, as the reference's evaluator, pytorch-fid and clean-fid have them.
 
 use super::network::FID_INCEPTION;
 use crate::Error;
@@ -11,7 +11,8 @@ use std::path::Path;
 const MOST_NAME: usize = 256;
 
 /// What a set of images is reduced to. In a file: `mu`, `sigma` and, for sFID, `mu_s`, `sigma_s`, in float64; of this program's
-/// also `features`, the name of the network in bytes, and `images`, their number.
+/// also `features`, the name of the network in bytes, and `images`, their number. pytorch-fid and clean-fid write `mu` and `sigma`
+/// alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     /// The network whose features they are of; FID-Inception where a file does not say.

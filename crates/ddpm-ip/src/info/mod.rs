@@ -10,6 +10,7 @@ use crate::config::{Config, ConfigError};
 use crate::data::{Dataset, contact_sheet as sheet};
 use crate::torch::TorchFile;
 use crate::train::open_data;
+use ddpm_formats::diffusers::weights_in;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
@@ -31,6 +32,8 @@ pub enum Report {
         architecture: Option<Architecture>,
         /// The configuration the file carries, if any.
         config: Option<Box<Config>>,
+        /// The settings that diffusers' files beside it describe, if they are there.
+        described: Option<toml::Table>,
         /// Every tensor: name, shape, number type.
         shapes: Vec<(String, Vec<usize>, String)>,
         /// Which network this is, where the file holds several.
@@ -84,7 +87,7 @@ pub fn describe(what: &str, config: &Config) -> Result<Report, Error> {
     if is_named(&["safetensors", "pt", "pth", "ckpt", "bin"]) || (path.is_file() && TorchFile::is_one(path)) {
         return describe_checkpoint(path, &config.sample.network);
     }
-    if path.is_dir() && path.join("model.safetensors").exists() {
+    if path.is_dir() && (path.join("model.safetensors").exists() || weights_in(path).is_some()) {
         return describe_checkpoint(&checkpoint::resolve(path)?, "");
     }
     describe_data(what, config)
@@ -107,12 +110,14 @@ fn describe_checkpoint(path: &Path, network: &str) -> Result<Report, Error> {
         return Err(Error::file(path, "there is no such file"));
     }
     let (tensors, remark) = checkpoint::list(path, network)?;
+    let config = checkpoint::config_of(path)?.map(Box::new);
     Ok(Report::Checkpoint {
         path: path.display().to_string(),
         tensors: tensors.len(),
         parameters: tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum(),
         architecture: infer(&tensors),
-        config: checkpoint::config_of(path)?.map(Box::new),
+        described: if config.is_none() { checkpoint::described(path, None)? } else { None },
+        config,
         remark,
         shapes: tensors.into_iter().map(|TensorInfo { name, shape, dtype }| (name, shape, dtype)).collect(),
     })
@@ -170,7 +175,7 @@ pub fn contact_sheet(what: &str, config: &Config, out: &Path, count: usize) -> R
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Checkpoint { path, tensors, parameters, architecture, config, shapes, remark } => {
+            Self::Checkpoint { path, tensors, parameters, architecture, config, described, shapes, remark } => {
                 writeln!(f, "checkpoint {path}\n{parameters} parameters in {tensors} tensors\n")?;
                 if let Some(remark) = remark {
                     writeln!(f, "{remark}\n")?;
@@ -186,9 +191,16 @@ impl Display for Report {
                 if let Some(classes) = config.as_ref().and_then(|config| config.classes.describe()) {
                     writeln!(f, "\nclasses: {classes}")?;
                 }
-                match config {
-                    Some(config) => write!(f, "\nIt carries its configuration:\n\n{}", config.to_toml()),
-                    None => write!(f, "\nIt carries no configuration: give the network flags where it is used."),
+                match (config, described) {
+                    (Some(config), _) => write!(f, "\nIt carries its configuration:\n\n{}", config.to_toml()),
+                    (None, Some(described)) => write!(
+                        f,
+                        "\nIt is a UNet2DModel of diffusers, here with the reference's names. The files beside it give these \
+                         settings:\n\n{described}"
+                    ),
+                    (None, None) => {
+                        write!(f, "\nIt carries no configuration: give the network flags where it is used.")
+                    }
                 }
             }
             Self::Data { source, images, image_size, channels, classes, remarks } => {

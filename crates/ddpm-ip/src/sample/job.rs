@@ -109,7 +109,9 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     for folder in [Some(&out), job.grid.as_ref()].into_iter().flatten().filter_map(|path| path.parent()) {
         create_folder(folder)?;
     }
-    if let Some(own) = checkpoint::config_of(file)? {
+    let own =
+        checkpoint::config_of(file)?.map_or_else(|| checkpoint::config_with(file, config), |own| Ok(Some(own)))?;
+    if let Some(own) = own {
         for (key, now, before) in config.changes_from(&own) {
             let speed_alone = ["model.precision", "model.use_checkpoint"].contains(&key.as_str());
             if (key.starts_with("model.") && !speed_alone) || key.starts_with("diffusion.") {

@@ -336,6 +336,7 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
     if let (_, Some(remark)) = checkpoint::list(&file, network)? {
         emit(Event::Notice(remark));
     }
+    checkpoint::check_description(&file, config)?;
     let parameters = checkpoint::load(&file, task.layout(), network)?;
     emit(Event::Notice(format!("beginning with the parameters of {}", file.display())));
     Ok(Some(State::new(parameters, settings)))

@@ -7,6 +7,7 @@ mod checkpoints;
 mod conditions;
 mod conversions;
 mod data;
+mod diffusers;
 mod evaluate;
 mod guidance;
 mod networks;

@@ -3,6 +3,7 @@
 use crate::mutate::{Mutate, array, bytes, lmdb, pickle, tar, tensors};
 use crate::seeds;
 use ddpm_formats::archive::Archive;
+use ddpm_formats::diffusers::{Process, Unet};
 use ddpm_formats::lmdb::Lmdb;
 use ddpm_formats::npz::Npz;
 use ddpm_formats::safetensors::Safetensors;
@@ -34,6 +35,7 @@ pub(crate) const TARGETS: &[Target] = &[
     },
     Target { name: "lmdb", file: "data.mdb", seeds: seeds::lmdb, mutate: lmdb, read: lmdb_entries },
     Target { name: "idx", file: "train-images-idx3-ubyte", seeds: seeds::idx, mutate: bytes, read: idx },
+    Target { name: "diffusers", file: "config.json", seeds: seeds::diffusers, mutate: bytes, read: diffusers },
     Target { name: "archive", file: "x.tar", seeds: seeds::archive, mutate: tar, read: archive },
 ];
 
@@ -93,6 +95,13 @@ fn lmdb_entries(path: &Path) -> bool {
 
 fn idx(path: &Path) -> bool {
     idx::load(path).is_ok()
+}
+
+fn diffusers(path: &Path) -> bool {
+    let process = Process::read(path).is_ok_and(|process| !process.to_json().is_null());
+    let Ok(unet) = Unet::read(path) else { return process };
+    let names = unet.names().into_iter().flat_map(|entry| entry.own).map(|name| (name, ())).collect();
+    unet.rename(path, names).is_ok() && !unet.to_json().is_null()
 }
 
 fn archive(path: &Path) -> bool {

@@ -204,3 +204,17 @@ pub(crate) fn archive() -> Vec<Vec<u8>> {
     let entries = [("b/a.png", vec![1; 9]), ("b.png", vec![2; 90]), ("__MACOSX/._b.png", vec![0])];
     vec![gzipped(&tar), tar, zipped(&entries, CompressionMethod::Deflated), zipped(&entries, CompressionMethod::Stored)]
 }
+
+/// Settings of networks of either kind, and of a scheduler.
+pub(crate) fn diffusers() -> Vec<Vec<u8>> {
+    let ddim = r#"{"_class_name":"UNet2DModel","attention_head_dim":null,"block_out_channels":[128,256],"center_input_sample":false,
+        "down_block_types":["DownBlock2D","AttnDownBlock2D"],"downsample_padding":0,"flip_sin_to_cos":false,"freq_shift":1,
+        "layers_per_block":2,"norm_eps":1e-06,"sample_size":32,"up_block_types":["AttnUpBlock2D","UpBlock2D"]}"#;
+    let adm = r#"{"_class_name":"UNet2DModel","attn_norm_num_groups":32,"block_out_channels":[32,64],"num_class_embeds":10,
+        "down_block_types":["ResnetDownsampleBlock2D","AttnDownBlock2D"],"downsample_type":"resnet","in_channels":1,
+        "out_channels":2,"resnet_time_scale_shift":"scale_shift","sample_size":[8,8],"upsample_type":"resnet",
+        "up_block_types":["AttnUpBlock2D","ResnetUpsampleBlock2D"]}"#;
+    let process = r#"{"_class_name":"DDPMScheduler","beta_end":0.02,"beta_schedule":"linear","beta_start":0.0001,
+        "clip_sample":true,"num_train_timesteps":1000,"trained_betas":null,"variance_type":"fixed_large"}"#;
+    [ddim, adm, process].map(|text| text.as_bytes().to_vec()).into()
+}

@@ -2,6 +2,7 @@
 
 mod comparing;
 mod mistakes;
+mod resizing;
 mod support;
 mod training;
 mod weights;

@@ -37,6 +37,17 @@ fn features(path: &Path) -> (String, Vec<f32>) {
     (network.name().into(), rows.features)
 }
 
+/// Writes them as safetensors.
+pub(super) fn write_safetensors(path: &Path) {
+    let all = parameters();
+    let bytes: Vec<Vec<u8>> = all.iter().map(|(.., v)| v.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = all
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
+}
+
 #[test]
 fn either_kind_of_file_gives_the_same_network() {
     let (place, all) = (Place::new(), parameters());
@@ -45,12 +56,7 @@ fn either_kind_of_file_gives_the_same_network() {
     let mut file = std::io::BufWriter::new(std::fs::File::create(&pth).unwrap());
     write_state_dict(&mut file, &entries, |i| all[i].2.clone()).unwrap();
     drop(file);
-    let bytes: Vec<Vec<u8>> = all.iter().map(|(.., v)| v.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = all
-        .iter()
-        .zip(&bytes)
-        .map(|((name, shape, _), bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
-    serialize_to_file(views.collect::<Vec<_>>(), None, &safe).unwrap();
+    write_safetensors(&safe);
     let [(of_pth, a), (of_safe, b)] = [&pth, &safe].map(|path| features(path));
     assert!(a == b && a.iter().any(|v| *v > 0.0));
     // Other weights than the published ones are another network.
