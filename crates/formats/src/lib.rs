@@ -23,6 +23,8 @@ pub mod lmdb;
 pub mod networks;
 mod npy;
 pub mod npz;
+#[cfg(test)]
+mod regression;
 pub mod safetensors;
 mod sink;
 pub mod torch;

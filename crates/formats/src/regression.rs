@@ -1,0 +1,57 @@
+//! What mutated files have broken. Tests are named by what was reported.
+
+use crate::Error;
+use crate::npz::Npz;
+use crate::torch::TorchFile;
+use std::io::Write;
+use std::path::PathBuf;
+use tempfile::TempDir;
+use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+fn written(folder: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// An npy file of bytes without any value.
+fn npy(fortran: &str, shape: &str) -> Vec<u8> {
+    let head = format!("{{'descr': '|u1', 'fortran_order': {fortran}, 'shape': ({shape}), }}\n");
+    [&b"\x93NUMPY\x01\0"[..], &(head.len() as u16).to_le_bytes(), head.as_bytes()].concat()
+}
+
+#[test]
+fn an_empty_list_in_a_pickle() {
+    let folder = TempDir::new().unwrap();
+    for pickle in [&b"]."[..], b").", b"}Vmodel\n]s."] {
+        let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        zip.start_file("a/data.pkl", SimpleFileOptions::default()).unwrap();
+        zip.write_all(pickle).unwrap();
+        let path = written(&folder, "a.pt", &zip.finish().unwrap().into_inner());
+        let error = TorchFile::open(&path).unwrap().networks().unwrap_err().to_string();
+        assert!(error.contains("and no network"), "{error}");
+    }
+}
+
+#[test]
+fn a_pickle_that_is_nothing_but_lists() {
+    let folder = TempDir::new().unwrap();
+    let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("a/data.pkl", SimpleFileOptions::default().compression_method(CompressionMethod::Deflated)).unwrap();
+    zip.write_all(&[&b"\x80\x02"[..], &b"]".repeat(3_900_000), b"."].concat()).unwrap();
+    let bytes = zip.finish().unwrap().into_inner();
+    assert!(bytes.len() < 8000, "{}", bytes.len());
+    let error = TorchFile::open(&written(&folder, "a.pt", &bytes)).err().unwrap().to_string();
+    assert!(error.contains("instructions"), "{error}");
+}
+
+#[test]
+fn arrays_with_a_length_of_zero_beside_huge_ones_in_rows_and_in_fortran_order() {
+    let folder = TempDir::new().unwrap();
+    for fortran in ["False", "True"] {
+        let path = written(&folder, "a.npy", &npy(fortran, "0, 4294967296, 4294967296"));
+        let mut npz = Npz::open(&path).unwrap();
+        npz.byte_rows::<Error>(Npz::ONLY, 3, &mut |_| panic!("there is no row")).unwrap();
+        assert!(npz.bytes(Npz::ONLY).unwrap().values.is_empty());
+    }
+}
