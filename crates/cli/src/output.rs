@@ -1,10 +1,11 @@
 //! What goes to the terminal.
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 
 /// Prints a report to standard output.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{text}").map_err(anyhow::Error::from)
+    writeln!(std::io::stdout(), "{}", harmless(text)).map_err(anyhow::Error::from)
 }
 
 /// Prints remarks.
@@ -16,7 +17,16 @@ pub(crate) fn complain_all(remarks: &[String]) {
 
 /// Prints a remark to standard error; where that is closed nobody listens.
 pub(crate) fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", harmless(text));
+}
+
+/// A text in which names of files and tensors cannot command the terminal.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let commands = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(commands) {
+        return text.into();
+    }
+    text.chars().map(|c| if commands(c) { c.escape_default().to_string() } else { c.into() }).collect()
 }
 
 /// Whether the reader of standard output has gone, as `head` does: no failure of ours.

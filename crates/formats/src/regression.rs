@@ -55,3 +55,14 @@ fn arrays_with_a_length_of_zero_beside_huge_ones_in_rows_and_in_fortran_order() 
         assert!(npz.bytes(Npz::ONLY).unwrap().values.is_empty());
     }
 }
+
+#[test]
+fn a_checkpoint_of_the_first_pickle_protocol() {
+    let folder = TempDir::new().unwrap();
+    let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("a/data.pkl", SimpleFileOptions::default()).unwrap();
+    zip.write_all(b"(dVa\nP('storage', <class 'torch.FloatStorage'>, '0', 'cpu', 6)\ns.").unwrap();
+    let path = written(&folder, "a.pt", &zip.finish().unwrap().into_inner());
+    let error = TorchFile::open(&path).err().unwrap().to_string();
+    assert!(error.contains("pickle protocol 0"), "{error}");
+}

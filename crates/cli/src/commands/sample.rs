@@ -124,8 +124,13 @@ pub(super) fn settings_and_remark(
     let given = args::given(matches, "model.image_size").and_then(|size| size.parse().ok());
     let size = given.map_or_else(|| below.resolve().map(|config| config.model.image_size), Ok)?;
     let (tensors, remark) = checkpoint::list(&file, network)?;
-    let inferred = ddpm_ip::info::infer(&tensors);
-    Ok((inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(size))), remark))
+    let Some(architecture) = ddpm_ip::info::infer(&tensors) else {
+        let first = tensors.first().map_or_else(String::new, |tensor| format!(", such as `{}`,", tensor.name));
+        let message =
+            format!("its {} tensors{first} are those of no network that is known: see `ddpm-ip info`", tensors.len());
+        return Err(Error::file(&file, message).into());
+    };
+    Ok((architecture.settings(Some(size)), remark))
 }
 
 /// The classifier asked for, with its own settings and the flags.
@@ -153,6 +158,10 @@ fn weaker(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJ
     let mut layers = Layers::default();
     let size = config.model.image_size.to_string();
     layers.set([("image_size", size.as_str())])?;
+    // The network's process, where the file does not say otherwise.
+    let mut process: toml::Table = config.to_toml().parse().context("a configuration that was written")?;
+    process.retain(|section, _| section == "diffusion");
+    layers.add(process)?;
     // --network is for the checkpoint.
     let (own, _) = settings_and_remark(&checkpoint, "", matches, &layers)?;
     layers.add(own)?;

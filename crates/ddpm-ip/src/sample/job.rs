@@ -100,7 +100,8 @@ impl GuideJob {
                 return Err(ConfigError(message).into());
             }
         }
-        own.sample = config.sample.clone();
+        // The name of a network is for the checkpoint.
+        own.sample = SampleConfig { network: own.sample.network, ..config.sample.clone() };
         own.check_timesteps()?;
         let network = Unet::new(own.model.network(own.diffusion.variance)?);
         let parameters = checkpoint::load_network(&file, network.layout(), &own)?;
