@@ -8,6 +8,8 @@ mod convert;
 mod ema;
 mod evaluate;
 mod info;
+#[cfg(test)]
+mod mutated;
 mod nll;
 mod predict;
 mod prepare;
@@ -65,8 +67,9 @@ fn command() -> Command {
 /// Reads the command line; ends the program on a mistake, `--help` or `--version`.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> ArgMatches {
     let mut command = command();
-    command.try_get_matches_from_mut(arguments.into_iter().map(kebab_case)).unwrap_or_else(|error| {
-        if let Some(message) = unknown_flag(&command, &error) {
+    let arguments: Vec<OsString> = arguments.into_iter().map(kebab_case).collect();
+    command.try_get_matches_from_mut(&arguments).unwrap_or_else(|error| {
+        if let Some(message) = unknown_flag(&command, &arguments, &error) {
             crate::output::complain(&format!("error: {message}"));
             std::process::exit(crate::USAGE.into());
         }
@@ -75,13 +78,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> ArgMatches
 }
 
 /// What is said of a flag that there is none of, if that is the mistake.
-fn unknown_flag(command: &Command, error: &clap::Error) -> Option<String> {
+fn unknown_flag(command: &Command, arguments: &[OsString], error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(written)) = error.get(ContextKind::InvalidArg) else { return None };
     if error.kind() != ErrorKind::UnknownArgument || !written.starts_with('-') {
         return None;
     }
-    let name = std::env::args_os().nth(1)?;
-    let command = command.find_subcommand(name)?;
+    let command = command.find_subcommand(arguments.get(1)?)?;
     Some(args::advice(command, written))
 }
 

@@ -10,7 +10,7 @@ use ddpm_ip::sample::{GuideJob, SmallImages};
 use ddpm_ip::{Error, Event, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
 
-const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample", "classifier"]);
+pub(super) const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample", "classifier"]);
 
 /// `sample`, and the names of the reference's other sampling scripts: the same command, with the defaults of each where
 /// the checkpoint carries no settings.

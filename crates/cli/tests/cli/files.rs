@@ -5,6 +5,7 @@ use super::support::{Place, Ran, TINY};
 use ddpm_ip::npz::Npz;
 use ddpm_ip::torch::{TorchFile, write_state_dict};
 use image::{DynamicImage, GrayImage, Luma, Rgb, RgbImage};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 
@@ -763,15 +764,18 @@ fn save_nested(
     let mut network = |prefix: &str, factor: f32| {
         let mut text = "ccollections\nOrderedDict\n(tR".to_string();
         for (name, shape, values) in parameters {
-            let ints = |list: &[usize]| list.iter().map(|n| format!("I{n}\n")).collect::<String>();
+            let ints =
+                |list: &[usize]| list.iter().flat_map(|n| ["I".into(), n.to_string(), "\n".into()]).collect::<String>();
             let strides: Vec<usize> = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
             let (key, count) = (storages.len(), values.len());
-            text += &format!(
+            write!(
+                text,
                 "V{prefix}{name}\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV{key}\nVcpu\nI{count}\n\
                  tQI0\n({}t({}tI00\nccollections\nOrderedDict\n(tRtRs",
                 ints(shape),
                 ints(&strides)
-            );
+            )
+            .unwrap();
             storages.push(values.iter().flat_map(|v| (v * factor).to_le_bytes()).collect());
         }
         text
