@@ -85,7 +85,7 @@ fn an_entry_of_an_archive_that_unpacks_to_more_than_it_says() {
     let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let deflated = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
     zip.start_file("a.png", deflated).unwrap();
-    zip.write_all(&[0; 100_000]).unwrap();
+    zip.write_all(&vec![0; 100_000]).unwrap();
     let mut bytes = zip.finish().unwrap().into_inner();
     // The size in the directory.
     let at = bytes.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap() + 24;
@@ -103,7 +103,7 @@ fn a_name_in_an_archive_that_does_not_end() {
     header.set_size(1 << 20);
     header.set_cksum();
     let mut tar = tar::Builder::new(Vec::new());
-    tar.append(&header, &[b'a'; 1 << 20][..]).unwrap();
+    tar.append(&header, b"a".repeat(1 << 20).as_slice()).unwrap();
     let path = written(&folder, "a.tar", &tar.into_inner().unwrap());
     let error = Archive::open(&path, |_| true).err().unwrap().to_string();
     assert!(error.contains("it holds more than"), "{error}");
