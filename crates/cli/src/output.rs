@@ -2,6 +2,7 @@
 
 use crate::host;
 use ddpm_ip::Event;
+use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 
 /// Prints a report to standard output, or gives it to the host.
@@ -9,7 +10,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     if host::report(text).is_some() {
         return Ok(());
     }
-    writeln!(std::io::stdout(), "{text}").map_err(anyhow::Error::from)
+    writeln!(std::io::stdout(), "{}", harmless(text)).map_err(anyhow::Error::from)
 }
 
 /// Prints remarks.
@@ -24,7 +25,16 @@ pub(crate) fn complain(text: &str) {
     if host::tell(&Event::Notice(text.into())).is_some() {
         return;
     }
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", harmless(text));
+}
+
+/// A text in which names of files and tensors cannot command the terminal.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let commands = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(commands) {
+        return text.into();
+    }
+    text.chars().map(|c| if commands(c) { c.escape_default().to_string() } else { c.into() }).collect()
 }
 
 /// Whether the reader of standard output has gone, as `head` does: no failure of ours.

@@ -102,6 +102,9 @@ pub(crate) fn check_folder(flag: &str, path: &Path, instead: &str) -> Result<(),
     if path.is_symlink() {
         return refuse(missing(path));
     }
+    if let Some(above) = path.ancestors().find(|above| above.is_file()) {
+        return refuse(format!("lies below {}, which is a file", above.display()));
+    }
     let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     match ending.filter(|ending| FILES.contains(&ending.as_str())) {
         Some(ending) => refuse(format!("would be a folder, and is named like a .{ending} file")),

@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::{Component, Path, PathBuf};
-use zip::ZipArchive;
+use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
 
 /// A larger file is refused. Those of known data sets are smaller: the largest are batches of ImageNet, of 400 megabytes.
 pub const MOST_FILE_BYTES: u64 = 1 << 30;
@@ -154,17 +155,11 @@ impl Archive {
 
     fn load_from_folder(&self, name: &Path) -> Result<Vec<u8>, Error> {
         let path = self.path.join(name);
-        // Reading a pipe would wait for ever.
-        let meta = std::fs::metadata(&path).map_err(Error::io("read", &path))?;
-        if !meta.is_file() {
-            return Err(Error::file(&path, "is not a regular file"));
-        }
-        let file = File::open(&path).map_err(Error::io("read", &path))?;
-        read_bounded(file, MOST_FILE_BYTES).map_err(|e| self.damaged(name, e))
+        read_bounded(crate::open(&path)?, MOST_FILE_BYTES).map_err(|e| self.damaged(name, e))
     }
 
     fn zip(&self) -> Result<ZipArchive<BufReader<File>>, Error> {
-        let file = File::open(&self.path).map_err(Error::io("read", &self.path))?;
+        let file = crate::open(&self.path)?;
         ZipArchive::new(BufReader::new(file))
             .map_err(|e| Error::file(&self.path, format!("not a whole zip archive ({e}): fetch it again")))
     }
@@ -189,14 +184,27 @@ impl Archive {
         entry: usize,
         name: &Path,
     ) -> Result<Vec<u8>, Error> {
-        let entry = zip.by_index(entry).map_err(|e| self.damaged(name, e))?;
+        let unread = |why: &str| {
+            let message = format!(
+                "{}: is packed in a way that is not read ({why}): unpack it and name the folder",
+                name.display()
+            );
+            Error::file(&self.path, message)
+        };
+        let entry = zip.by_index(entry).map_err(|e| match e {
+            ZipError::UnsupportedArchive(why) => unread(why),
+            e => self.damaged(name, e),
+        })?;
+        if !matches!(entry.compression(), CompressionMethod::Stored | CompressionMethod::Deflated) {
+            return Err(unread(&entry.compression().to_string()));
+        }
         let most = entry.compressed_size().saturating_mul(MOST_EXPANSION).min(entry.size()).min(MOST_FILE_BYTES);
         read_bounded(entry, most).map_err(|e| self.damaged(name, e))
     }
 
     fn each_of_tar<E: From<Error>>(&self, visit: &mut dyn FnMut(&Path, &mut Load) -> Flow<E>) -> Result<(), E> {
         let damaged = |e| Error::file(&self.path, format!("not a whole tar archive ({e}): fetch it again"));
-        let file = File::open(&self.path).map_err(Error::io("read", &self.path))?;
+        let file = crate::open(&self.path)?;
         let length = file.metadata().map_err(Error::io("read", &self.path))?.len();
         let (reader, most): (Box<dyn Read>, u64) = match self.form {
             Form::TarGz => (Box::new(MultiGzDecoder::new(BufReader::new(file))), length.saturating_mul(MOST_EXPANSION)),
@@ -255,7 +263,7 @@ impl Form {
         if !meta.is_file() {
             return Err(unknown());
         }
-        let file = File::open(path).map_err(Error::io("read", path))?;
+        let file = crate::open(path)?;
         let begin = read_bounded(file.take(512), 512).map_err(Error::io("read", path))?;
         match &begin[..] {
             [b'P', b'K', 3 | 5, 4 | 6, ..] => Ok(Self::Zip),

@@ -2,7 +2,6 @@
 
 use crate::{Error, MOST_EXPANSION};
 use flate2::read::GzDecoder;
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -29,7 +28,7 @@ fn label_file(images: &Path) -> Option<PathBuf> {
 
 /// Dimensions and bytes of an IDX file.
 fn read(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), Error> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
+    let file = crate::open(path)?;
     let length = file.metadata().map_err(Error::io("read", path))?.len();
     let gzipped = path.extension().is_some_and(|e| e == "gz");
     let (mut reader, most): (Box<dyn Read>, u64) = if gzipped {

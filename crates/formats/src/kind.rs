@@ -1,6 +1,5 @@
 //! What a file is that is none of those read here, told from its first bytes.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -87,7 +86,7 @@ pub fn tell(begin: &[u8]) -> Option<Kind> {
 /// As [`tell`], of a file that can be read.
 pub fn of(path: &Path) -> Option<Kind> {
     let mut begin = Vec::new();
-    File::open(path).and_then(|file| file.take(BYTES as u64).read_to_end(&mut begin)).ok()?;
+    crate::open(path).ok()?.take(BYTES as u64).read_to_end(&mut begin).ok()?;
     tell(&begin)
 }
 

@@ -25,11 +25,28 @@ pub mod lmdb;
 pub mod networks;
 mod npy;
 pub mod npz;
+#[cfg(test)]
+mod regression;
 pub mod safetensors;
 mod sink;
 pub mod torch;
 
 pub use error::{Error, Result};
+
+use std::fs::File;
+use std::path::Path;
+
+/// Opens a regular file. Opening a pipe would wait for ever.
+///
+/// # Errors
+/// A file that is missing or of another kind.
+pub fn open(path: &Path) -> Result<File> {
+    match std::fs::metadata(path).map_err(Error::io("read", path))? {
+        meta if meta.is_file() => File::open(path).map_err(Error::io("read", path)),
+        meta if meta.is_dir() => Err(Error::file(path, "is a folder: name a file")),
+        _ => Err(Error::file(path, "is not a regular file")),
+    }
+}
 
 /// Deflate makes no more than about 1032 bytes of one: a larger claim is a lie.
 const MOST_EXPANSION: u64 = 1100;

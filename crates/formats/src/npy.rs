@@ -82,10 +82,6 @@ impl Header {
 
 /// Values of `size` bytes each whose first dimension is the fastest, so that their last one is.
 pub(crate) fn c_order(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
-    // Where there are no values, lengths may be of any size.
-    if bytes.is_empty() {
-        return Vec::new();
-    }
     let strides: Vec<usize> = shape
         .iter()
         .scan(size, |stride, &length| {

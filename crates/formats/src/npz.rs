@@ -6,6 +6,7 @@ use crate::{Error, MOST_EXPANSION, kind};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 /// An array in C order.
@@ -68,7 +69,7 @@ impl Npz {
             return Err(Error::file(path, "is a folder: name an .npz file"));
         }
         let io = |e| Error::io("read", path)(e);
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = crate::open(path)?;
         let mut begin = [0; npy::MAGIC.len()];
         let is_npy = file.read_exact(&mut begin).is_ok() && begin == npy::MAGIC;
         file.rewind().map_err(io)?;
@@ -77,7 +78,10 @@ impl Npz {
         } else {
             Held::Zip(ZipArchive::new(BufReader::new(file)).map_err(|e| match kind::of(path) {
                 Some(kind) => Error::file(path, kind.to_string()),
-                None => Error::file(path, format!("not a readable npz archive ({e})")),
+                None => Error::file(
+                    path,
+                    format!("not a readable npz archive ({e}): it is cut off, or another kind of file"),
+                ),
             })?)
         };
         Ok(Self { path: path.to_path_buf(), held })
@@ -116,7 +120,8 @@ impl Npz {
         Ok(Head { shape, dtype: descr })
     }
 
-    /// The least and the largest of an array of floats, of a large one among its first million values.
+    /// The least and the largest of an array of floats, of a large one among its first million values; both NaN if one of
+    /// these is.
     ///
     /// # Errors
     /// A missing array, another dtype, damage.
@@ -126,6 +131,9 @@ impl Npz {
         let mut bytes = vec![0; entry.count().min(MOST_LOOKED_AT) * size];
         entry.fill(&mut bytes)?;
         let values = floats(little_endian(bytes, size, big_endian), entry.kind).ok_or_else(|| entry.other_type())?;
+        if values.iter().any(|v| v.is_nan()) {
+            return Ok([f64::NAN; 2]);
+        }
         Ok(values.iter().fold([f64::INFINITY, f64::NEG_INFINITY], |[least, most], &v| [least.min(v), most.max(v)]))
     }
 
@@ -230,12 +238,19 @@ impl Npz {
             let held = if names.is_empty() { "none".into() } else { names.join(", ") };
             fail(format!("has no array `{name}`; it holds: {held}"))
         };
+        let unread = |why: &str| {
+            fail(format!("array `{name}` is packed in a way that is not read ({why}): save it anew with `np.savez`"))
+        };
         let (reader, most): (Box<dyn Read>, u64) = match &mut self.held {
             Held::Zip(zip) => {
                 let entry = zip.by_name(&format!("{name}.npy")).map_err(|e| match e {
-                    zip::result::ZipError::FileNotFound => missing(),
+                    ZipError::FileNotFound => missing(),
+                    ZipError::UnsupportedArchive(why) => unread(why),
                     e => fail(format!("array `{name}` cannot be read ({e})")),
                 })?;
+                if !matches!(entry.compression(), CompressionMethod::Stored | CompressionMethod::Deflated) {
+                    return Err(unread(&entry.compression().to_string()));
+                }
                 let most = entry.compressed_size().saturating_mul(MOST_EXPANSION).min(entry.size());
                 (Box::new(entry), most)
             }
@@ -248,7 +263,8 @@ impl Npz {
         };
         // A header says its own length: no more is read than the entry can hold.
         let mut reader = reader.take(most);
-        let header = Header::read(&mut reader).map_err(|e| fail(format!("array `{name}` is damaged ({e})")))?;
+        let header =
+            Header::read(&mut reader).map_err(|e| fail(format!("array `{name}` is damaged or cut off ({e})")))?;
         Ok((header, reader, most))
     }
 

@@ -55,7 +55,7 @@ impl Safetensors {
     /// # Errors
     /// A file that is missing, damaged or of another kind.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
+        let file = crate::open(path)?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         Self::read(file, length, path).map_err(|error| match kind::of(path) {
             Some(kind) => Error::file(path, kind.to_string()),
@@ -71,7 +71,11 @@ impl<R: Read + Seek> Safetensors<R> {
     /// Damage.
     pub fn read(mut file: R, length: u64, path: &Path) -> Result<Self> {
         let mut prefix = [0; 8];
-        file.read_exact(&mut prefix).map_err(|e| damaged(path, e))?;
+        file.read_exact(&mut prefix).map_err(|_| damaged(path, "it is too short"))?;
+        if prefix.starts_with(b"PK\x03\x04") {
+            let message = "is a zip archive as PyTorch writes them, damaged or cut off: copy or download it again";
+            return Err(Error::file(path, message));
+        }
         let header = u64::from_le_bytes(prefix);
         if header > length - 8 || header > MOST_HEADER {
             return Err(damaged(path, "its header is longer than the file"));
@@ -148,19 +152,20 @@ impl<R: Read + Seek> Safetensors<R> {
         self.metadata.info(name).map(|info| info.shape.as_slice())
     }
 
-    /// A tensor's numbers as float32.
+    /// A tensor's numbers, rounded to float32.
     ///
     /// # Errors
-    /// One that is not there, damaged, or of other numbers than F32, F16 and BF16.
+    /// One that is not there, damaged, or of other numbers than F64, F32, F16 and BF16.
     pub fn floats(&mut self, name: &str) -> Result<Vec<f32>> {
         let (dtype, bytes) = self.bytes(name)?;
         let pairs = || bytes.as_chunks::<2>().0.iter();
         Ok(match dtype {
             Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
             Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             other => {
-                let message = format!("`{name}` is {other:?}; only F32, F16 and BF16 are read");
+                let message = format!("`{name}` is {other:?}; only F64, F32, F16 and BF16 are read");
                 return Err(Error::file(&self.path, message));
             }
         })

@@ -8,6 +8,8 @@ mod convert;
 mod ema;
 mod evaluate;
 mod info;
+#[cfg(test)]
+mod mutated;
 mod nll;
 mod predict;
 mod prepare;

@@ -10,7 +10,7 @@ use ddpm_ip::sample::{GuideJob, Order, SmallImages};
 use ddpm_ip::{Event, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
 
-const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample", "classifier"]);
+pub(super) const SETTINGS: Settings = Settings(&["model", "diffusion", "perturbation", "sample", "classifier"]);
 
 /// `sample`, and the names of the reference's other sampling scripts: the same command, with the defaults of each where
 /// the checkpoint carries no settings.
@@ -142,6 +142,10 @@ fn weaker(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJ
     let mut layers = Layers::default();
     let size = config.model.image_size.to_string();
     layers.set([("image_size", size.as_str())])?;
+    // The network's process, where the file does not say otherwise.
+    let mut process: toml::Table = config.to_toml().parse().context("a configuration that was written")?;
+    process.retain(|section, _| section == "diffusion");
+    layers.add(process)?;
     // --network is for the checkpoint.
     let (own, _) = settings_and_remark(&checkpoint, "", matches, &layers)?;
     layers.add(own)?;

@@ -24,7 +24,7 @@ pub(super) struct Kind {
     pub(super) name: &'static str,
     alias: &'static str,
     about: &'static str,
-    settings: Settings,
+    pub(super) settings: Settings,
     /// What the reference's script of this kind has for defaults where they are not those of all; a preset goes before.
     defaults: &'static str,
     /// What makes it this kind, whatever a preset says.

@@ -5,6 +5,7 @@ use super::support::{Place, Ran, TINY};
 use ddpm_ip::npz::Npz;
 use ddpm_ip::torch::{TorchFile, write_state_dict};
 use image::{DynamicImage, GrayImage, Luma, Rgb, RgbImage};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 
@@ -103,6 +104,46 @@ fn the_first_of_several_pictures_in_a_file() {
     let (shape, values) = prepared(&place, "in", &[]);
     assert_eq!(shape, [1, 6, 8, 3]);
     assert!(values.iter().all(|&value| value == 10), "{values:?}");
+}
+
+/// Files that Pillow wrote, in which this crate's writer has no part. The first picture of each is [`colour`], or flat.
+const OF_PILLOW: [(&str, &[u8]); 9] = [
+    ("palette.png", include_bytes!("images/palette.png")),
+    ("moving.webp", include_bytes!("images/moving.webp")),
+    ("moving.png", include_bytes!("images/moving.png")),
+    ("pages.tif", include_bytes!("images/pages.tif")),
+    ("interlaced.png", include_bytes!("images/interlaced.png")),
+    ("bits.bmp", include_bytes!("images/bits.bmp")),
+    ("cmyk.jpg", include_bytes!("images/cmyk.jpg")),
+    ("cmyk.tif", include_bytes!("images/cmyk.tif")),
+    ("progressive.jpg", include_bytes!("images/progressive.jpg")),
+];
+
+#[test]
+fn palettes_with_transparency_films_of_pictures_pages_and_interlaced_images() {
+    let place = Place::new();
+    for (name, bytes) in &OF_PILLOW[..5] {
+        write(&place, &format!("{name}.d/{name}"), bytes);
+        let (shape, values) = prepared(&place, &format!("{name}.d"), &[]);
+        assert_eq!((shape, values == *colour().as_raw()), (vec![1, 6, 8, 3], true), "{name}");
+    }
+}
+
+#[test]
+fn images_of_one_bit_of_four_inks_and_progressive() {
+    let place = Place::new();
+    for (name, bytes) in &OF_PILLOW[5..] {
+        write(&place, &format!("{name}.d/{name}"), bytes);
+        let (shape, values) = prepared(&place, &format!("{name}.d"), &[]);
+        assert_eq!(shape, [1, 6, 8, 3], "{name}");
+        if *name == "bits.bmp" {
+            let rows: Vec<u8> = values.iter().step_by(3).map(|v| v / 255).collect();
+            assert_eq!(rows[8..24], [0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0]);
+        } else {
+            let off = values.chunks(3).flatten().zip([200, 40, 90].iter().cycle()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off <= Some(3), "{name}: {values:?}");
+        }
+    }
 }
 
 #[test]
@@ -211,13 +252,74 @@ fn images_that_are_none() {
     info(&place, "nothing").complains(2, &["nothing: no images in this folder or below it"]);
     write(&place, "phone/IMG_1.HEIC", b"\0\0\0\x18ftypheic\0\0\0\0");
     info(&place, "phone").complains(2, &["no images", "IMG_1.HEIC is a HEIC image", "magick"]);
+    for (name, bytes) in [
+        ("a.avif", &b"\0\0\0\x18ftypavif"[..]),
+        ("a.jxl", b"\xff\x0a"),
+        ("a.jp2", b"\0\0\0\x0cjP  "),
+        ("a.svg", b"<svg/>"),
+        ("a.psd", b"8BPS"),
+        ("a.dng", b"II*\0"),
+    ] {
+        write(&place, &format!("{name}.d/{name}"), bytes);
+        info(&place, &format!("{name}.d")).complains(2, &["no images", name, "make it a PNG first"]);
+    }
     write(&place, "parquet/train-00000-of-00001.parquet", b"PAR1\x15\x04");
     info(&place, "parquet").complains(2, &["train-00000-of-00001.parquet is a Parquet file", "load_dataset"]);
-    write(&place, "cifar-10-batches-py/data_batch_1", b"\x80\x02}");
-    info(&place, "cifar-10-batches-py").complains(2, &["ddpm-ip prepare cifar10 cifar-10-batches-py"]);
+    for (folder, file, kind) in [
+        ("cifar-10-batches-py", "data_batch_1", "cifar10"),
+        ("cifar-10-batches-bin", "data_batch_1.bin", "cifar10"),
+        ("Imagenet32_train", "train_data_batch_1", "imagenet32"),
+        ("bedroom_train_lmdb", "data.mdb", "lsun"),
+    ] {
+        write(&place, &format!("{folder}/{file}"), b"\x80\x02}");
+        info(&place, folder).complains(2, &[&format!("ddpm-ip prepare {kind} {folder} --out {kind}.npz")]);
+    }
     images(&place, &["some/a.png"]);
     write(&place, "some/b.mp4", b"\0\0\0\x18ftypisom\0\0\0\0");
     assert!(told(&place, "some").contains("1 more of kinds that are not read are passed over, such as b.mp4"));
+}
+
+#[test]
+fn images_that_claim_to_be_huge() {
+    let place = Place::new();
+    // The length of a side, and the checksum of the chunk that says it.
+    for (name, side, checksum) in [("a.png", 100_000u32, 0x5037_ac09u32), ("b.png", 0x7fff_ffff, 0xecac_aca7)] {
+        let mut png = OF_PILLOW[4].1.to_vec();
+        for at in [16, 20] {
+            png[at..at + 4].copy_from_slice(&side.to_be_bytes());
+        }
+        png[29..33].copy_from_slice(&checksum.to_be_bytes());
+        write(&place, &format!("{name}.d/{name}"), &png);
+        info(&place, &format!("{name}.d")).complains(1, &[name, "has too many pixels"]);
+    }
+    let whole = place.path("whole.png");
+    RgbImage::from_fn(99, 99, |x, y| Rgb([(x * y) as u8, x as u8, y as u8])).save(&whole).unwrap();
+    let png = fs::read(whole).unwrap();
+    for cut in [40, png.len() / 2, png.len() - 20] {
+        write(&place, "cut/a.png", &png[..cut]);
+        info(&place, "cut").complains(1, &["cut/a.png: cannot be decoded"]);
+    }
+}
+
+#[test]
+fn images_that_cannot_be_read_are_neither_grey_nor_in_colour() {
+    let place = Place::new();
+    images(&place, &["in/a.png"]);
+    write(&place, "in/b.png", b"none");
+    let said = told(&place, "in");
+    assert!(said.contains("with 3 channel(s)") && !said.contains("grey"), "{said}");
+}
+
+#[test]
+fn images_of_kinds_that_other_programs_write() {
+    let place = Place::new();
+    for name in ["a.ppm", "a.tga", "a.ico"] {
+        write(&place, &format!("{name}.d/{name}"), b"P6 1 1 255 abc");
+        info(&place, &format!("{name}.d")).complains(2, &["no images", name, "make it a PNG first"]);
+        place
+            .run(&["prepare", "images", &format!("{name}.d"), "--out", "x.npz"])
+            .complains(2, &["no images", name, "make it a PNG first"]);
+    }
 }
 
 #[test]
@@ -232,6 +334,7 @@ fn files_where_a_folder_of_images_is_meant() {
         ("b.mat", b"MATLAB 7.3 MAT-file", &["version 7.3", "h5py"]),
         ("a.h5", b"\x89HDF\r\n\x1a\n", &["an HDF5 file", "h5py"]),
         ("a.parquet", b"PAR1", &["Hugging Face", "load_dataset"]),
+        ("a.arrow", b"ARROW1", &["an Arrow file", "Dataset.from_file"]),
         ("a.mp4", b"\0\0\0\x20ftypisom", &["a film", "ffmpeg"]),
         ("a.7z", b"7z\xbc\xaf\x27\x1c", &["a 7z archive: unpack it first"]),
         ("a.txt", b"a", &["not a kind of data that is known"]),
@@ -266,6 +369,42 @@ fn links_that_lead_in_circles_or_nowhere() {
     symlink("not-there.png", place.path("elsewhere/c.png")).unwrap();
     info(&place, "elsewhere").exits(0);
     place.run(&["prepare", "images", "elsewhere", "--out", "e.npz"]).complains(1, &["c.png"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_sockets() {
+    let place = Place::new();
+    images(&place, &["in/a.png", "sockets/a.png"]);
+    let made = std::process::Command::new("mkfifo").arg(place.path("in/b.png")).arg(place.path("pipe")).status();
+    assert!(made.unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(place.path("sockets/b.png")).unwrap();
+    for folder in ["in", "sockets"] {
+        // Nobody writes: to read would be to wait for ever.
+        assert!(told(&place, folder).contains("2 images"));
+        place
+            .run(&["prepare", "images", folder, "--out", &format!("{folder}.npz")])
+            .complains(1, &["b.png", "is not a regular file"]);
+    }
+    info(&place, "pipe").complains(2, &["pipe: is not a regular file"]);
+    place.run(&["evaluate", "pipe", "digits", "--metrics", "fid"]).complains(2, &["pipe: is not a regular file"]);
+    place.run(&["prepare", "images", "pipe", "--out", "x.npz"]).complains(1, &["pipe: is neither a folder nor"]);
+    place.run(&["sample", "--checkpoint", "pipe"]).complains(1, &["pipe: is not a regular file"]);
+    place.run(&["train", "--config", "/dev/zero"]).complains(2, &["/dev/zero: is larger than 1048576 bytes"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_of_bytes_that_are_no_text_or_command_a_terminal() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    images(&place, &["in/a.png", "in/b.png"]);
+    let name = std::ffi::OsStr::from_bytes(b"in/caf\xe9.png");
+    fs::rename(place.path("in/b.png"), place.path("").join(name)).unwrap();
+    assert_eq!(prepared(&place, "in", &[]).0[0], 2);
+    write(&place, "red/\x1b[31mred.png", b"none");
+    let said = info(&place, "red").exits(1).err();
+    assert!(said.contains("\\u{1b}[31mred.png") && !said.contains('\x1b'), "{said}");
 }
 
 /// The bytes of an npy file: its type and shape as NumPy writes them, and its values.
@@ -387,6 +526,7 @@ fn arrays_that_a_line_of_numpy_mends() {
         ),
         ("signed.npz", npy("'<f4'", "False", COLOUR, &floats(1.0 / 127.5, -1.0)), &["((x + 1) * 127.5).round()"]),
         ("bytes.npz", npy("'<f4'", "False", COLOUR, &floats(1.0, 0.0)), &["x.round().astype(np.uint8)"]),
+        ("nan.npz", npy("'<f4'", "False", COLOUR, &[255; 144]), &["floats that are not finite: find out why"]),
         ("half.npz", npy("'<f2'", "False", COLOUR, &[0; 72]), &["holds floats (<f2)"]),
         ("bool.npz", npy("'|b1'", "False", COLOUR, &[1; 36]), &["truth values", "x.astype(np.uint8) * 255"]),
         ("object.npz", npy("'|O'", "False", "(2,)", b"\x80\x04]."), &["Python objects", "np.stack(x)"]),
@@ -419,6 +559,40 @@ fn arrays_that_a_line_of_numpy_mends() {
 }
 
 #[test]
+fn archives_packed_in_ways_that_are_not_read() {
+    let place = Place::new();
+    images(&place, &["a.png"]);
+    let png = fs::read(place.path("a.png")).unwrap();
+    let npy = npy("'|u1'", "False", COLOUR, &pixels());
+    for (name, entry, bytes, part) in [
+        ("a.npz", "arr_0.npy", &npy, "save it anew with `np.savez`"),
+        ("a.zip", "a.png", &png, "unpack it and name the folder"),
+    ] {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        zip.start_file(entry, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(bytes).unwrap();
+        let zip = zip.finish().unwrap().into_inner();
+        let command = |name: &str| match name {
+            "a.npz" => info(&place, name),
+            _ => place.run(&["prepare", "images", name, "--out", "x.npz"]),
+        };
+        // In the head of the entry and in the directory: a password, and bzip2.
+        let head = |at: usize| [zip.windows(4).position(|w| w == b"PK\x01\x02").unwrap() + at + 2, at];
+        for (at, value, what) in [(6, 1, "Password"), (8, 12, "Bzip2")] {
+            let mut other = zip.clone();
+            for at in head(at) {
+                other[at] = value;
+            }
+            write(&place, name, &other);
+            command(name).complains(1, &[name, what, part]);
+        }
+    }
+    write(&place, "cut.npz", &fs::read(place.path("a.npz")).unwrap()[..50]);
+    info(&place, "cut.npz").complains(1, &["not a readable npz archive", "it is cut off"]);
+    place.run(&["prepare", "images", "a.npz", "--out", "x.npz"]).complains(1, &["holds arrays, no image files"]);
+}
+
+#[test]
 fn labels_that_a_line_of_numpy_mends() {
     let place = Place::new();
     let images = npy("'|u1'", "False", COLOUR, &pixels());
@@ -429,6 +603,11 @@ fn labels_that_a_line_of_numpy_mends() {
             "names.npz",
             npy("'<U3'", "False", "(2,)", &[0; 24]),
             &["holds names", "np.unique(y, return_inverse=True)[1]"],
+        ),
+        (
+            "objects.npz",
+            npy("'|O'", "False", "(2,)", b"\x80\x04]."),
+            &["np.load('objects.npz', allow_pickle=True)", "np.unique(y, return_inverse=True)[1]"],
         ),
         (
             "few.npz",
@@ -519,6 +698,7 @@ fn networks_that_other_programs_wrapped() {
         ("compiled-ddp.pt", "_orig_mod.module."),
         ("lightning.ckpt", "model."),
         ("fsdp.bin", "_fsdp_wrapped_module."),
+        ("fabric.ckpt", "_forward_module."),
     ] {
         save(&place, file, &parameters, |name| vec![(format!("{prefix}{name}"), 1.0)]);
         let (images, said) = drawn(&place, file, &[]);
@@ -570,6 +750,132 @@ fn several_networks_in_one_file() {
     assert!(said.contains("`online_model` is taken"), "{said}");
     // What it began from is no matter for its own checkpoints.
     drawn(&place, "begun", &[]);
+}
+
+/// A file as `torch.save` writes it of dictionaries in each other. `wrap` makes its pickle with a function that gives the
+/// dictionary of the network, with a prefix before each name and its values multiplied.
+fn save_nested(
+    place: &Place,
+    file: &str,
+    parameters: &[(String, Vec<usize>, Vec<f32>)],
+    wrap: impl Fn(&mut dyn FnMut(&str, f32) -> String) -> String,
+) {
+    let mut storages: Vec<Vec<u8>> = Vec::new();
+    let mut network = |prefix: &str, factor: f32| {
+        let mut text = "ccollections\nOrderedDict\n(tR".to_string();
+        for (name, shape, values) in parameters {
+            let ints =
+                |list: &[usize]| list.iter().flat_map(|n| ["I".into(), n.to_string(), "\n".into()]).collect::<String>();
+            let strides: Vec<usize> = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+            let (key, count) = (storages.len(), values.len());
+            write!(
+                text,
+                "V{prefix}{name}\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV{key}\nVcpu\nI{count}\n\
+                 tQI0\n({}t({}tI00\nccollections\nOrderedDict\n(tRtRs",
+                ints(shape),
+                ints(&strides)
+            )
+            .unwrap();
+            storages.push(values.iter().flat_map(|v| (v * factor).to_le_bytes()).collect());
+        }
+        text
+    };
+    let pickle = wrap(&mut network) + ".";
+    let mut zip = zip::ZipWriter::new(fs::File::create(place.path(file)).unwrap());
+    let entries = storages.iter().enumerate().map(|(key, bytes)| (format!("archive/data/{key}"), bytes.as_slice()));
+    for (name, bytes) in std::iter::once(("archive/data.pkl".into(), pickle.as_bytes())).chain(entries) {
+        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        zip.start_file(name, stored).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap();
+}
+
+/// An optimizer's state.
+const OPTIMIZER: &str = "}Vstate\n}sVparam_groups\n](}Vlr\nF0.1\nses";
+
+#[test]
+fn dictionaries_in_each_other() {
+    let place = Place::new();
+    let parameters = parameters(&place);
+    let (expected, _) = drawn(&place, "plain.pt", &[]);
+    save_nested(&place, "lightning.ckpt", &parameters, |network| {
+        let network = network("model.", 1.0);
+        format!(
+            "}}Vepoch\nI3\nsVpytorch-lightning_version\nV2.0\nsVstate_dict\n{network}sVloops\n}}sVoptimizer_states\n\
+             ]({OPTIMIZER}esVhyper_parameters\n}}Vlr\nF0.1\nss"
+        )
+    });
+    save_nested(&place, "trainer.pt", &parameters, |network| {
+        let (plain, online, average) =
+            (network("model.", 30.0), network("online_model.model.", 30.0), network("ema_model.model.", 1.0));
+        // One dictionary of both: the second's entries go on where the first's end.
+        let average = average.trim_start_matches("ccollections\nOrderedDict\n(tR");
+        format!("}}Vstep\nI5\nsVmodel\n{plain}sVopt\n{OPTIMIZER}sVema\n{online}{average}sVscaler\nNs")
+    });
+    save_nested(&place, "list.pth", &parameters, |network| {
+        format!("]({}{OPTIMIZER}I1\nI1000\n{}e", network("module.", 30.0), network("module.", 1.0))
+    });
+    for file in ["lightning.ckpt", "trainer.pt", "list.pth"] {
+        let (images, said) = drawn(&place, file, &[]);
+        assert!(images == expected, "{file}: {said}");
+    }
+    let (online, said) = drawn(&place, "trainer.pt", &["--network", "ema.online_model.model"]);
+    assert!(online != expected && said.contains("`ema.online_model.model` is taken"), "{said}");
+}
+
+#[test]
+fn the_name_of_a_network_is_for_the_checkpoint_and_not_for_its_guide() {
+    let place = Place::new();
+    let parameters = parameters(&place);
+    save(&place, "both.pt", &parameters, |name| {
+        vec![(format!("online_model.{name}"), 30.0), (format!("ema_model.{name}"), 1.0)]
+    });
+    save(&place, "average.pt", &parameters, |name| vec![(name.into(), 1.0)]);
+    let online = ["--network", "online_model"];
+    let guided = |guide: &str, scale: &str| {
+        drawn(&place, "both.pt", &[&online[..], &["--guide-with", guide, "--guidance-scale", scale]].concat())
+    };
+    // The guide has one network, or is the average of two.
+    let (images, said) = guided("average.pt", "3");
+    assert!(said.contains("`online_model` is taken"), "{said}");
+    assert!(guided("both.pt", "3").0 == images);
+    assert!(drawn(&place, "both.pt", &online).0 != images);
+}
+
+#[test]
+fn checkpoints_of_networks_that_are_not_known() {
+    let place = Place::new();
+    let sample = |file: &str| place.run(&[&["sample", "--checkpoint", file], &SAMPLE[..], &["x.npz"]].concat());
+    let other = [("conv1.weight".to_string(), vec![2, 3], vec![0.0; 6]), ("fc.bias".into(), vec![2], vec![0.0; 2])];
+    write(&place, "other.safetensors", &serialized(&other, ""));
+    sample("other.safetensors").complains(1, &["its 2 tensors, such as `conv1.weight`", "no network that is known"]);
+    write(&place, "none.safetensors", &serialized(&[], ""));
+    sample("none.safetensors").complains(1, &["its 0 tensors are those of no network"]);
+    save(&place, "whole.pt", &other, |name| vec![(name.into(), 1.0)]);
+    let whole = fs::read(place.path("whole.pt")).unwrap();
+    write(&place, "cut.pt", &whole[..whole.len() / 2]);
+    sample("cut.pt").complains(1, &["cut.pt: is a zip archive as PyTorch writes them, damaged or cut off"]);
+    write(&place, "short.pt", b"hello");
+    sample("short.pt").complains(1, &["short.pt: not a whole safetensors file (it is too short)"]);
+}
+
+#[test]
+fn numbers_of_twice_the_width() {
+    let place = Place::new();
+    let parameters = parameters(&place);
+    let (expected, _) = drawn(&place, "plain.pt", &[]);
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape, values) in &parameters {
+        let begin = data.len();
+        data.extend(values.iter().flat_map(|v| f64::from(*v).to_le_bytes()));
+        let info = serde_json::json!({"dtype": "F64", "shape": shape, "data_offsets": [begin, data.len()]});
+        header.insert(name.clone(), info);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    write(&place, "double.safetensors", &file);
+    assert!(drawn(&place, "double.safetensors", &[]).0 == expected);
 }
 
 #[test]

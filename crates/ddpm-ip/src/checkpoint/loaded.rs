@@ -29,8 +29,13 @@ pub fn settings_of(path: &Path, network: &str, image_size: usize) -> Result<(tom
         return Ok((described, None));
     }
     let (tensors, remark) = list(&file, network)?;
-    let inferred = crate::info::infer(&tensors);
-    Ok((inferred.map_or_else(toml::Table::new, |architecture| architecture.settings(Some(image_size))), remark))
+    let Some(architecture) = crate::info::infer(&tensors) else {
+        let first = tensors.first().map_or_else(String::new, |tensor| format!(", such as `{}`,", tensor.name));
+        let message =
+            format!("its {} tensors{first} are those of no network that is known: see `ddpm-ip info`", tensors.len());
+        return Err(Error::file(&file, message));
+    };
+    Ok((architecture.settings(Some(image_size)), remark))
 }
 
 /// A network with the parameters of a checkpoint, loaded once for any number of calls.

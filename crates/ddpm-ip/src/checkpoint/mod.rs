@@ -614,6 +614,9 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     if !path.exists() {
         return Err(Error::file(path, missing(path)));
     }
+    if !path.is_dir() {
+        return Err(Error::file(path, format!("is not a regular file: {CHECKPOINTS}")));
+    }
     let folder = match Store::new(path).newest()? {
         Some((_, newest)) => newest,
         None => path.to_path_buf(),

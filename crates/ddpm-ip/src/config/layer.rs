@@ -1,8 +1,13 @@
 //! Settings on top of settings: preset < file < `--set` < flag.
 
 use super::{Config, ConfigError, KEYS, Key};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use toml::{Table, Value};
+
+/// A file of every setting has some thousand bytes; `/dev/zero` does not end.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// Steps of the grids where nothing says how to sample.
 const FAST_GRID_STEPS: usize = 20;
@@ -70,7 +75,13 @@ impl Layers {
         if path.is_dir() {
             return Err(named("is a folder: name a file, such as the config.toml of a run".into()));
         }
-        let text = std::fs::read_to_string(path).map_err(|e| named(format!("cannot read this configuration: {e}")))?;
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text))
+            .map_err(|e| named(format!("cannot read this configuration: {e}")))?;
+        if text.len() as u64 > MOST_BYTES {
+            return Err(named(format!("is larger than {MOST_BYTES} bytes: name a configuration")));
+        }
         let layer: Table = text.parse().map_err(|e: toml::de::Error| named(e.to_string()))?;
         self.add(layer).map_err(|e| named(e.0))
     }

@@ -63,6 +63,11 @@ impl Arrays {
             'u' | 'i' => {}
             'f' => {
                 let expression = match npz.range(&images)? {
+                    [least, most] if !(least.is_finite() && most.is_finite()) => {
+                        let message =
+                            format!("`{images}` holds floats that are not finite: find out why before you convert it");
+                        return Err(Error::file(path, message));
+                    }
                     [least, most] if (-1.5..0.0).contains(&least) && most <= 1.5 => {
                         "((x + 1) * 127.5).round().clip(0, 255).astype(np.uint8)"
                     }
@@ -139,8 +144,9 @@ impl Arrays {
         let Head { shape, dtype } = self.npz.head(&name)?;
         let convert = |what: &str, expression: &str| {
             let file = python(path);
+            let pickled = if dtype.contains('O') { ", allow_pickle=True" } else { "" };
             let message = format!(
-                "`{name}` {what}: convert it with `import numpy as np; z = np.load({file}); y = z['{name}']; \
+                "`{name}` {what}: convert it with `import numpy as np; z = np.load({file}{pickled}); y = z['{name}']; \
                  np.savez('converted.npz', arr_0=z['{}'], arr_1={expression})`",
                 self.images
             );

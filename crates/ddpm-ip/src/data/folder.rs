@@ -5,11 +5,10 @@ use crate::Error;
 use crate::config::listed;
 use ddpm_formats::kind;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufReader, Cursor};
+use std::io::{BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 /// Memory that decoding one image may take.
@@ -19,9 +18,9 @@ const MOST_DECODED_BYTES: u64 = 1 << 30;
 const ENDINGS: [&str; 10] = ["jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "jfif", "jpe"];
 
 /// How names of images and films end that are not read.
-const UNREAD: [&str; 20] = [
-    "heic", "heif", "avif", "jxl", "jp2", "svg", "psd", "exr", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "mp4",
-    "mov", "avi", "mkv", "webm",
+const UNREAD: [&str; 28] = [
+    "heic", "heif", "avif", "jxl", "jp2", "svg", "psd", "exr", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "ppm",
+    "pgm", "pbm", "pnm", "tga", "ico", "hdr", "dds", "mp4", "mov", "avi", "mkv", "webm",
 ];
 
 /// No more images than these are looked at for what is remarkable about them.
@@ -102,11 +101,13 @@ pub(crate) fn check_classes(
 /// the first. It is turned as its EXIF data says if `rotate` is set.
 pub(super) fn decode(path: &Path, rotate: bool) -> Result<Pixels, DataError> {
     let bad = |reason: String| DataError::BadImage { image: path.display().to_string(), reason };
-    // Reading a pipe would wait for ever.
-    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(bad("not a regular file".into()));
-    }
-    let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read ({e})")))?;
+    let cannot = |e: std::io::Error| bad(format!("cannot be read ({e})"));
+    let mut file = ddpm_formats::open(path).map_err(|e| match e {
+        ddpm_formats::Error::Io { cause, .. } => cannot(cause),
+        ddpm_formats::Error::File { message, .. } => bad(message),
+    })?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(cannot)?;
     decode_bytes(&bytes, rotate).map_err(bad)
 }
 
@@ -115,7 +116,10 @@ pub(crate) fn decode_bytes(bytes: &[u8], rotate: bool) -> Result<Pixels, String>
     if is_cut_off_jpeg(bytes) {
         return Err("the JPEG is cut off".into());
     }
-    let failed = |e: image::ImageError| format!("cannot be decoded ({e})");
+    let failed = |e: image::ImageError| match e {
+        ImageError::Limits(_) => "has too many pixels".into(),
+        e => format!("cannot be decoded ({e})"),
+    };
     let mut decoder = decoder(Cursor::new(bytes))
         .map_err(|e| kind::tell(&bytes[..bytes.len().min(kind::BYTES)]).map_or(failed(e), |kind| kind.to_string()))?;
     if decoder.total_bytes() > MOST_DECODED_BYTES {
@@ -156,17 +160,17 @@ pub(super) struct Looks {
     pub(super) turned: usize,
 }
 
-/// Looks at images, or at some all over a large set. What cannot be read counts as grey.
+/// Looks at images, or at some all over a large set. What cannot be read is left out.
 pub(super) fn look(files: &[PathBuf]) -> Looks {
     let step = files.len().div_ceil(MOST_LOOKED_AT).max(1);
     let one = |file: &PathBuf| {
-        let mut decoder = decoder(BufReader::new(File::open(file).ok()?)).ok()?;
+        let mut decoder = decoder(BufReader::new(ddpm_formats::open(file).ok()?)).ok()?;
         let turned = decoder.orientation().is_ok_and(|turn| turn != Orientation::NoTransforms);
         Some((decoder.color_type().has_color(), turned))
     };
     let seen: Vec<_> = files.par_iter().step_by(step).map(one).collect();
     let count = |which: fn(&(bool, bool)) -> bool| seen.iter().flatten().filter(|seen| which(seen)).count();
-    Looks { images: seen.len(), colour: count(|seen| seen.0), turned: count(|seen| seen.1) }
+    Looks { images: seen.iter().flatten().count(), colour: count(|seen| seen.0), turned: count(|seen| seen.1) }
 }
 
 /// Whether a JPEG has no end after its last scan. Decoders fill in what is missing without a word.

@@ -22,7 +22,7 @@ pub use pillow::center_crop;
 pub(crate) use pillow::{bicubic_crop, bicubic_floats, box_crop};
 pub use pixels::Pixels;
 pub use sheet::{Sheet, contact_sheet};
-pub(crate) use source::is_run;
+pub(crate) use source::{empty, is_run};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

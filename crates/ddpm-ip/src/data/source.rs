@@ -53,7 +53,7 @@ impl Kind {
                 return Err(DataError::Run(run).into());
             }
             if files.is_empty() {
-                return Err(DataError::Empty { folder: path.into(), advice: instead_of_images(path)? }.into());
+                return Err(empty(path));
             }
             return Ok(Self::Files(files));
         }
@@ -63,6 +63,12 @@ impl Kind {
         }
         Err(DataError::Unknown { file: path.into(), advice: instead_of_data(path) }.into())
     }
+}
+
+/// That there is no image in a folder, and what it holds instead.
+pub(crate) fn empty(folder: &Path) -> Error {
+    instead_of_images(folder)
+        .map_or_else(|error| error, |advice| DataError::Empty { folder: folder.into(), advice }.into())
 }
 
 /// What a folder without images holds, and what to do with it.
@@ -104,7 +110,7 @@ fn instead_of_data(path: &Path) -> String {
         return kind.to_string();
     }
     let mut begin = [0; 4];
-    let is_archive = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok()
+    let is_archive = ddpm_formats::open(path).is_ok_and(|mut file| file.read_exact(&mut begin).is_ok())
         && (begin.starts_with(b"PK") || begin.starts_with(&[0x1f, 0x8b]));
     if is_archive || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar")) {
         return format!(
@@ -114,6 +120,9 @@ fn instead_of_data(path: &Path) -> String {
     }
     if folder::is_image(path) {
         return "is one image: name the folder that the images lie in".into();
+    }
+    if !path.is_file() {
+        return "is not a regular file: use a folder of images, an .npz, .npy or IDX file".into();
     }
     "is not a kind of data that is known: use a folder of images, an .npz, .npy or IDX file".into()
 }

@@ -4,7 +4,8 @@ use super::maker::{Body, Maker};
 use super::source::Source;
 use crate::Error;
 use crate::config::ConfigError;
-use crate::data::{DataError, Labels, Pixels, folder, is_run};
+use crate::data::{DataError, Labels, Pixels, empty, folder, is_run};
+use crate::npz::Npz;
 use ddpm_formats::archive::Archive;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,9 +30,12 @@ impl Images {
         if is_run(path) {
             return Err(DataError::Run(path.into()).into());
         }
+        if Npz::is_one(path) {
+            return Err(Error::file(path, "holds arrays, no image files: `ddpm-ip info` says how they are used"));
+        }
         let archive = Archive::open(path, folder::is_image)?;
         if archive.files().is_empty() {
-            return Err(Error::file(path, "has no images"));
+            return Err(if path.is_dir() { empty(path) } else { Error::file(path, "has no images") });
         }
         Ok(Self { archive, names: Vec::new(), labels: None, expected: None })
     }

@@ -4,7 +4,7 @@ use super::{Chain, Draws, GivenNoise, Guidance, Guide, Seeded, SmallImages, Subj
 use crate::Error;
 use crate::bias::resolve_auto;
 use crate::checkpoint::{self, Loaded};
-use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SamplerKind, listed};
+use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SampleConfig, SamplerKind, listed};
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
 use crate::memory;
@@ -82,7 +82,8 @@ impl GuideJob {
                 return Err(ConfigError(message).into());
             }
         }
-        own.sample = config.sample.clone();
+        // The name of a network is for the checkpoint.
+        own.sample = SampleConfig { network: own.sample.network, ..config.sample.clone() };
         own.check_timesteps()?;
         Loaded::open(&file, &own, device)
     }

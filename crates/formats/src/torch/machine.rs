@@ -246,6 +246,9 @@ impl<R: BufRead> Machine<'_, R> {
                 let target = self.top()?;
                 self.build(target, state);
             }
+            op::PERSID => {
+                return Err("has pickle protocol 0, which does not keep tensors: save it with PyTorch's own, 2".into());
+            }
             op::BINPERSID => {
                 let id = self.pop()?;
                 let made = self.persistent(id)?;

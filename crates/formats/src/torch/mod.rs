@@ -24,7 +24,6 @@ use crate::Error;
 use crate::networks::Network;
 use archive::Storages;
 use source::Source;
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use value::{Heap, Id};
@@ -47,7 +46,7 @@ impl Pickle {
     /// # Errors
     /// A file that is missing, damaged or no pickle.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
+        let file = crate::open(path)?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         Self::read(BufReader::new(file), length).map_err(|message| Error::file(path, message))
     }
@@ -77,7 +76,7 @@ pub struct TorchFile {
 impl TorchFile {
     /// Whether a file's content, not its name, is that of a checkpoint.
     pub fn is_one(path: &Path) -> bool {
-        File::open(path).is_ok_and(archive::is_one)
+        crate::open(path).is_ok_and(archive::is_one)
     }
 
     /// Opens a checkpoint, written by `torch.save` in either layout.
@@ -85,7 +84,7 @@ impl TorchFile {
     /// # Errors
     /// A file that is missing, damaged or no checkpoint.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
+        let file = crate::open(path)?;
         let (heap, root, storages) = archive::open(file).map_err(|message| Error::file(path, message))?;
         Ok(Self { path: path.to_path_buf(), pickle: Pickle { heap, root }, storages })
     }

@@ -12,6 +12,7 @@ pub(super) const BININT1: u8 = b'K';
 pub(super) const LONG: u8 = b'L';
 pub(super) const BININT2: u8 = b'M';
 pub(super) const NONE: u8 = b'N';
+pub(super) const PERSID: u8 = b'P';
 pub(super) const BINPERSID: u8 = b'Q';
 pub(super) const REDUCE: u8 = b'R';
 pub(super) const STRING: u8 = b'S';
