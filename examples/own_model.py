@@ -2,7 +2,7 @@
 
     python examples/own_model.py [STEPS]
 
-Needs torch and numpy, and about half a minute of two cores. `docs/your-own-model.md` explains what it shows.
+Needs torch and numpy, and half a minute of one core. `docs/your-own-model.md` explains what it shows.
 """
 
 import gzip
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 GAMMA, T, BATCH = 0.3, 1000, 256
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
 DIGITS = Path(__file__).parent.parent / "crates/ddpm-ip/assets/digits.bin.gz"
 
 pixels = np.frombuffer(gzip.decompress(DIGITS.read_bytes()), np.uint8)[1797:].reshape(1797, 64)

@@ -48,6 +48,9 @@ pub fn call(words: impl IntoIterator<Item = OsString>, host: Host) -> anyhow::Re
 }
 
 /// Does something in the service of a host; with what was reported.
+///
+/// # Errors
+/// What `work` says, and a device that fails.
 pub fn serve<T>(host: Host, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, String)> {
     SERVING.set(Some(Serving { host, report: String::new() }));
     let _end = End;

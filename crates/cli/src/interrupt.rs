@@ -41,10 +41,10 @@ pub(crate) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
 /// A flag that SIGUSR1 sets: a batch system's wish that a run saves and goes on. From the first call on the signal does not
 /// end the program.
 pub(crate) fn save_flag() -> Arc<AtomicBool> {
+    static SAVE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     if crate::host::is_served() {
         return Arc::default();
     }
-    static SAVE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let flag = SAVE.get_or_init(|| {
         let flag = Arc::default();
         // It fails for other signals alone.

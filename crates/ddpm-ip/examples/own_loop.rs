@@ -22,6 +22,9 @@ const BATCH: usize = 64;
 /// Side of the images.
 const SIZE: usize = 8;
 const PIXELS: usize = SIZE * SIZE;
+/// Images that are drawn, and steps of each.
+const DRAWN: usize = 40;
+const EULER: usize = 50;
 
 /// Adam (Kingma & Ba 2015), on flat parameters.
 struct Adam {
@@ -108,8 +111,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    const DRAWN: usize = 40;
-    const EULER: usize = 50;
     let mut x = vec![0.0; DRAWN * PIXELS];
     Stream::new(SEED, Domain::Sample, 0, 0).fill_normal(&mut x);
     for k in (1..=EULER).rev() {

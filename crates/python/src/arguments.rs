@@ -13,7 +13,7 @@ use std::ffi::OsString;
 /// The words of keyword arguments, as flags of a command.
 pub(crate) fn words(command: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<OsString>> {
     let mut words = Vec::new();
-    for (name, value) in given.into_iter().flat_map(|given| given.iter()) {
+    for (name, value) in given.into_iter().flat_map(PyDictMethods::iter) {
         let name: String = name.extract()?;
         if value.is_none() {
             continue;

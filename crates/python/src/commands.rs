@@ -13,14 +13,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::ffi::OsString;
 
-/// evaluate(reference, samples, *, reference_labels=None, labels=None, device="auto", callback=None, progress=True, **settings)
-/// --
-///
 /// Compare samples with real images: FID, sFID, Inception Score, precision, recall and KID.
 ///
 /// reference, samples: each images uint8 [N, H, W, C] with C 1 or 3, or [N, H, W]; or what `ddpm-ip evaluate` takes: a folder, an
 /// .npz, "digits", a run directory, a file of statistics. reference_labels, labels: int [N], the classes of arrays, for
-/// per_class=True. settings: flags of `ddpm-ip evaluate` with underscores, such as features="grey", metrics=["fid"], num_images=1000,
+/// per_class=True. settings: flags of `ddpm-ip evaluate` with underscores, such as features="grey", metrics="fid", num_images=1000,
 /// extrapolate=True. The networks' features of arrays are kept like those of files, by content.
 ///
 /// Returns a dict: fid, fid_parts, sfid, inception_score [mean, deviation], precision, recall, kid [mean, deviation], features,
@@ -67,9 +64,6 @@ pub(crate) fn compare<'py>(
     json(py, &report.ok_or_else(|| error(py, Kind::Error, "the comparison was stopped"))?)
 }
 
-/// bias(checkpoints, data=None, *, labels=None, out=None, device="auto", callback=None, progress=True, **settings)
-/// --
-///
 /// Measure exposure bias: what a network meets in sampling against what it was trained on.
 ///
 /// checkpoints: one path or several, what load() takes. data: images as in train() [default: those of the run]. out: a folder for
@@ -114,17 +108,14 @@ pub(crate) fn bias<'py>(
             Some(file)
         }
     };
-    let temporary = match out {
-        Some(out) => {
-            line.extend(["--out".into(), out.into()]);
-            None
-        }
-        None => {
-            let folder = tempfile::tempdir();
-            let folder = folder.map_err(|e| error(py, Kind::File, format!("no temporary folder can be made: {e}")))?;
-            line.extend(["--out".into(), folder.path().into()]);
-            Some(folder)
-        }
+    let temporary = if let Some(out) = out {
+        line.extend(["--out".into(), out.into()]);
+        None
+    } else {
+        let folder = tempfile::tempdir();
+        let folder = folder.map_err(|e| error(py, Kind::File, format!("no temporary folder can be made: {e}")))?;
+        line.extend(["--out".into(), folder.path().into()]);
+        Some(folder)
     };
     line.extend(words("bias", settings)?);
     let (_, report) = work(py, &Listener { callback, progress }, |desk| host::call(line, desk.host()))?;
@@ -132,9 +123,6 @@ pub(crate) fn bias<'py>(
     json(py, &report)
 }
 
-/// command(name, *words, callback=None, progress=True, **flags)
-/// --
-///
 /// Run any command of the program, such as command("prepare", "cifar10", "cifar-10-python.tar.gz", out="cifar10.npz").
 ///
 /// words: as on the command line. flags: with underscores; a list where there are several values. Returns what the command reports
@@ -164,18 +152,12 @@ pub(crate) fn command<'py>(
     if reports { json(py, &report) } else { Ok(pyo3::types::PyString::new(py, &report).into_any()) }
 }
 
-/// presets()
-/// --
-///
 /// The recipes that train() can begin from, as dicts.
 #[pyfunction]
 pub(crate) fn presets(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     command(py, "presets", &PyTuple::empty(py), None, false, None)
 }
 
-/// devices()
-/// --
-///
 /// What this machine can compute on, in lines of text; or what is missing for a GPU, with what installs it.
 #[pyfunction]
 pub(crate) fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
@@ -183,9 +165,6 @@ pub(crate) fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     PyList::new(py, lines)
 }
 
-/// main()
-/// --
-///
 /// The program ddpm-ip, on the words of sys.argv. Returns its exit code.
 #[pyfunction]
 pub(crate) fn main(py: Python<'_>) -> PyResult<u8> {

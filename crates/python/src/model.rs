@@ -16,9 +16,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// load(path, *, device="auto", **network)
-/// --
-///
 /// Load a network with its parameters.
 ///
 /// path: a run directory (the average of its newest checkpoint), a checkpoint folder, a .safetensors or a PyTorch file; whatever
@@ -28,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 ///
 /// Raises FileError for what is no checkpoint or is damaged, ConfigError for settings that are not the file's.
 #[pyfunction]
-#[pyo3(signature = (path, *, device = "auto", **network), text_signature = "(path, *, device='auto', **network)")]
+#[pyo3(signature = (path, *, device = "auto", **network))]
 pub(crate) fn load(
     py: Python<'_>,
     path: PathBuf,
@@ -132,7 +129,7 @@ impl Model {
         settings: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let loaded = self.loaded(py)?;
-        let given = settings.map_or_else(|| Ok(PyDict::new(py)), |settings| settings.copy())?;
+        let given = settings.map_or_else(|| Ok(PyDict::new(py)), PyDictMethods::copy)?;
         for name in ["checkpoint", "out", "grid", "overwrite", "device"] {
             if given.contains(name)? {
                 return Err(PyTypeError::new_err(format!("{name} is no argument of sample(): images are returned")));

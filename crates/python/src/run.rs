@@ -43,9 +43,6 @@ impl Drop for Turn {
     }
 }
 
-/// train(preset=None, data=None, *, labels=None, out=None, device="auto", command="train", callback=None, progress=True, **settings)
-/// --
-///
 /// Train a network, or go on with a run that is there.
 ///
 /// preset: "digits", "cifar10", … (see presets()); without preset and data it is "digits". data: what `--data-dir` takes, a path or

@@ -124,7 +124,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let there = if done > 0 { format!(", {done} are there") } else { String::new() };
     emit(Event::Begins(format!("drawing {total} image(s) of {what}{there}")));
     drawer.begin(done, emit);
-    let outcome = drawer.draw(done, stop, emit, &mut |batch| Ok(partial.append(batch)?))?;
+    let outcome = drawer.draw(done, stop, emit, &mut |batch| partial.append(batch))?;
     if outcome == Outcome::Interrupted {
         return Ok(outcome);
     }
