@@ -22,7 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // What the file tells of itself, and how it is to be sampled.
     let (own, remark) = settings_of(&checkpoint, "", 64)?;
-    remark.iter().for_each(|remark| println!("{remark}"));
+    if let Some(remark) = remark {
+        println!("{remark}");
+    }
     let mut layers = Layers::default();
     layers.add(own)?;
     layers.set([("num_samples", "40"), ("sampler", "unipc"), ("sample.timestep_respacing", "20")])?;
