@@ -477,6 +477,7 @@ fn a_folder_where_a_file_was_meant() {
     std::fs::write(place.path("file"), b"").unwrap();
     place.run(&[&sample[..], &["file"]].concat()).complains(2, &["--out file is a file, not a folder"]);
     place.run(&["train", "--out", "file"]).complains(2, &["--out file is a file, not a folder"]);
+    place.run(&["train", "--out", "file/run"]).complains(2, &["--out file/run lies below file, which is a file"]);
     let nll = ["nll", "--checkpoint", "run", "--data-dir", "digits", "--num-samples", "1", "--out", "terms.npz"];
     place.run(&nll).complains(2, &["--out terms.npz would be a folder"]);
     assert_eq!(names(&place.path("")), ["file", "run"]);
