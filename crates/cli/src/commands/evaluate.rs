@@ -114,7 +114,7 @@ pub(super) fn evaluate_command() -> Command {
              (`mu`, `sigma`, `mu_s`, `sigma_s`). Of pytorch-fid's and clean-fid's statistics (`mu`, `sigma`) only FID can be had.\n\n\
              Published FIDs compare only where images were resized alike: those of guided-diffusion, ADM and DDPM-IP with the \
              default, those of clean-fid's tables with --resize clean. pytorch-fid resizes in another way, bilinear inside \
-             PyTorch's Inception: its numbers are near those of the default, and not the same.\n\n\
+             PyTorch's Inception: its numbers compare with neither.\n\n\
              A Fréchet distance is given with its two parts, from the means of the features and from their covariances. Two lines \
              are about the images themselves, their values scaled to -1 to 1: brightness is the mean over all pixels and \
              channels, with its standard error over images; pixel variance is the mean over pixels and channels of the \

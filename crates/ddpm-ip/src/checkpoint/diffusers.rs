@@ -132,7 +132,7 @@ pub(crate) fn check(file: &Path, config: &Config) -> Result<(), Error> {
     let (ours, theirs) = (ours?, theirs?);
     let is_adm = theirs.family == Family::Adm;
     if ours.family == theirs.family
-        && heads(&ours) == heads(&theirs)
+        && attending(&theirs).all(|channels| heads_of(&ours, channels) == heads_of(&theirs, channels))
         && (!is_adm || ours.head_order == theirs.head_order)
     {
         return Ok(());
@@ -147,11 +147,16 @@ pub(crate) fn check(file: &Path, config: &Config) -> Result<(), Error> {
     Err(Error::file(file, format!("is by its {} a network of {}", diffusers::CONFIG, changes.join(", "))))
 }
 
-/// Heads of each layer with attention, on the way down with the middle, and up.
-fn heads(network: &NetworkConfig) -> Vec<(usize, usize)> {
+/// Channels of each layer with attention.
+fn attending(network: &NetworkConfig) -> impl Iterator<Item = usize> + Clone {
     let last = network.level_channels.len() - 1;
-    let levels = network.level_channels.iter().enumerate().filter(|(l, _)| network.attends(*l) || *l == last);
-    levels.map(|(_, &channels)| (network.heads.count(channels), network.heads_up.count(channels))).collect()
+    let levels = network.level_channels.iter().enumerate();
+    levels.filter(move |(l, _)| network.attends(*l) || *l == last).map(|(_, &channels)| channels)
+}
+
+/// Channels of a layer, and its heads on the way down with the middle, and up.
+fn heads_of(network: &NetworkConfig, channels: usize) -> [usize; 3] {
+    [channels, network.heads.count(channels), network.heads_up.count(channels)]
 }
 
 /// The `UNet2DModel` of a configuration's network.
@@ -172,13 +177,10 @@ fn unet(config: &Config) -> Result<Unet, ConfigError> {
             network.model_channels, network.level_channels[0], model.channel_mult[0]
         ));
     }
-    let heads = heads(&network);
-    let last = network.level_channels.len() - 1;
-    let attending = network.level_channels.iter().enumerate().filter(|(l, _)| network.attends(*l) || *l == last);
-    let mut sizes: Vec<usize> =
-        attending.zip(&heads).flat_map(|((_, &channels), &(down, up))| [channels / down, channels / up]).collect();
+    let sizes = attending(&network).map(|channels| heads_of(&network, channels));
+    let one_head = sizes.clone().all(|[_, down, up]| (down, up) == (1, 1));
+    let mut sizes: Vec<usize> = sizes.flat_map(|[channels, down, up]| [channels / down, channels / up]).collect();
     sizes.dedup();
-    let one_head = heads.iter().all(|&heads| heads == (1, 1));
     let head_channels = match sizes[..] {
         _ if one_head => None,
         [size] => Some(size),

@@ -104,6 +104,8 @@ fn heads_in_turn_become_parts_in_turn() {
     assert_says(load_network(&file, &layout(&config), &config), &["--use-new-attention-order true (not false)"]);
     let other = with(&[&LEVELS[..], &[("num_head_channels", "32")]].concat());
     assert_says(load_network(&file, &layout(&other), &other), &["--num-head-channels 16 (not 32)"]);
+    let larger = with(&[&LEVELS[..], &[("num_head_channels", "16"), ("image_size", "16")]].concat());
+    assert_says(load_network(&file, &layout(&larger), &larger), &["made with --image-size 8 (not 16)"]);
 }
 
 #[test]
