@@ -57,6 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut layers = Layers::default();
     layers.add(Preset::find("digits")?.table())?;
+    layers.set([("class_cond", "false")])?;
     let config = layers.resolve()?;
     let engine = Engine::new(Unet::new(config.model.network(config.diffusion.variance)?), Device::Cpu);
     let mut parameters = Parameters::initial(engine.network().layout(), SEED);

@@ -68,13 +68,14 @@ def test_settings_are_read_as_the_program_reads_them(run, tmp_path):
         (lambda: ddpm_ip.train("digits", out=tmp_path / "x", settings={"train.gama": 1}), "perturbation.gamma"),
         (lambda: ddpm_ip.train("digit", out=tmp_path / "x"), "digits"),
         (lambda: ddpm_ip.load(run.path, device="cuad"), "cuad"),
-        (lambda: ddpm_ip.load(run.path, num_channels=64), "num-channels"),
         (lambda: ddpm_ip.evaluate("digits", "digits", metrics=["fdi"]), "fdi"),
     ]:
         with pytest.raises(ddpm_ip.ConfigError, match=said):
             mistake()
     with pytest.raises(TypeError, match="returned"):
         model.sample(2, out="x.npz")
+    with pytest.raises(ddpm_ip.FileError, match="num-channels 32"):
+        ddpm_ip.load(run.path, num_channels=64)
     with pytest.raises(ddpm_ip.FileError, match="none.pt"):
         ddpm_ip.load(tmp_path / "none.pt")
     with pytest.raises(ddpm_ip.DataError, match="no such file"):
