@@ -47,7 +47,7 @@ impl Drop for Turn {
 ///
 /// preset: "digits", "cifar10", … (see presets()); without preset and data it is "digits". data: what `--data-dir` takes, a path or
 /// "digits"; or images uint8 [N, H, W, C] with C 1 or 3, or [N, H, W], which the run keeps as images.npz; labels: int [N] their
-/// classes. out: the run directory [default: runs/ and the preset's name]. command: "train", "classifier-train" or
+/// classes. out: the run directory [default: runs/ and the preset's name, for an array runs/PRESET-array]. command: "train", "classifier-train" or
 /// "super-res-train". callback: called with a dict for each event: its "event" is "started", "step", "log", "grid", "checkpoint",
 /// "best", "notice" or "warning". progress: whether tqdm, where it is installed, shows how far it is. settings: flags of
 /// `ddpm-ip train` with underscores, such as gamma=0.15, steps=2000, lr=1e-4, batch_size=128; settings={"sample.sampler": "ddim"} sets
@@ -90,7 +90,10 @@ pub(crate) fn train(
         (Some(_), Some(name)) => line.extend(["--data-dir".into(), name]),
         (Some(data), None) => {
             let array = images(data, labels)?;
-            let folder = out.get_or_insert_with(|| Path::new("runs").join(preset.unwrap_or("array")));
+            let folder = out.get_or_insert_with(|| {
+                let name = preset.map_or("array".into(), |preset| format!("{preset}-array"));
+                Path::new("runs").join(name)
+            });
             let file = kept(py, &array, folder, &line)?;
             line.extend(["--data-dir".into(), file.into()]);
         }

@@ -113,6 +113,14 @@ def test_a_closed_model_says_so(run):
     assert "closed" in repr(model)
 
 
+def test_a_model_outlives_its_file(run, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((run.checkpoints[-1] / "model.safetensors").read_bytes())
+    model = ddpm_ip.load(file)
+    file.unlink()
+    assert model.sample(2, steps=3).shape == (2, 8, 8, 1)
+
+
 def test_a_callback_that_raises_stops_the_training_which_goes_on_later(tmp_path):
     seen = []
 
