@@ -36,10 +36,10 @@
 //! | [`posthoc`] | averages of other lengths, made from those that a run has saved |
 //! | [`evaluate`], [`weights`] | distances between images; weights of feature networks |
 //! | [`predict`], [`info`] | one network call; what a file is |
-//! | [`bench`], [`memory`] | how fast this machine trains and samples, and how much memory that takes |
+//! | [`bench`](mod@bench), [`memory`] | how fast this machine trains and samples, and how much memory that takes |
 //! | [`convolutions`] | engines of a kind of GPU that is not there |
 //! | [`torch`], [`npz`] | PyTorch's files, NumPy's archives: of `ddpm-formats`, a crate of its own |
-//! | [`convert`], [`file`] | from one kind of checkpoint to another; files that are whole or not there |
+//! | [`convert`], [`file`](mod@file) | from one kind of checkpoint to another; files that are whole or not there |
 
 pub mod bench;
 pub mod bias;

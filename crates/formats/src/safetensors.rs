@@ -1,7 +1,7 @@
 //! Safetensors files: the length of a header, a header in JSON, and the numbers of all tensors.
 //!
 //! What is written here carries checksums (CRC-32, which notices every change within 32 bits in a row) in entries of text, which
-//! other programs pass over: [`CHECKSUMS`], one of each tensor's bytes, and [`OF_HEADER`], that of the header itself while
+//! other programs pass over: `CHECKSUMS`, one of each tensor's bytes, and `OF_HEADER`, that of the header itself while
 //! this entry is zeros. What is read is compared with them. Files without them are read all the same.
 
 use crate::{Error, Result, kind};
