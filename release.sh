@@ -1,6 +1,5 @@
 #!/bin/sh
 # Makes what a release consists of, in dist/: an archive with the program, a wheel of the Python module, and their checksums.
-# The same sources, toolchain and machine give the same archive.
 set -eu
 cd "$(dirname "$0")"
 

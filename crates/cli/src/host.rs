@@ -1,7 +1,7 @@
 //! The program inside another one, which takes the report, the events and the remarks in place of a terminal.
 
 use crate::commands;
-use clap::ArgAction;
+use clap::{Arg, ArgAction, Command};
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::{Event, Outcome};
 use std::cell::RefCell;
@@ -90,37 +90,43 @@ pub(crate) fn refused(error: &clap::Error) -> anyhow::Error {
     ConfigError(text.trim_start_matches("error: ").trim_end().to_string()).into()
 }
 
-/// The words of a flag of `command`, named as it is or with underscores: its name alone where `values` is empty, nothing where it
-/// is false and a switch. Several values are joined by commas, or the flag repeated where it may be.
-pub fn flag(command: &str, name: &str, values: &[String]) -> Vec<OsString> {
-    let name = name.replace('_', "-");
-    let all = commands::all();
-    let of_command = all.iter().find(|c| c.get_name() == command);
-    let found = of_command.and_then(|c| {
-        let is_it = |arg: &&clap::Arg| {
+/// A command of the program, for a host that names it.
+pub struct Named(Command);
+
+impl Named {
+    /// The command of that name.
+    ///
+    /// # Errors
+    /// None of that name: the message lists them.
+    pub fn find(name: &str) -> Result<Self, ConfigError> {
+        let all = commands::all();
+        let names: Vec<String> = all.iter().map(|command| command.get_name().to_string()).collect();
+        let found = all.into_iter().find(|command| command.get_name() == name);
+        found
+            .map(Self)
+            .ok_or_else(|| ConfigError(format!("there is no command {name:?}: choose one of {}", names.join(", "))))
+    }
+
+    /// Whether it has a flag.
+    pub fn has(&self, flag: &str) -> bool {
+        self.0.get_arguments().any(|arg| arg.get_long() == Some(flag))
+    }
+
+    /// The words of a flag, named as it is or with underscores. A switch that is true is its name alone, and nothing where it is
+    /// false. Several values repeat a flag that may be repeated, and are joined by commas for others.
+    pub fn words(&self, flag: &str, values: &[String]) -> Vec<OsString> {
+        let name = flag.replace('_', "-");
+        let is_it = |arg: &&Arg| {
             arg.get_long() == Some(&name)
                 || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name.as_str()))
         };
-        c.get_arguments().find(is_it)
-    });
-    let action = found.map(clap::Arg::get_action);
-    let text = |value: &str| OsString::from(format!("--{name}={value}"));
-    match (action, values) {
-        (Some(ArgAction::SetTrue), [value]) if value == "false" => Vec::new(),
-        (Some(ArgAction::SetTrue), [value]) if value == "true" => vec![format!("--{name}").into()],
-        (Some(ArgAction::Append), values) => values.iter().map(|value| text(value)).collect(),
-        (_, values) => vec![text(&values.join(","))],
+        let action = self.0.get_arguments().find(is_it).map(Arg::get_action);
+        let text = |value: &str| OsString::from(format!("--{name}={value}"));
+        match (action, values) {
+            (Some(ArgAction::SetTrue), [value]) if value == "false" => Vec::new(),
+            (Some(ArgAction::SetTrue), [value]) if value == "true" => vec![format!("--{name}").into()],
+            (Some(ArgAction::Append), values) => values.iter().map(|value| text(value)).collect(),
+            (_, values) => vec![text(&values.join(","))],
+        }
     }
-}
-
-/// The names of all commands.
-pub fn command_names() -> Vec<String> {
-    commands::all().iter().map(|command| command.get_name().to_string()).collect()
-}
-
-/// Whether a command has a flag; none if there is no such command.
-pub fn has_flag(command: &str, flag: &str) -> Option<bool> {
-    let all = commands::all();
-    let found = all.iter().find(|c| c.get_name() == command)?;
-    Some(found.get_arguments().any(|arg| arg.get_long() == Some(flag)))
 }

@@ -51,15 +51,12 @@ impl Experiment {
         let data = Dataset::open(
             &config.data.data_dir,
             &Options {
-                image_size: config.model.image_size,
-                channels: config.model.in_channels,
                 labels: config.data.labels,
                 fit: config.data.fit,
                 allow_upscale: config.data.allow_upscale,
-                random_crop: false,
-                random_flip: false,
                 on_bad_image: config.data.on_bad_image,
                 exif_rotate: config.data.exif_rotate,
+                ..Options::new(config.model.image_size, config.model.in_channels)
             },
         )?;
         let mut batch = Loader::start(Arc::new(data), images, SEED, 0, 1, 1)?.next()?;

@@ -8,7 +8,7 @@
 //! the recipe of `ddpm_math::recipe`; images are drawn by Euler steps from t = 1 to 0.
 
 use ddpm_ip::config::{Layers, Preset};
-use ddpm_ip::data::{Dataset, Fit, Labels, Loader, OnBadImage, Options, contact_sheet};
+use ddpm_ip::data::{Dataset, Loader, Options, contact_sheet};
 use ddpm_ip::diffusion::to_u8;
 use ddpm_ip::net::network::{Network, Unet};
 use ddpm_ip::net::{Device, Engine, Feed, Parameters};
@@ -64,18 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let count = parameters.values().len();
     let mut adam = Adam { moments: [vec![0.0; count], vec![0.0; count]], step: 0 };
 
-    let options = Options {
-        image_size: SIZE,
-        channels: 1,
-        labels: Labels::None,
-        fit: Fit::Crop,
-        allow_upscale: false,
-        random_crop: false,
-        random_flip: false,
-        on_bad_image: OnBadImage::Fail,
-        exif_rotate: false,
-    };
-    let mut loader = Loader::start(Arc::new(Dataset::open("digits", &options)?), BATCH, SEED, 0, 1, 2)?;
+    let mut loader = Loader::start(Arc::new(Dataset::open("digits", &Options::new(SIZE, 1))?), BATCH, SEED, 0, 1, 2)?;
     let rule = Perturbation { mode: Mode::Equivalent, gamma: GAMMA, ..Perturbation::default() };
 
     for step in 0..steps {

@@ -1,6 +1,6 @@
 //! From one kind of checkpoint to another.
 
-use crate::checkpoint::{self, Store, Trio, write_model, write_trio};
+use crate::checkpoint::{self, Loaded, Store, Trio, write_model, write_trio};
 use crate::config::{Config, ConfigError};
 use crate::event::{Emit, Event};
 use crate::train::Task;
@@ -27,10 +27,7 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
         return Err(ConfigError(format!("{} exists: choose another name or remove it", output.display())).into());
     }
     if ends(output, &["pt", "pth", "safetensors"]) {
-        let file = checkpoint::resolve(input)?;
-        let config = checkpoint::with_classes(config, &file)?;
-        let task = Task::new(&config, Device::default())?;
-        let parameters = checkpoint::load_network(&file, task.layout(), &config)?;
+        let Loaded { parameters, config, .. } = Loaded::open(input, config, Device::default())?;
         if ends(output, &["safetensors"]) {
             checkpoint::write_parameters(output, &parameters, &config)?;
         } else {
@@ -92,10 +89,7 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
 /// # Errors
 /// As [`convert`]; a network or process that diffusers has no place for.
 pub fn to_diffusers(input: &Path, output: &Path, config: &Config, emit: &mut Emit) -> Result<Vec<PathBuf>, Error> {
-    let file = checkpoint::resolve(input)?;
-    let config = checkpoint::with_classes(config, &file)?;
-    let task = Task::new(&config, Device::default())?;
-    let parameters = checkpoint::load_network(&file, task.layout(), &config)?;
+    let Loaded { parameters, config, .. } = Loaded::open(input, config, Device::default())?;
     let written = checkpoint::write_pipeline(output, &parameters, &config)?;
     if config.model.class_cond {
         emit(Event::Warning(

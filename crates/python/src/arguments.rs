@@ -3,17 +3,19 @@
 use crate::errors::config_error;
 use ddpm_ip::data::ImageArray;
 use ddpm_ip::npz::Array;
-use ddpm_ip_cli::host;
+use ddpm_ip_cli::host::Named;
 use numpy::{PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyList, PySequence, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyString};
 use std::ffi::OsString;
 
 /// The words of keyword arguments, as flags of a command.
 pub(crate) fn words(command: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<OsString>> {
     let mut words = Vec::new();
-    for (name, value) in given.into_iter().flat_map(PyDictMethods::iter) {
+    let Some(given) = given else { return Ok(words) };
+    let command = Named::find(command).map_err(|e| config_error(given.py(), e.0))?;
+    for (name, value) in given {
         let name: String = name.extract()?;
         if value.is_none() {
             continue;
@@ -22,23 +24,23 @@ pub(crate) fn words(command: &str, given: Option<&Bound<'_, PyDict>>) -> PyResul
             let Ok(settings) = value.cast::<PyDict>() else {
                 return Err(PyTypeError::new_err("settings is a dict of section.key: value"));
             };
-            for (key, value) in settings.iter() {
+            for (key, value) in settings {
                 words.extend(["--set".into(), format!("{}={}", text(&key)?, values(&value)?.join(",")).into()]);
             }
             continue;
         }
-        words.extend(host::flag(command, &name, &values(&value)?));
+        words.extend(command.words(&name, &values(&value)?));
     }
     Ok(words)
 }
 
 /// A value, or each of several, as a command line has it.
 fn values(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
-    let is_list = value.cast::<PyList>().is_ok()
-        || value.cast::<PyTuple>().is_ok()
-        || (value.cast::<PyString>().is_err() && value.cast::<PySequence>().is_ok())
-        || value.cast::<PyArrayDyn<i64>>().is_ok();
-    if is_list { value.try_iter()?.map(|entry| text(&entry?)).collect() } else { Ok(vec![text(value)?]) }
+    let is_one = value.cast::<PyString>().is_ok() || value.cast::<PyDict>().is_ok();
+    match value.try_iter() {
+        Ok(entries) if !is_one => entries.map(|entry| text(&entry?)).collect(),
+        _ => Ok(vec![text(value)?]),
+    }
 }
 
 fn text(value: &Bound<'_, PyAny>) -> PyResult<String> {
@@ -112,6 +114,28 @@ pub(crate) fn labels(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<i64>>
         return Err(config_error(value.py(), message));
     }
     Ok(in_one_piece::<i64>(&array, "int64")?.to_vec()?)
+}
+
+/// Where images are.
+pub(crate) enum Source {
+    /// Under a name that the program takes.
+    Named(OsString),
+    /// In an array.
+    Given(ImageArray),
+}
+
+impl Source {
+    /// A name, or an array of images with their classes.
+    pub(crate) fn new(value: &Bound<'_, PyAny>, of_images: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        match (path(value), of_images) {
+            (None, of_images) => images(value, of_images).map(Self::Given),
+            (Some(name), None) => Ok(Self::Named(name)),
+            (Some(_), Some(_)) => {
+                let message = "labels are the classes of an array: images with names have their own";
+                Err(PyTypeError::new_err(message))
+            }
+        }
+    }
 }
 
 /// Images: bytes `[N, H, W, C]` or `[N, H, W]`, and their classes.

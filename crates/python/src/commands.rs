@@ -1,14 +1,14 @@
 //! The program's other commands as functions.
 
-use crate::arguments::{images, path, words};
+use crate::arguments::{Source, path, words};
 use crate::errors::{Kind, config_error, error, raised};
 use crate::model::written;
 use crate::run::json;
 use crate::work::{Listener, work};
 use ddpm_ip::Device;
-use ddpm_ip::evaluate::{self, Source};
-use ddpm_ip_cli::{evaluation, host};
-use pyo3::exceptions::PyTypeError;
+use ddpm_ip::evaluate;
+use ddpm_ip_cli::evaluation;
+use ddpm_ip_cli::host::{self, Named};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::ffi::OsString;
@@ -43,17 +43,17 @@ pub(crate) fn compare<'py>(
     line.push("--".into());
     let mut given = Vec::new();
     for (side, labels) in [(reference, reference_labels), (samples, labels)] {
-        let named = path(side);
-        if named.is_some() && labels.is_some() {
-            return Err(PyTypeError::new_err("labels are the classes of an array: images with names have their own"));
-        }
-        given.push(if named.is_none() { Some(images(side, labels)?) } else { None });
-        line.push(named.unwrap_or_else(|| "array".into()));
+        let (name, array) = match Source::new(side, labels)? {
+            Source::Named(name) => (name, None),
+            Source::Given(array) => ("array".into(), Some(array)),
+        };
+        line.push(name);
+        given.push(array);
     }
     let (mut job, device) = evaluation(line).map_err(|e| raised(py, &e))?;
     for (side, array) in [&mut job.reference, &mut job.samples].into_iter().zip(given) {
         if let Some(array) = array {
-            *side = Source::Given(array);
+            *side = evaluate::Source::Given(array);
         }
     }
     let report = work(py, &Listener { callback, progress }, |desk| {
@@ -96,14 +96,14 @@ pub(crate) fn bias<'py>(
     for checkpoint in all {
         line.extend(["--checkpoint".into(), checkpoint]);
     }
-    let file = match data.map(|data| (data, path(data))) {
+    let file = match data.map(|data| Source::new(data, labels)).transpose()? {
         None => None,
-        Some((_, Some(name))) => {
+        Some(Source::Named(name)) => {
             line.extend(["--data-dir".into(), name]);
             None
         }
-        Some((data, None)) => {
-            let file = written(py, &images(data, labels)?)?;
+        Some(Source::Given(array)) => {
+            let file = written(py, &array)?;
             line.extend(["--data-dir".into(), file.path().into()]);
             Some(file)
         }
@@ -138,9 +138,7 @@ pub(crate) fn command<'py>(
     flags: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let mut line: Vec<OsString> = vec!["ddpm-ip".into(), name.into()];
-    let reports = host::has_flag(name, "json").ok_or_else(|| {
-        config_error(py, format!("there is no command {name:?}: {}", host::command_names().join(", ")))
-    })?;
+    let reports = Named::find(name).map_err(|e| config_error(py, e.0))?.has("json");
     if reports {
         line.push("--json".into());
     }

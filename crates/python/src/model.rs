@@ -36,12 +36,11 @@ pub(crate) fn load(
     line.push(device.into());
     line.extend(words("sample", network)?);
     let (loaded, remarks) = work(py, &Listener { callback: None, progress: false }, |desk| {
-        let (loaded, text) = host::serve(desk.host(), || {
+        let load = || {
             let (job, remarks, device) = sampling(line, None)?;
             Ok((Loaded::open(&job.checkpoint, &job.config, device)?, remarks))
-        })?;
-        drop(text);
-        Ok(loaded)
+        };
+        Ok(host::serve(desk.host(), load)?.0)
     })?;
     for remark in remarks {
         log(py, "info", &remark)?;

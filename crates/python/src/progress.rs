@@ -78,13 +78,9 @@ impl<'py> Progress<'py> {
 pub(crate) fn as_dict<'py>(py: Python<'py>, event: &Event) -> PyResult<Option<Bound<'py, PyDict>>> {
     let told = PyDict::new(py);
     let name = match event {
-        Event::Notice(text) | Event::Begins(text) => {
+        Event::Notice(text) | Event::Begins(text) | Event::Warning(text) => {
             told.set_item("text", text)?;
-            "notice"
-        }
-        Event::Warning(text) => {
-            told.set_item("text", text)?;
-            "warning"
+            if matches!(event, Event::Warning(_)) { "warning" } else { "notice" }
         }
         Event::Started { parameters, images, step, last_step, batch_size, .. } => {
             told.set_item("parameters", parameters)?;
@@ -106,15 +102,10 @@ pub(crate) fn as_dict<'py>(py: Python<'py>, event: &Event) -> PyResult<Option<Bo
             }
             "log"
         }
-        Event::Grid { step, path } => {
+        Event::Grid { step, path } | Event::Checkpoint { step, path } => {
             told.set_item("step", step)?;
             told.set_item("path", path)?;
-            "grid"
-        }
-        Event::Checkpoint { step, path } => {
-            told.set_item("step", step)?;
-            told.set_item("path", path)?;
-            "checkpoint"
+            if matches!(event, Event::Grid { .. }) { "grid" } else { "checkpoint" }
         }
         Event::Best { step, fid } => {
             told.set_item("step", step)?;

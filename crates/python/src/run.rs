@@ -1,15 +1,15 @@
 //! Trainings, and the directories that they leave.
 
-use crate::arguments::{images, path, words};
+use crate::arguments::{Source, words};
 use crate::errors::{Kind, config_error, error, raised};
 use crate::model::{Model, load, written};
 use crate::work::{Listener, check_process, work};
 use ddpm_ip::Outcome;
 use ddpm_ip::checkpoint::Store;
 use ddpm_ip::data::ImageArray;
-use ddpm_ip::train::loss_curve;
+use ddpm_ip::train::{history, loss_curve};
 use ddpm_ip_cli::host;
-use numpy::PyArray1;
+use numpy::IntoPyArray;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -84,12 +84,13 @@ pub(crate) fn train(
     line.extend(preset.map(|preset| format!("--preset={preset}").into()));
     line.extend(words(command, settings)?);
     let mut out = out;
-    let named = data.and_then(path);
-    match (data, named) {
-        (None, _) => {}
-        (Some(_), Some(name)) => line.extend(["--data-dir".into(), name]),
-        (Some(data), None) => {
-            let array = images(data, labels)?;
+    if labels.is_some() && data.is_none() {
+        return Err(PyTypeError::new_err("labels are the classes of an array: give that as data, too"));
+    }
+    match data.map(|data| Source::new(data, labels)).transpose()? {
+        None => {}
+        Some(Source::Named(name)) => line.extend(["--data-dir".into(), name]),
+        Some(Source::Given(array)) => {
             let folder = out.get_or_insert_with(|| {
                 let name = preset.map_or("array".into(), |preset| format!("{preset}-array"));
                 Path::new("runs").join(name)
@@ -97,9 +98,6 @@ pub(crate) fn train(
             let file = kept(py, &array, folder, &line)?;
             line.extend(["--data-dir".into(), file.into()]);
         }
-    }
-    if labels.is_some() && data.is_none_or(|data| path(data).is_some()) {
-        return Err(PyTypeError::new_err("labels are the classes of an array: images with names have their own"));
     }
     line.extend(out.iter().flat_map(|out| ["--out".into(), out.clone().into()]));
     let (outcome, report) = work(py, &Listener { callback, progress }, |desk| host::call(line, desk.host()))?;
@@ -198,14 +196,10 @@ impl Run {
     /// Its log by column, each float64 with one entry per line of progress.csv: step, loss, lr, … What a line has not is NaN.
     #[getter]
     fn history<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let text = self.text(py, "progress.csv")?;
-        let mut lines = text.lines();
-        let names: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
-        let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+        let columns = history(&self.path).map_err(|e| raised(py, &e.into()))?;
         let history = PyDict::new(py);
-        for (i, name) in names.iter().enumerate() {
-            let number = |row: &Vec<&str>| row.get(i).and_then(|text| text.parse().ok()).unwrap_or(f64::NAN);
-            history.set_item(name, PyArray1::from_iter(py, rows.iter().map(number)))?;
+        for (name, values) in columns {
+            history.set_item(name, values.into_pyarray(py))?;
         }
         Ok(history)
     }

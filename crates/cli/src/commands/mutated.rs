@@ -1,5 +1,5 @@
 //! Configurations and command lines that nobody meant: whatever they say, there is an answer and no panic.
-//! `DDPM_IP_EXECUTIONS=1000000 cargo test -p ddpm-ip-cli --bin ddpm-ip mutated -- --nocapture` tries a million of each, and
+//! `DDPM_IP_EXECUTIONS=1000000 cargo test -p ddpm-ip-cli --lib mutated -- --nocapture` tries a million of each, and
 //! `DDPM_IP_SEED` others.
 
 use super::{command, kebab_case, sample, train, unknown_flag};

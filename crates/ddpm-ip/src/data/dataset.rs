@@ -31,6 +31,23 @@ pub struct Options {
     pub exif_rotate: bool,
 }
 
+impl Options {
+    /// Images as they are, cut to squares of a size as the reference cuts them: no classes, nothing at random.
+    pub const fn new(image_size: usize, channels: usize) -> Self {
+        Self {
+            image_size,
+            channels,
+            labels: Labels::None,
+            fit: Fit::Crop,
+            allow_upscale: false,
+            random_crop: false,
+            random_flip: false,
+            on_bad_image: OnBadImage::Fail,
+            exif_rotate: false,
+        }
+    }
+}
+
 enum Source {
     Memory(Memory),
     Files(Vec<PathBuf>),

@@ -30,15 +30,11 @@ impl SmallImages {
             return Err(DataError::Misfit { image: format!("{name}, first image"), reason }.into());
         }
         let options = Options {
-            image_size: size,
-            channels: model.in_channels,
             labels: if model.class_cond { Labels::Prefix } else { Labels::None },
             fit: Fit::Pad,
-            allow_upscale: false,
-            random_crop: false,
-            random_flip: false,
             on_bad_image: config.data.on_bad_image,
             exif_rotate: config.data.exif_rotate,
+            ..Options::new(size, model.in_channels)
         };
         let mut dataset = Dataset::open_any(&name, &options)?;
         if dataset.check_classes().is_err() {

@@ -1,4 +1,4 @@
-//! The loss of a run as a picture.
+//! The log of a run, and its loss as a picture.
 
 use crate::Error;
 use crate::plot::{COLOURS, Line, PANEL, Panel, escaped, picture};
@@ -12,27 +12,40 @@ const POINTS: usize = 500;
 const COLUMNS: [(&str, &str); 5] =
     [("loss", "all"), ("loss_q0", "least noise"), ("loss_q1", "less"), ("loss_q2", "more"), ("loss_q3", "most noise")];
 
+/// The log that is read.
+const LOG: &str = "progress.csv";
+
+/// A run's log, column by column in its order; what a line has not is NaN.
+///
+/// # Errors
+/// A log that cannot be read.
+pub fn history(run: &Path) -> Result<Vec<(String, Vec<f64>)>, Error> {
+    let log = run.join(LOG);
+    let text = std::fs::read_to_string(&log).map_err(Error::io("read", &log))?;
+    let mut lines = text.lines();
+    let names = lines.next().unwrap_or_default().split(',');
+    let mut columns: Vec<(String, Vec<f64>)> = names.map(|name| (name.to_string(), Vec::new())).collect();
+    for line in lines {
+        let mut fields = line.split(',').map(|field| field.parse().unwrap_or(f64::NAN));
+        for (_, values) in &mut columns {
+            values.push(fields.next().unwrap_or(f64::NAN));
+        }
+    }
+    Ok(columns)
+}
+
 /// A run's loss, in all and by quarter of the timesteps, as SVG, drawn from its `progress.csv`.
 ///
 /// # Errors
 /// A log that cannot be read, or holds no loss yet.
 pub fn loss_curve(run: &Path) -> Result<String, Error> {
-    let log = run.join("progress.csv");
-    let text = std::fs::read_to_string(&log).map_err(Error::io("read", &log))?;
-    let mut lines = text.lines();
-    let names: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
-    let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
-    let column = |name: &str| names.iter().position(|n| *n == name);
-    let step = column("step");
-    let stride = rows.len().div_ceil(POINTS).max(1);
+    let history = history(run)?;
+    let column = |name: &str| history.iter().find(|(column, _)| column == name).map(|(_, values)| values);
     let curve = |name: &str| -> Vec<[f64; 3]> {
-        let Some((step, value)) = step.zip(column(name)) else { return Vec::new() };
-        let number = |row: &Vec<&str>, at: usize| row.get(at).and_then(|text| text.parse::<f64>().ok());
-        let finite = |v: &f64| v.is_finite();
-        rows.iter()
-            .step_by(stride)
-            .filter_map(|row| Some([number(row, step)?, number(row, value).filter(finite)?, 0.0]))
-            .collect()
+        let Some((steps, values)) = column("step").zip(column(name)) else { return Vec::new() };
+        let stride = steps.len().div_ceil(POINTS).max(1);
+        let points = steps.iter().zip(values).step_by(stride).map(|(&step, &value)| [step, value, 0.0]);
+        points.filter(|[step, value, _]| step.is_finite() && value.is_finite()).collect()
     };
     let lines: Vec<(&str, Line)> = COLUMNS
         .iter()
@@ -41,7 +54,7 @@ pub fn loss_curve(run: &Path) -> Result<String, Error> {
         .filter(|(_, line)| line.points.len() > 1)
         .collect();
     if lines.is_empty() {
-        return Err(Error::file(&log, "holds no curve yet: it takes two lines with a loss"));
+        return Err(Error::file(&run.join(LOG), "holds no curve yet: it takes two lines with a loss"));
     }
     let names: Vec<(&str, &str)> = lines.iter().map(|(name, line)| (*name, line.colour)).collect();
     let panel = Panel { title: "Loss by step".into(), lines: lines.into_iter().map(|(_, line)| line).collect() };

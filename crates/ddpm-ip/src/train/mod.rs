@@ -13,7 +13,7 @@ mod task;
 mod trainer;
 mod watch;
 
-pub use curve::loss_curve;
+pub use curve::{history, loss_curve};
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{Drawing, due};
 pub use log::LogHook;

@@ -1,7 +1,7 @@
 //! The centre crop against Pillow's, byte for byte, through a data set as training opens it.
 
 use super::support::{cases, folder, open};
-use ddpm_ip::data::{Dataset, Fit, Labels, OnBadImage, Options};
+use ddpm_ip::data::{Dataset, Options};
 
 #[test]
 fn golden_preprocess() {
@@ -12,17 +12,7 @@ fn golden_preprocess() {
         assert_eq!(case["resolution"], size);
         let alone = tempfile::tempdir().unwrap();
         std::fs::copy(folder().join(image), alone.path().join("image.png")).unwrap();
-        let options = Options {
-            image_size: size,
-            channels,
-            labels: Labels::None,
-            fit: Fit::Crop,
-            allow_upscale: true,
-            random_crop: false,
-            random_flip: false,
-            on_bad_image: OnBadImage::Fail,
-            exif_rotate: false,
-        };
+        let options = Options { allow_upscale: true, ..Options::new(size, channels) };
         let data = Dataset::open(alone.path().to_str().unwrap(), &options).unwrap();
         assert!(data.image(0).unwrap() == expected.values, "{image}: not what Pillow makes of it");
     }

@@ -12,17 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Of the embedded digits, as they are.
-pub(crate) const OPTIONS: Options = Options {
-    image_size: 8,
-    channels: 1,
-    labels: Labels::None,
-    fit: Fit::Crop,
-    allow_upscale: false,
-    random_crop: false,
-    random_flip: false,
-    on_bad_image: OnBadImage::Fail,
-    exif_rotate: false,
-};
+pub(crate) const OPTIONS: Options = Options::new(8, 1);
 
 fn open(path: &Path, options: Options) -> Result<Dataset, Error> {
     Dataset::open(path.to_str().unwrap(), &options)
