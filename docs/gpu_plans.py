@@ -14,16 +14,16 @@ CHIPS = "a100,rtx3090,rtx4090,h100,h200,b200,rtx5090"
 MICROBATCH = {"imagenet32": 128, "lsun-tower64": 64, "celeba64": 64, "ffhq128": 32}
 HEAD = """# Engines of cuDNN's, planned without a GPU
 
-Which engines `ddpm-ip` takes for the convolutions of a training and a sampling step, as cuDNN {version} plans them for each kind
-of GPU; written by `docs/gpu_plans.py`. Products (1x1 convolutions, attention) are cuBLASLt's and not among them. Nothing was run:
-this tells no speed.
+These tables show which engines `ddpm-ip` uses for the convolutions of a training and a sampling step, as cuDNN {version} plans them
+for each kind of GPU. `docs/gpu_plans.py` writes it. cuBLASLt computes matrix products (1x1 convolutions, attention), which are not
+in the tables. Nothing was run, so this says nothing about speed.
 
-All engines are deterministic, and those of f32 use neither tensor cores nor rounded operands; a convolution without such an engine
-is said. *Compiled* counts convolutions whose kernel is compiled at the start, others are ready-made. *Copies* counts those
-whose workspace holds a whole input or output: hidden copies in another layout, or transforms. *Workspace* is the largest, of the
-training and of the sampling step, in MiB. *Engines* are cuDNN's numbers with the convolutions of each; w: by Winograd's
-transforms, c: compiled, p: without bias and residual, which a kernel of our own adds.
-What has equal rows shares them.
+All engines are deterministic, and those of f32 use neither tensor cores nor rounded operands. A convolution without such an engine
+is reported. *Compiled* counts convolutions whose kernel is compiled at the start; the kernels of others are ready-made. *Copies*
+counts those whose workspace holds a whole input or output: hidden copies in another layout, or transforms. *Workspace* is the
+largest workspace of the training step and of the sampling step, in MiB. *Engines* are cuDNN's numbers, each with its count of
+convolutions; w: by Winograd's transforms, c: compiled, p: without bias and residual, which our own kernel adds. Types and GPUs with
+equal rows share a row.
 """
 
 
