@@ -159,7 +159,7 @@ fn sweep(matches: &ArgMatches, run: PathBuf, lengths: Vec<f64>, step: Option<u64
     } else if outcome == Outcome::Finished {
         print(&table(&points, &job))?;
     } else {
-        print("stopped; the lengths measured so far are kept, and the same command goes on from there")?;
+        print("stopped; the lengths measured so far are kept: repeat the command to resume")?;
     }
     Ok(outcome)
 }

@@ -284,11 +284,7 @@ pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
 }
 
 fn stopped(kept: bool) -> &'static str {
-    if kept {
-        "stopped; what is finished is kept, and the same command goes on from there"
-    } else {
-        "stopped; nothing was kept"
-    }
+    if kept { "stopped; what is finished is kept: repeat the command to resume" } else { "stopped; nothing was kept" }
 }
 
 pub(super) fn statistics(matches: &ArgMatches) -> anyhow::Result<Outcome> {

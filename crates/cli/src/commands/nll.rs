@@ -74,7 +74,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     sinks.finish();
     let (outcome, report) = result?;
     let Some(report) = report else {
-        print("stopped; what is finished is kept, and the same command goes on from there")?;
+        print("stopped; what is finished is kept: repeat the command to resume")?;
         return Ok(outcome);
     };
     print(&if matches.get_flag("json") {

@@ -115,7 +115,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     } else if finished {
         print(&format!("{images} images are in {}", job.out.display()))?;
     } else {
-        print("stopped; what is finished is kept, and the same command goes on from there")?;
+        print("stopped; what is finished is kept: repeat the command to resume")?;
     }
     Ok(outcome)
 }

@@ -251,7 +251,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
             format!("wrote {images} images to {}{grid}", out.display())
         })?;
     } else {
-        print("stopped; what is finished is kept, and the same command goes on from there")?;
+        print("stopped; what is finished is kept: repeat the command to resume")?;
     }
     Ok(outcome)
 }

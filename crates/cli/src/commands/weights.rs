@@ -54,7 +54,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     print(&match fetched {
         Fetched::Finished => format!("the weights of inception are in {}", to.display()),
         Fetched::AlreadyThere => format!("the weights of inception are already in {}", to.display()),
-        Fetched::Interrupted => "stopped; what has arrived is kept, and the same command goes on from there".into(),
+        Fetched::Interrupted => "stopped; what was downloaded is kept: repeat the command to resume".into(),
     })?;
     Ok(if fetched == Fetched::Interrupted { Outcome::Interrupted } else { Outcome::Finished })
 }

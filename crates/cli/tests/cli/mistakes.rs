@@ -139,8 +139,8 @@ fn a_damaged_checkpoint_is_named() {
     let path = place.path("run/checkpoints/step_000001/model.safetensors");
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    place.train(&["--steps", "2"]).complains(1, &["model.safetensors", "not a whole safetensors file"]);
-    place.run(&["info", "run/checkpoints/step_000001/model.safetensors"]).complains(1, &["not a whole"]);
+    place.train(&["--steps", "2"]).complains(1, &["model.safetensors", "not a complete safetensors file"]);
+    place.run(&["info", "run/checkpoints/step_000001/model.safetensors"]).complains(1, &["not a complete"]);
     place.run(&["sample", "--checkpoint", "nowhere"]).complains(1, &["nowhere", "no such file"]);
 }
 

@@ -80,7 +80,7 @@ fn damage_is_named_with_its_file() {
         no_json[8] = b'?';
         for damaged in [&whole[..7], &whole[..100], &whole[..whole.len() - 1], &huge_header, &no_json] {
             fs::write(&path, damaged).unwrap();
-            assert_says(train(&longer, folder.path()).0, &[name, "not a whole safetensors file", says]);
+            assert_says(train(&longer, folder.path()).0, &[name, "not a complete safetensors file", says]);
         }
         fs::write(&path, "").unwrap();
         assert_says(train(&longer, folder.path()).0, &[name, "is empty", says]);

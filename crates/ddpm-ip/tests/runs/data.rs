@@ -328,13 +328,13 @@ fn idx_files_are_read_gzipped_or_not_with_their_labels() {
         assert_says(open(folder.path(), options), &["train-labels", "3 labels for 2 images"]);
         fs::remove_file(&labels).unwrap();
         write_idx(&images, &[2, 4, 4], &values[..31]);
-        assert_says(open(folder.path(), options), &[name, "not a whole IDX file"]);
+        assert_says(open(folder.path(), options), &[name, "not a complete IDX file"]);
         write_idx(&images, &[u32::MAX, u32::MAX, u32::MAX], &values);
-        assert_says(open(folder.path(), options), &[name, "more than the file can hold"]);
+        assert_says(open(folder.path(), options), &[name, "more bytes than the file can hold"]);
         write_idx(&images, &[32], &values);
         assert_says(open(folder.path(), options), &[name, "3-dimensional"]);
         let whole = fs::read(&images).unwrap();
         fs::write(&images, &whole[..3]).unwrap();
-        assert_says(open(folder.path(), options), &[name, "not a whole IDX file"]);
+        assert_says(open(folder.path(), options), &[name, "not a complete IDX file"]);
     }
 }

@@ -161,8 +161,8 @@ fn archives_packed_in_ways_that_are_not_read() {
     let png = fs::read(place.path("a.png")).unwrap();
     let npy = npy("'|u1'", "False", COLOUR, &pixels());
     for (name, entry, bytes, part) in [
-        ("a.npz", "arr_0.npy", &npy, "save it anew with `np.savez`"),
-        ("a.zip", "a.png", &png, "unpack it and name the folder"),
+        ("a.npz", "arr_0.npy", &npy, "save it again with `np.savez`"),
+        ("a.zip", "a.png", &png, "unpack the archive and name the folder"),
     ] {
         let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
         zip.start_file(entry, zip::write::SimpleFileOptions::default()).unwrap();

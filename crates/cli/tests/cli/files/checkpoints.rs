@@ -225,7 +225,7 @@ fn checkpoints_of_networks_that_are_not_known() {
     write(&place, "cut.pt", &whole[..whole.len() / 2]);
     sample("cut.pt").complains(1, &["cut.pt: is a zip archive as PyTorch writes them, damaged or cut off"]);
     write(&place, "short.pt", b"hello");
-    sample("short.pt").complains(1, &["short.pt: not a whole safetensors file (it is too short)"]);
+    sample("short.pt").complains(1, &["short.pt: not a complete safetensors file (it is too short)"]);
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn checkpoints_of_other_programs_in_folders() {
         ("b.safetensors", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         ("c.pt", b"<!doctype html>", "a web page"),
         ("d.safetensors.index.json", b"{}", "the index of shards"),
-        ("e.gguf", b"GGUF\x03\0\0\0", "a GGUF file: take the .safetensors or .pt"),
+        ("e.gguf", b"GGUF\x03\0\0\0", "a GGUF file: use the .safetensors or .pt"),
     ] {
         write(&place, file, bytes);
         place.run(&[&["sample", "--checkpoint", file], &SAMPLE[..], &["x.npz"]].concat()).complains(1, &[part]);
@@ -303,7 +303,7 @@ fn a_flipped_bit_in_a_checkpoint() {
     bytes[last] ^= 1;
     fs::write(&file, &bytes).unwrap();
     // The last tensor by name.
-    let damage = ["ema_0.995.safetensors: `time_embed.2.weight` is damaged", "not those that were written"];
+    let damage = ["ema_0.995.safetensors: `time_embed.2.weight` is damaged", "its checksum does not match"];
     place.run(&[&["sample", "--checkpoint", "run"], &SAMPLE[..], &["x.npz"]].concat()).complains(1, &damage);
     let ran = place.run(&["info", "run", "--verify"]).exits(1);
     assert!(ran.out().contains("DAMAGED") && ran.out().contains(damage[0]), "{}", ran.out());
