@@ -15,7 +15,8 @@ pub(crate) fn engines(device: Device) -> Option<String> {
 /// What is said when work goes on with other [`engines`] than before.
 pub(crate) fn chosen_anew(before: &str) -> String {
     format!(
-        "this was begun on {before}: engines are chosen anew, and results agree with the earlier ones within rounding"
+        "this was started on {before}: cuDNN engines are chosen again, so results agree with the earlier ones only \
+         within rounding"
     )
 }
 
@@ -102,7 +103,8 @@ pub fn device(name: &str, cache: Option<&Path>) -> Result<Device, ConfigError> {
                 let chips: Vec<&str> = Chip::names().collect();
                 let chips = chips.join(", ");
                 format!(
-                    "no device {name:?}: known are auto, cpu, cuda, cuda:0, cuda:1, …; for train --dry-run also {chips}"
+                    "there is no device {name:?}: use auto, cpu, cuda, cuda:0, cuda:1, …; for train --dry-run also \
+                     {chips}"
                 )
             };
             let chip = Chip::get(name).ok_or_else(|| ConfigError(unknown()))?;

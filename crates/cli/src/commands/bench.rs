@@ -147,7 +147,7 @@ fn evaluation_table(report: &BenchReport) -> String {
 fn read(path: &Path) -> anyhow::Result<Report> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the report {}", path.display()))?;
     serde_json::from_str(&text).map_err(|e| {
-        let message = format!("{} is no report of `ddpm-ip bench --json`: {e}", path.display());
+        let message = format!("{} is not a report of `ddpm-ip bench --json`: {e}", path.display());
         ConfigError(message).into()
     })
 }

@@ -52,7 +52,7 @@ fn what_would_be_lost_or_ignored_is_refused() {
     place.run(&[&sample[..6], &["b.npz"]].concat()).complains(2, &["--out b.npz is a folder"]);
     let guided = ["classifier-sample", "--checkpoint", "run", "--num-samples", "1"];
     place.run(&guided).complains(2, &["--classifier-path"]);
-    place.run(&[&guided[..], &["--classifier-path", "run"]].concat()).complains(2, &["run is no classifier", "adm"]);
+    place.run(&[&guided[..], &["--classifier-path", "run"]].concat()).complains(2, &["run is not a classifier", "adm"]);
     let ran = place.run(&[&sample[..], &["--classifier-scale", "3"]].concat()).exits(0);
     assert!(ran.err().contains("does nothing without --classifier-path"), "{}", ran.err());
     let predict = ["predict", "--checkpoint", "run", "--input", "a.npz", "--output", "a.npz"];
@@ -61,7 +61,7 @@ fn what_would_be_lost_or_ignored_is_refused() {
     place.run(&["convert", "run", "trio"]).complains(2, &["model000001.pt exists"]);
     place
         .run(&["convert", "run/checkpoints/step_000001/model.safetensors", "other"])
-        .complains(2, &["parameters alone"]);
+        .complains(2, &["holds only parameters"]);
     let on = ["--steps", "1", "--resume_checkpoint", "trio/model000001.pt", "--out", "on"];
     place.train(&on).complains(2, &["at step 1 already", "--steps"]);
     assert!(!place.path("on/checkpoints").exists());

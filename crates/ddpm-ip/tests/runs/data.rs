@@ -181,7 +181,7 @@ fn a_folder_that_is_missing_or_empty_is_named() {
     assert_says(open(folder.path(), OPTIONS), &["no images in this folder"]);
     let text = folder.path().join("data.txt");
     fs::write(&text, b"text").unwrap();
-    assert_says(open(&text, OPTIONS), &["data.txt", "not a kind of data"]);
+    assert_says(open(&text, OPTIONS), &["data.txt", "not a known kind of data"]);
 }
 
 #[test]
