@@ -63,7 +63,7 @@ pub fn devices() -> Result<Vec<String>, ConfigError> {
     }
     if let Ok(([major, minor], path)) = gpu::driver_version() {
         let least = "at least 525.60 for CUDA 12, 580.65 for CUDA 13";
-        lines.push(format!("driver: serves CUDA up to {major}.{minor} ({least}), {}", path.display()));
+        lines.push(format!("driver: supports CUDA up to {major}.{minor} ({least}), {}", path.display()));
     }
     match gpu::libraries() {
         Ok(all) => lines.extend(all.iter().map(|l| format!("{} {}, {}", l.name, l.version, l.path.display()))),

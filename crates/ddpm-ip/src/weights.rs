@@ -79,7 +79,7 @@ pub fn check_hash(path: &Path) -> Result<String, Error> {
         Some(promised) if !hash.starts_with(promised) => {
             let message = format!(
                 "its SHA-256 begins with {}, and its name promises {promised}: it is damaged or another file. Delete \
-                 it and fetch it again",
+                 it and download it again",
                 &hash[..promised.len()]
             );
             Err(Error::file(path, message))

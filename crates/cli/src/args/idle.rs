@@ -18,7 +18,7 @@ const IDLE: &[Idle] = &[
     ("perturbation.probability", |c| c.perturbation.strength != Strength::Switched, "--perturbation-strength switched"),
     ("data.val_data_dir", |c| c.model.arch != Arch::Classifier, "classifiers (classifier-train)"),
     ("train.eval_interval", |c| c.data.val_data_dir.is_empty(), "evaluations of a classifier on --val-data-dir"),
-    ("data.labels", has_own_labels, "folders of images, and this file carries its own labels"),
+    ("data.labels", has_own_labels, "folders of images, and this data carries its own labels"),
     ("train.fp16_scale_growth", |c| c.model.precision != Precision::F16, "--precision f16"),
     ("train.ema_warmup", |c| c.train.ema_rate.is_empty(), "runs with EMAs (--ema-rate)"),
     ("train.posthoc_ema_interval", |c| c.train.posthoc_ema.is_empty(), "--posthoc-ema"),

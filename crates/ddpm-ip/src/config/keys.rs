@@ -105,7 +105,7 @@ pub const KEYS: &[Key] = &[
     key(
         "perturbation",
         "strength",
-        "how gamma varies: constant; linear, cosine in t; uniform, switched by image; decay by step",
+        "how gamma varies: constant; linear, cosine (in t); uniform, switched (per image); decay",
     ),
     key("perturbation", "cutoff", "share of the timesteps above which nothing is perturbed (linear, cosine)"),
     key("perturbation", "decay_steps", "training steps over which gamma falls to 0 (decay)"),
@@ -129,7 +129,7 @@ pub const KEYS: &[Key] = &[
     key("data", "on_bad_image", "what to do about images that cannot be read: fail, skip"),
     key("data", "exif_rotate", "rotate images as their EXIF data says; the reference ignores it"),
     key("data", "workers", "CPU threads that decode images ahead of the training"),
-    key("classes", "names", "names of the classes, class 0 first; training sets this where the images have names"),
+    key("classes", "names", "names of the classes, class 0 first; training sets this from the images' class names"),
     key("classes", "untrained", "classes without images, which the network has not learned; training sets this"),
     key("train", "steps", "optimizer steps to train for; 0: no limit; replaces a preset's duration"),
     key("train", "duration", "time to train for, such as 20m or 2h; empty: no limit; replaces a preset's steps"),

@@ -200,7 +200,7 @@ fn run(
         return Ok(Outcome::Finished);
     }
     if last_step.is_none() && time_limit.is_none() {
-        emit(Event::Warning("neither --steps nor --duration was given: training goes on until Ctrl-C".into()));
+        emit(Event::Warning("neither --steps nor --duration was given: training continues until Ctrl-C".into()));
     }
     let images = dataset.len();
     let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
@@ -574,8 +574,8 @@ fn another_run(error: Error, dir: &Path, step: u64, before: &Config, now: &Task)
         Arch::Adm | Arch::Ddim => "a network",
     };
     let message = format!(
-        "holds a run of another network at step {step}: {what} for images of {0}x{0} pixels with {1} channel(s), trained \
-         on {data}. `{2}` goes on with it; choose another --out to train this one. (Its checkpoint {message})",
+        "holds a run of another network at step {step}: {what} for images of {0}x{0} pixels with {1} channel(s), \
+         trained on {data}. `{2}` resumes it; choose another --out to train this one. (Its checkpoint {message})",
         model.image_size,
         model.in_channels,
         command(before, dir)

@@ -299,7 +299,7 @@ fn a_wrong_file_is_named_and_left() {
     let folder = Folder::new();
     fs::write(&folder.to, "another file").unwrap();
     let message = folder.fetch_from("https://host.invalid/x").unwrap_err().to_string();
-    assert!(message.starts_with(folder.to.to_str().unwrap()) && message.contains("fetch it again"), "{message}");
+    assert!(message.starts_with(folder.to.to_str().unwrap()) && message.contains("download it again"), "{message}");
     assert_eq!(fs::read(&folder.to).unwrap(), b"another file");
 }
 
