@@ -44,8 +44,8 @@ pub(super) fn command() -> Command {
              them. Each instrument is a curve over the timesteps, with error bars over the images: the prediction error ν, \
              and whether it is normally distributed; the variance of the sampled x_t against that of a perfect sampler; the \
              norm of ε in training and in sampling, and the timestep whose noised images give the sampled norm; the energy \
-             of Haar bands; the gradient of the network by its input; and the distance of each chain's end from the image where it \
-             started. The command writes bias.json, bias.npz and bias.svg, and prints its findings in words.\n\n\
+             of Haar bands; the gradient of the network by its input; and the distance of each chain's end from the image where \
+             it started. The command writes bias.json, bias.npz and bias.svg, and prints its findings in words.\n\n\
              Settings come from each checkpoint, except for 20 steps, 512 images and batches of 64; flags override them. An \
              image costs about 28 network calls per step.",
         )
