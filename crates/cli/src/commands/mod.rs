@@ -32,7 +32,7 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration
     OPENAI_LOGDIR      folder that training, sampling, nll and bias write to without --out\n  \
     OPENAI_LOG_FORMAT  logs of a training run: some of stdout,log,csv,json,tensorboard\n  \
     RAYON_NUM_THREADS  number of CPU threads\n  \
-    DDPM_IP_ISA        instruction set to use: portable, avx2, avx512, avx512-bf16, amx-bf16, or neon on ARM\n  \
+    DDPM_IP_ISA        instruction set: portable, avx2, avx512, avx512-bf16, amx-bf16; on ARM neon\n  \
     DDPM_IP_CACHE      folder for cached features and downloaded weights\n\n\
     \"The reference\" in these texts is the PyTorch implementation of the paper, github.com/forever208/DDPM-IP.";
 
