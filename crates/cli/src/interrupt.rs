@@ -33,7 +33,7 @@ pub(crate) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
             return;
         }
         FIRST.get_or_init(Instant::now);
-        complain("stopping after this step, saving first; Ctrl-C again quits at once");
+        complain("saving and stopping after this step; press Ctrl-C again to quit at once");
     })?;
     Ok(Arc::clone(&STOP))
 }

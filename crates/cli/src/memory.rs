@@ -49,7 +49,7 @@ fn had(pointer: *mut u8, size: usize) -> *mut u8 {
         let mib = size.div_ceil(1 << 20);
         let _ = writeln!(
             std::io::stderr(),
-            "error: out of memory: {mib} MiB more were wanted than the system gives. Less is taken with {advice}"
+            "error: out of memory: the system refused {mib} MiB more. To need less, use {advice}"
         );
         std::process::exit(1);
     }

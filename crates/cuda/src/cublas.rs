@@ -98,10 +98,10 @@ fn checked(call: &'static str, code: c_int) -> Result<()> {
     let text = match code {
         0 => return Ok(()),
         3 => "no memory",
-        7 => "a value that it does not take",
-        8 => "this GPU is not served",
-        13 => "the work could not be started",
-        15 => "this product is not served",
+        7 => "an invalid value",
+        8 => "this GPU is not supported",
+        13 => "the kernel could not be started",
+        15 => "this matrix product is not supported",
         _ => "see cublasStatus_t",
     };
     Err(Error::Call { call, code, text: text.into() })

@@ -23,7 +23,8 @@ pub enum Error {
     },
     /// A kind of GPU on which nothing can run.
     #[error(
-        "{name} is a kind of GPU, not one of this machine: it can be planned for (`train --dry-run`), and runs nothing"
+        "{name} is a kind of GPU, not a device of this machine: `train --dry-run` can plan for it, but nothing can \
+         run on it"
     )]
     Absent {
         /// Its short name.
@@ -31,7 +32,8 @@ pub enum Error {
     },
     /// Older than the kernels need.
     #[error(
-        "cuda:{index}, {name}, has compute capability {major}.{minor}: 8.0 (Ampere, from 2020) is the least that serves\n  --device cpu computes on the processor"
+        "cuda:{index}, {name}, has compute capability {major}.{minor}: at least 8.0 (Ampere, from 2020) is needed\n  \
+         --device cpu computes on the CPU"
     )]
     Old {
         /// Which GPU.
@@ -45,7 +47,8 @@ pub enum Error {
     },
     /// Too little memory.
     #[error(
-        "the GPU has no memory for {wanted} MiB more ({free} of {total} MiB are free)\n  a smaller --microbatch or --batch-size needs less, or --use-checkpoint true; `nvidia-smi` shows what else uses the GPU"
+        "the GPU has no memory for {wanted} MiB more ({free} of {total} MiB are free)\n  use a smaller --microbatch \
+         or --batch-size, or --use-checkpoint true; `nvidia-smi` shows what else uses the GPU"
     )]
     Memory {
         /// What was asked for, in MiB.

@@ -49,14 +49,14 @@ fn open_driver(help: &str) -> Result<(libloading::Library, PathBuf)> {
 /// driver's, and it plans nothing where they cannot be loaded; whether there is a GPU is all the same.
 pub(crate) fn set_to_plan() -> Result<&'static Set> {
     static DRIVER: OnceLock<Result<(libloading::Library, PathBuf)>> = OnceLock::new();
-    let help = "cuDNN plans where it can be loaded, and needs no GPU for that: `sudo apt install libnvidia-compute-580` \
-                installs it, or see docs/gpu.md, \"Tested without a GPU\"";
+    let help = "planning needs no GPU, but cuDNN needs this library to be loaded: `sudo apt install \
+                libnvidia-compute-580` installs it, or see docs/gpu.md, \"Tested without a GPU\"";
     // It stays for what is linked to it.
     DRIVER.get_or_init(|| open_driver(help)).as_ref().map_err(Clone::clone)?;
     let set = set(DRIVERS[0].0)?;
     let (version, _) = set.cudnn.functions.versions();
     if version < 90_800 {
-        let what = format!("is version {}, and plans for GPUs that are there only", dotted(version));
+        let what = format!("is version {}, which plans only for GPUs of this machine", dotted(version));
         let help = "it must be 9.8 or newer: `pip install --upgrade nvidia-cudnn-cu13` (cu12 where CUDA 12 is used)";
         return Err(Error::Library { library: "cuDNN", what, help: help.into() });
     }
@@ -84,7 +84,7 @@ pub(crate) fn set(driver: i32) -> Result<&'static Set> {
         }
         Err(first.unwrap_or_else(|| Error::Library {
             library: "the NVIDIA driver",
-            what: format!("serves CUDA {driver} only"),
+            what: format!("supports only CUDA {driver}"),
             help: format!("it must be {} or newer", DRIVERS[1].1),
         }))
     };
@@ -99,9 +99,9 @@ fn load_set(major: i32) -> Result<Set> {
         let cudnn = Cudnn::new(library)?;
         let (version, cuda) = cudnn.versions();
         match (version, cuda / 1000) {
-            (..90_200, _) => Err(format!("is version {}: 9.2 is the oldest that serves", dotted(version))),
+            (..90_200, _) => Err(format!("is version {}, but 9.2 or newer is needed", dotted(version))),
             (_, of) if of as i32 != major => {
-                Err(format!("was built for CUDA {of}, and the others found are CUDA {major}"))
+                Err(format!("was built for CUDA {of}, but the other libraries found are for CUDA {major}"))
             }
             _ => Ok(cudnn),
         }
@@ -155,7 +155,9 @@ fn open(candidates: &[PathBuf]) -> std::result::Result<(libloading::Library, Pat
     }
     let file = candidates[0].display();
     Err(why.unwrap_or_else(|| {
-        format!("is missing: {file} is in no folder of the loader, a Python environment or CUDA_HOME")
+        format!(
+            "is missing: {file} was not found in the folders of the loader, of a Python environment or of CUDA_HOME"
+        )
     }))
 }
 

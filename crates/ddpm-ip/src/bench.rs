@@ -175,7 +175,8 @@ pub fn run(job: Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Resu
     let (needed, steps) = (1 + job.repeats + PROFILED, config.diffusion.diffusion_steps);
     if job.sample && needed > steps {
         let message = format!(
-            "--repeats {} needs {needed} steps of a process that has {steps}: use more --diffusion-steps or fewer repeats",
+            "--repeats {} needs {needed} diffusion steps, but there are {steps}: use more --diffusion-steps or fewer \
+             repeats",
             job.repeats
         );
         return Err(ConfigError(message).into());

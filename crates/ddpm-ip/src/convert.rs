@@ -37,7 +37,7 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
     }
     if output.extension().is_some() && !output.is_dir() {
         let message = format!(
-            "{} is no kind of checkpoint that is known: end it in .safetensors, .pt or .pth, or name a folder",
+            "{} is not a known kind of checkpoint: end it in .safetensors, .pt or .pth, or name a folder",
             output.display()
         );
         return Err(ConfigError(message).into());
@@ -45,7 +45,7 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
     let described =
         checkpoint::resolve(input).is_ok_and(|file| matches!(checkpoint::described(&file, None), Ok(Some(_))));
     if described {
-        let message = format!("{} is a network alone: end OUT in .safetensors, .pt or .pth", input.display());
+        let message = format!("{} holds only a network: end OUT in .safetensors, .pt or .pth", input.display());
         return Err(ConfigError(message).into());
     }
     if input.is_file() && torch::TorchFile::is_one(input) {
@@ -53,8 +53,8 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
     }
     if input.is_file() {
         let message = format!(
-            "{} holds parameters alone: to write model, averages and optimizer into a folder name a run or checkpoint \
-             folder, or end OUT in .pt",
+            "{} holds only parameters: end OUT in .pt, or name a run or checkpoint folder to write model, EMAs and \
+             optimizer",
             input.display()
         );
         return Err(ConfigError(message).into());
@@ -68,7 +68,7 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
     let task = Task::new(&config, Device::default())?;
     let (state, fresh) = Store::load(&folder, task.layout(), &config.train)?;
     if let Some(rate) = fresh.first() {
-        return Err(Error::file(&folder, format!("has no average of rate {rate}, which its settings name")));
+        return Err(Error::file(&folder, format!("has no EMA of rate {rate}, which its settings name")));
     }
     if state.progress.time_sampler.is_some() {
         emit(Event::Warning(
@@ -77,7 +77,7 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
     }
     if !state.posthoc.is_empty() {
         emit(Event::Warning(
-            "the reference's files have no place for averages of --posthoc-ema: they are left out".into(),
+            "the reference's files have no place for the EMAs of --posthoc-ema: they are left out".into(),
         ));
     }
     write_trio(output, &state, &config.train)

@@ -15,7 +15,8 @@ pub(crate) fn engines(device: Device) -> Option<String> {
 /// What is said when work goes on with other [`engines`] than before.
 pub(crate) fn chosen_anew(before: &str) -> String {
     format!(
-        "this was begun on {before}: engines are chosen anew, and results agree with the earlier ones within rounding"
+        "this was started on {before}: cuDNN engines are chosen again, so results agree with the earlier ones only \
+         within rounding"
     )
 }
 
@@ -62,7 +63,7 @@ pub fn devices() -> Result<Vec<String>, ConfigError> {
     }
     if let Ok(([major, minor], path)) = gpu::driver_version() {
         let least = "at least 525.60 for CUDA 12, 580.65 for CUDA 13";
-        lines.push(format!("driver: serves CUDA up to {major}.{minor} ({least}), {}", path.display()));
+        lines.push(format!("driver: supports CUDA up to {major}.{minor} ({least}), {}", path.display()));
     }
     match gpu::libraries() {
         Ok(all) => lines.extend(all.iter().map(|l| format!("{} {}, {}", l.name, l.version, l.path.display()))),
@@ -102,7 +103,8 @@ pub fn device(name: &str, cache: Option<&Path>) -> Result<Device, ConfigError> {
                 let chips: Vec<&str> = Chip::names().collect();
                 let chips = chips.join(", ");
                 format!(
-                    "no device {name:?}: known are auto, cpu, cuda, cuda:0, cuda:1, …; for train --dry-run also {chips}"
+                    "there is no device {name:?}: use auto, cpu, cuda, cuda:0, cuda:1, …; for train --dry-run also \
+                     {chips}"
                 )
             };
             let chip = Chip::get(name).ok_or_else(|| ConfigError(unknown()))?;

@@ -107,7 +107,7 @@ pub(crate) fn check_folder(flag: &str, path: &Path, instead: &str) -> Result<(),
     }
     let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     match ending.filter(|ending| FILES.contains(&ending.as_str())) {
-        Some(ending) => refuse(format!("would be a folder, and is named like a .{ending} file")),
+        Some(ending) => refuse(format!("would be a folder, but is named like a .{ending} file")),
         None => Ok(()),
     }
 }

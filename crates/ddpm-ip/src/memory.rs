@@ -205,8 +205,8 @@ pub(crate) fn check(
     if all <= machine.total {
         let advice = fitting(machine.free).map_or(String::new(), |n| format!(", or --microbatch {n} fits"));
         return Ok(Some(format!(
-            "a training step takes about {}, and {} of the memory of {} are free: other programs may have to make \
-             room{advice}",
+            "a training step needs about {}, but only {} of the memory of {} are free: other programs may have to \
+             make room{advice}",
             gib(all),
             gib(machine.free),
             machine.name
@@ -217,8 +217,8 @@ pub(crate) fn check(
         None => "no --microbatch fits: use a smaller network, --precision bf16 or --use-checkpoint".into(),
     };
     Err(ConfigError(format!(
-        "a training step of {microbatch} images takes about {}, and {} has {}: {advice}. \
-         --ignore-memory-limit goes on all the same",
+        "a training step of {microbatch} images needs about {}, but {} has {}: {advice}. --ignore-memory-limit runs \
+         it anyway",
         gib(all),
         machine.name,
         gib(machine.total)
@@ -246,17 +246,17 @@ pub(crate) fn check_sampling(config: &Config, machine: Option<Machine>) -> Resul
     }
     let advice = match fitting {
         Some(n) => format!("--batch-size {n} fits"),
-        None => "--precision bf16 takes less".into(),
+        None => "--precision bf16 needs less".into(),
     };
-    let step = format!("drawing {batch} images together takes about {}", gib(all));
+    let step = format!("drawing {batch} images together needs about {}", gib(all));
     if all <= machine.total {
         return Ok(Some(format!(
-            "{step}, and {} of the memory of {} are free: {advice}",
+            "{step}, but only {} of the memory of {} are free: {advice}",
             gib(machine.free),
             machine.name
         )));
     }
-    Err(ConfigError(format!("{step}, and {} has {}: {advice}", machine.name, gib(machine.total))))
+    Err(ConfigError(format!("{step}, but {} has {}: {advice}", machine.name, gib(machine.total))))
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let total = settings.num_samples.min(dataset.len());
     if total < job.config.sample.num_samples {
         let message = format!(
-            "--num-samples is {}, and {} has {total} images: use at most {total}",
+            "--num-samples is {}, but {} has {total} images: use at most {total}",
             job.config.sample.num_samples, config.data.data_dir
         );
         return Err(ConfigError(message).into());
@@ -211,8 +211,8 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             return Ok((Outcome::Interrupted, None));
         };
         if terms.iter().any(|terms| !terms.total().is_finite()) {
-            let message = "its network gives images a bound that is not finite: check it, and the settings that differ \
-                           from its own";
+            let message = "its network gives images a bound that is not finite: check the file, and the settings \
+                           that differ from the checkpoint's";
             return Err(Error::file(file, message));
         }
         partial.append(&terms.iter().flat_map(Terms::to_bytes).collect::<Vec<u8>>())?;
@@ -232,11 +232,14 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
 pub(crate) fn labels_of(dataset: &Dataset, classes: Option<usize>) -> Result<Option<&[u32]>, ConfigError> {
     let Some(classes) = classes else { return Ok(None) };
     let Some(labels) = dataset.labels() else {
-        let message = "the network has classes and these images have no labels: say where they are with --labels";
+        let message = "the network has classes, but these images have no labels: say with --labels where they come \
+                       from";
         return Err(ConfigError(message.into()));
     };
     match labels.iter().find(|&&label| label as usize >= classes) {
-        Some(wrong) => Err(ConfigError(format!("the images have a class {wrong}; the network has {classes} classes"))),
+        Some(wrong) => {
+            Err(ConfigError(format!("the images have a class {wrong}, but the network has {classes} classes")))
+        }
         None => Ok(Some(labels)),
     }
 }

@@ -43,7 +43,7 @@ impl Partial {
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         file.try_lock().map_err(|e| {
-            Error::file(&path, format!("another call is writing it ({e}): repeat this one when that is done"))
+            Error::file(&path, format!("another command is writing it ({e}): repeat this one when that is done"))
         })?;
         let mut line = Vec::new();
         let mut reader = BufReader::new(std::io::Read::take(&file, LONGEST_LINE));
@@ -52,8 +52,8 @@ impl Partial {
         let before = before.filter(|before| before.is_empty() || before[0] == b'\t').map(<[u8]>::to_vec);
         if before.is_none() {
             if !replace && file.metadata().map_err(io)?.len() > line.len() as u64 {
-                let message = "holds images of an unfinished call with other settings or from another source: repeat that \
-                               call to finish it, choose another --out, or delete this file";
+                let message = "holds images of an unfinished command with other settings or from another source: \
+                               repeat that command to finish it, choose another --out, or delete this file";
                 return Err(Error::file(&path, message));
             }
             file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
@@ -118,7 +118,7 @@ mod tests {
         fs::write(folder.path().join("a.partial"), "that\tsome GPU (cuDNN 9)\n12345").unwrap();
         let (done, said) = open("that");
         assert_eq!(done.unwrap(), 2);
-        assert!(matches!(&said[..], [Event::Notice(text)] if text.contains("begun on some GPU (cuDNN 9): ")));
+        assert!(matches!(&said[..], [Event::Notice(text)] if text.contains("started on some GPU (cuDNN 9): ")));
         assert!(open("tha").0.is_err() && open("this").0.is_err());
         fs::write(folder.path().join("a.partial"), "that\n1234").unwrap();
         let (done, said) = open("that");

@@ -47,7 +47,7 @@ impl Record {
                 refuse(&format!("holds {}", found.what))
             }
             Some(found) => Ok(Some(found)),
-            None => refuse("exists, and does not say how it was made"),
+            None => refuse("exists, but does not say how it was made"),
         }
     }
 }

@@ -79,7 +79,7 @@ pub fn check_hash(path: &Path) -> Result<String, Error> {
         Some(promised) if !hash.starts_with(promised) => {
             let message = format!(
                 "its SHA-256 begins with {}, and its name promises {promised}: it is damaged or another file. Delete \
-                 it and fetch it again",
+                 it and download it again",
                 &hash[..promised.len()]
             );
             Err(Error::file(path, message))
@@ -147,7 +147,7 @@ impl Download<'_> {
         }
         let Some(promised) = hash_in_name(self.to) else {
             let name = self.to.display();
-            return Err(self.error(format!("{name} has no hash at the end of its name by which to check what arrives")));
+            return Err(self.error(format!("{name} has no hash at the end of its name to check the download by")));
         };
         let (agent, host) = self.agent()?;
         let path = self.part_path();
@@ -156,7 +156,7 @@ impl Download<'_> {
         create_folder(folder)?;
         let mut part =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        part.try_lock().map_err(|e| Error::file(&path, format!("another call is fetching it ({e})")))?;
+        part.try_lock().map_err(|e| Error::file(&path, format!("another command is downloading it ({e})")))?;
         if self.to.exists() {
             // Another call finished while this one opened its file.
             let _ = self.discard();
@@ -224,8 +224,8 @@ impl Download<'_> {
 
     /// What asks servers, and the host that is asked first.
     fn agent(&self) -> Result<(Agent, String), Error> {
-        let uri: Uri = self.url.parse().map_err(|e| self.error(format!("this is no address of a file ({e})")))?;
-        let host = uri.host().ok_or_else(|| self.error("this is no address of a file"))?.to_string();
+        let uri: Uri = self.url.parse().map_err(|e| self.error(format!("this is not the address of a file ({e})")))?;
+        let host = uri.host().ok_or_else(|| self.error("this is not the address of a file"))?.to_string();
         let bare = host.trim_matches(['[', ']']);
         let this_machine = bare == "localhost" || bare.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         let mut config = Agent::config_builder()

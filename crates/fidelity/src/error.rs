@@ -15,7 +15,7 @@ pub enum FidelityError {
         found: usize,
     },
     /// A batch holds another number of values than its shape says.
-    #[error("a batch of shape [{rows}, {width}] cannot be made of {found} values")]
+    #[error("a batch of shape [{rows}, {width}] cannot be made from {found} values")]
     ShapeMismatch {
         /// Rows of the shape.
         rows: usize,
@@ -33,7 +33,7 @@ pub enum FidelityError {
         column: usize,
     },
     /// The statistic is not defined for so few rows.
-    #[error("{found} rows of features are too few, at least {needed} are needed")]
+    #[error("{found} rows of features are too few: at least {needed} are needed")]
     TooFewRows {
         /// The fewest rows that define the statistic.
         needed: usize,
@@ -51,7 +51,7 @@ pub enum FidelityError {
         column: usize,
     },
     /// A symmetric matrix has negative eigenvalues.
-    #[error("the matrix has negative eigenvalues, which a covariance has not")]
+    #[error("the matrix has negative eigenvalues, so it is not a covariance")]
     Indefinite,
     /// The features are finite, but so large that their statistics are not.
     #[error("the features are too large for their statistics to fit a 64-bit float")]

@@ -88,15 +88,13 @@ fn images_of_another_shape_are_refused() {
 #[test]
 fn sizes_have_to_be_known_and_fit() {
     let load = |name, size| problem(Onnx::load(&path(name), size, None));
-    assert!(
-        load("encoder.onnx", None).ends_with("it takes images of any size, so a size has to be given (--feature-size)")
-    );
-    assert!(load("pair.onnx", Some(5)).ends_with("it takes images of 4x4 where images of 5x5 are wanted"));
+    assert!(load("encoder.onnx", None).ends_with("it takes images of any size: give the size with --feature-size"));
+    assert!(load("pair.onnx", Some(5)).ends_with("it takes images of 4x4, but images of 5x5 are wanted"));
     for size in [0, 1, 1 << 20, usize::MAX] {
         assert!(Onnx::load(&path("encoder.onnx"), Some(size), None).is_err());
     }
     let (_folder, oblong) = changed(|model, _| sizes(model, [Some(1), Some(3), Some(6), Some(8)]));
-    assert!(problem(Onnx::load(&oblong, None, None)).ends_with("it takes images of 6x8 where square ones are wanted"));
+    assert!(problem(Onnx::load(&oblong, None, None)).ends_with("it takes images of 6x8, but square ones are wanted"));
     let (_folder, half) = changed(|model, _| sizes(model, [None, None, Some(6), None]));
     assert_close(&Onnx::load(&half, None, None).unwrap().features(&images(3 * 108), 3).unwrap(), &expected("features"));
 }

@@ -150,7 +150,7 @@ impl Archive {
     }
 
     fn damaged(&self, name: &Path, what: impl std::fmt::Display) -> Error {
-        Error::file(&self.path, format!("{}: cannot be read ({what}); fetch it again", name.display()))
+        Error::file(&self.path, format!("{}: cannot be read ({what}); download the archive again", name.display()))
     }
 
     fn load_from_folder(&self, name: &Path) -> Result<Vec<u8>, Error> {
@@ -161,7 +161,7 @@ impl Archive {
     fn zip(&self) -> Result<ZipArchive<BufReader<File>>, Error> {
         let file = crate::open(&self.path)?;
         ZipArchive::new(BufReader::new(file))
-            .map_err(|e| Error::file(&self.path, format!("not a whole zip archive ({e}): fetch it again")))
+            .map_err(|e| Error::file(&self.path, format!("not a complete zip archive ({e}): download it again")))
     }
 
     /// Names and places of the wanted files, sorted by name.
@@ -186,7 +186,7 @@ impl Archive {
     ) -> Result<Vec<u8>, Error> {
         let unread = |why: &str| {
             let message = format!(
-                "{}: is packed in a way that is not read ({why}): unpack it and name the folder",
+                "{}: is compressed in a way that is not supported ({why}): unpack the archive and name the folder",
                 name.display()
             );
             Error::file(&self.path, message)
@@ -203,7 +203,7 @@ impl Archive {
     }
 
     fn each_of_tar<E: From<Error>>(&self, visit: &mut dyn FnMut(&Path, &mut Load) -> Flow<E>) -> Result<(), E> {
-        let damaged = |e| Error::file(&self.path, format!("not a whole tar archive ({e}): fetch it again"));
+        let damaged = |e| Error::file(&self.path, format!("not a complete tar archive ({e}): download it again"));
         let file = crate::open(&self.path)?;
         let length = file.metadata().map_err(Error::io("read", &self.path))?.len();
         let (reader, most): (Box<dyn Read>, u64) = match self.form {
@@ -229,7 +229,10 @@ impl Archive {
                 continue;
             }
             if !kind.is_file() {
-                let message = format!("{} is a link or no plain file: unpack it and name the folder", name.display());
+                let message = format!(
+                    "{} is a link or not a regular file: unpack the archive and name the folder",
+                    name.display()
+                );
                 return Err(Error::file(&self.path, message).into());
             }
             let most = entry.size().min(most).min(MOST_FILE_BYTES);

@@ -36,12 +36,12 @@ fn read(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), Error> {
     } else {
         (Box::new(BufReader::new(file)), length)
     };
-    let damaged = |what: String| Error::file(path, format!("not a whole IDX file: {what}"));
+    let damaged = |what: String| Error::file(path, format!("not a complete IDX file: {what}"));
     let mut magic = [0; 4];
-    reader.read_exact(&mut magic).map_err(|e| damaged(format!("its beginning cannot be read ({e})")))?;
+    reader.read_exact(&mut magic).map_err(|e| damaged(format!("its first bytes cannot be read ({e})")))?;
     if magic != [0, 0, 8, rank as u8] {
         return Err(damaged(format!(
-            "it begins with {magic:?}; {rank}-dimensional bytes begin with [0, 0, 8, {rank}]"
+            "it starts with {magic:?}, but {rank}-dimensional bytes start with [0, 0, 8, {rank}]"
         )));
     }
     let mut dims = Vec::new();
@@ -52,13 +52,13 @@ fn read(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), Error> {
     }
     let claimed = dims.iter().try_fold(1u64, |a, &b| a.checked_mul(b as u64)).unwrap_or(u64::MAX);
     if claimed > most {
-        return Err(damaged(format!("its dimensions {dims:?} say more than the file can hold")));
+        return Err(damaged(format!("its dimensions {dims:?} need more bytes than the file can hold")));
     }
     let mut data = Vec::new();
     reader.take(claimed + 1).read_to_end(&mut data).map_err(|e| damaged(format!("its values cannot be read ({e})")))?;
     if data.len() as u64 != claimed {
         let found = if data.len() as u64 > claimed { "more".into() } else { data.len().to_string() };
-        return Err(damaged(format!("its dimensions {dims:?} say {claimed} bytes, it has {found}")));
+        return Err(damaged(format!("its dimensions {dims:?} need {claimed} bytes, but it has {found}")));
     }
     Ok((dims, data))
 }

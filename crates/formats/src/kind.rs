@@ -21,8 +21,8 @@ const MAGIC: &[(&[u8], &str, &str)] = &[
     (b"MATLAB 5.0 MAT-file", "a MATLAB file", MATLAB),
     (b"MATLAB 7.", "a MATLAB file of version 7.3", MATLAB_73),
     (b"\x89HDF\r\n", "an HDF5 file", HDF5),
-    (b"PAR1", "a Parquet file, as of Hugging Face's datasets", PARQUET),
-    (b"ARROW1", "an Arrow file, as of Hugging Face's datasets", ARROW),
+    (b"PAR1", "a Parquet file, as in Hugging Face's datasets", PARQUET),
+    (b"ARROW1", "an Arrow file, as in Hugging Face's datasets", ARROW),
     (b"\xff\x0a", "a JPEG XL image", IMAGE),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image", IMAGE),
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 image", IMAGE),
@@ -32,19 +32,23 @@ const MAGIC: &[(&[u8], &str, &str)] = &[
     (b"<?xml", "a vector graphic or other XML", IMAGE),
     (b"<svg", "a vector graphic", IMAGE),
     (b"%PDF", "a PDF document", IMAGE),
-    (b"\0\x05\x16\x07", "what a Mac keeps beside a file (AppleDouble)", "take the file of the same name without `._`"),
+    (
+        b"\0\x05\x16\x07",
+        "metadata that macOS keeps beside a file (AppleDouble)",
+        "use the file of the same name without `._`",
+    ),
     (b"\x1a\x45\xdf\xa3", "a film", FILM),
     (b"7z\xbc\xaf", "a 7z archive", UNPACK),
     (b"Rar!", "a RAR archive", UNPACK),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
     (b"\xfd7zXZ", "compressed with xz", UNPACK),
     (b"BZh", "compressed with bzip2", UNPACK),
-    (b"GGUF", "a GGUF file", "take the .safetensors or .pt that it was made of"),
-    (b"SQLite format 3", "an SQLite database", "export what is wanted of it"),
+    (b"GGUF", "a GGUF file", "use the .safetensors or .pt from which it was made"),
+    (b"SQLite format 3", "an SQLite database", "export the data that you need from it"),
 ];
 
 const IMAGE: &str = "make it a PNG first, as with `magick FILE FILE.png`";
-const FILM: &str = "take its frames out first, as with `ffmpeg -i FILE folder/%06d.png`";
+const FILM: &str = "extract its frames first, as with `ffmpeg -i FILE folder/%06d.png`";
 const UNPACK: &str = "unpack it first";
 const MATLAB: &str = "convert it with Python: `import numpy as np, scipy.io; m = scipy.io.loadmat('FILE'); \
                       np.savez('images.npz', arr_0=m['X'])`, where X is the name of its array of shape [N, H, W, C]";
@@ -70,7 +74,7 @@ pub fn tell(begin: &[u8]) -> Option<Kind> {
     }
     let text: Vec<u8> = begin.trim_ascii_start().iter().take(9).map(u8::to_ascii_lowercase).collect();
     if text.starts_with(b"<!doctype") || text.starts_with(b"<html") {
-        return kind("a web page, perhaps of an error", "download the file again");
+        return kind("a web page, perhaps an error page", "download the file again");
     }
     if begin.starts_with(b"RIFF") && begin.get(8..11) == Some(b"AVI") {
         return kind("a film", FILM);

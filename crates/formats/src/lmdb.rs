@@ -94,20 +94,18 @@ impl Lmdb {
         let first = meta(&mut file, 0)?;
         let page_bytes = u32_at(&first, FREE_DB)? as usize;
         if !page_bytes.is_power_of_two() || !(512..=1 << 16).contains(&page_bytes) {
-            return Err(damaged(format!("its pages are said to have {page_bytes} bytes")));
+            return Err(damaged(format!("it claims a page size of {page_bytes} bytes")));
         }
         let second = meta(&mut file, page_bytes as u64)?;
         let is_newer = u64_at(&second, TRANSACTION)? > u64_at(&first, TRANSACTION)?;
         let meta = if is_newer { second } else { first };
         let (flags, depth) = (u16_at(&meta, MAIN_DB + DB_FLAGS)?, u16_at(&meta, MAIN_DB + DB_DEPTH)?);
         if flags != 0 || depth > MOST_DEPTH {
-            return Err(Error::other(format!(
-                "a kind of LMDB database that is not known (flags {flags}, depth {depth})"
-            )));
+            return Err(Error::other(format!("an unknown kind of LMDB database (flags {flags}, depth {depth})")));
         }
         let (entries, root) = (u64_at(&meta, MAIN_DB + DB_ENTRIES)?, u64_at(&meta, MAIN_DB + DB_ROOT)?);
         if entries > length {
-            return Err(damaged(format!("it says it has {entries} entries, more than bytes")));
+            return Err(damaged(format!("it claims {entries} entries, more than it has bytes")));
         }
         Ok(Self { file, pages: length / page_bytes as u64, page_bytes, depth, root, entries })
     }
@@ -134,9 +132,7 @@ impl Lmdb {
                     .checked_mul(self.page_bytes as u64)
                     .and_then(|at| at.checked_add((PAGE_HEADER + bytes) as u64));
                 if end.is_none_or(|end| end > self.pages * self.page_bytes as u64) || bytes as u64 > most {
-                    return Err(damaged(format!(
-                        "its {bytes} bytes on page {page} and after are not there: it is cut off"
-                    )));
+                    return Err(damaged(format!("{bytes} bytes on page {page} and after are missing: it is cut off")));
                 }
                 let mut data = vec![0; PAGE_HEADER + bytes];
                 self.read_at(page * self.page_bytes as u64, &mut data)?;
@@ -151,7 +147,7 @@ impl Lmdb {
 
     fn page(&self, page: u64) -> Result<Vec<u8>> {
         if page >= self.pages {
-            return Err(damaged(format!("page {page} of {} is not there: it is cut off", self.pages)));
+            return Err(damaged(format!("page {page} of {} is missing: it is cut off", self.pages)));
         }
         let mut data = vec![0; self.page_bytes];
         self.read_at(page * self.page_bytes as u64, &mut data)?;
@@ -215,7 +211,8 @@ impl Entries<'_> {
             match self.node()? {
                 Some(Node::Below(page)) => self.enter(page)?,
                 Some(Node::Entry(key, value)) => {
-                    self.left = self.left.checked_sub(1).ok_or_else(|| damaged("it has more entries than it says"))?;
+                    self.left =
+                        self.left.checked_sub(1).ok_or_else(|| damaged("it has more entries than it claims"))?;
                     return Ok(Some((key, value)));
                 }
                 None if self.left > 0 => return Err(damaged(format!("{} entries are missing", self.left))),
@@ -255,7 +252,7 @@ fn value(node: &[u8], at: usize, flags: u16, bytes: usize) -> Result<Value> {
     match flags {
         0 => Ok(Value::Short(slice(node, at..at + bytes)?.to_vec())),
         LONG => Ok(Value::Long { page: u64_at(node, at)?, bytes }),
-        _ => Err(Error::other("a kind of LMDB database that is not known (databases in it)")),
+        _ => Err(Error::other("an unknown kind of LMDB database (it contains other databases)")),
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Header {
 }
 
 fn wrong(what: &str) -> Error {
-    Error::other(format!("its header is no NumPy array's: {what}"))
+    Error::other(format!("its header is not that of a NumPy array: {what}"))
 }
 
 impl Header {
@@ -30,7 +30,7 @@ impl Header {
         let mut begin = [0; 8];
         reader.read_exact(&mut begin)?;
         if begin[..6] != MAGIC {
-            return Err(wrong("it begins otherwise"));
+            return Err(wrong("it does not start like one"));
         }
         let length = if begin[6] == 1 {
             let mut bytes = [0; 2];
@@ -46,7 +46,7 @@ impl Header {
         }
         let mut text = vec![0; length];
         reader.read_exact(&mut text)?;
-        let text = String::from_utf8(text).map_err(|_| wrong("it is no text"))?;
+        let text = String::from_utf8(text).map_err(|_| wrong("it is not text"))?;
         parse(&text)
     }
 
@@ -112,7 +112,7 @@ fn parse(text: &str) -> Result<Header> {
         let key = rest.string()?;
         rest.expect(':')?;
         match key {
-            "descr" if rest.take('[') => return Err(wrong("a structured array; save one of its fields alone")),
+            "descr" if rest.take('[') => return Err(wrong("a structured array; save only one of its fields")),
             "descr" => descr = Some(rest.string()?.to_string()),
             "fortran_order" => fortran = Some(rest.boolean()?),
             "shape" => shape = Some(rest.tuple()?),
@@ -150,7 +150,7 @@ impl<'a> Text<'a> {
             self.expect('\'')?;
             '\''
         };
-        let (inside, rest) = self.0.split_once(quote).ok_or_else(|| wrong("a text does not end"))?;
+        let (inside, rest) = self.0.split_once(quote).ok_or_else(|| wrong("a string does not end"))?;
         self.0 = rest;
         Ok(inside)
     }
@@ -172,7 +172,7 @@ impl<'a> Text<'a> {
         while !self.take(')') {
             let text = self.0.trim_start();
             let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-            lengths.push(text[..end].parse().map_err(|_| wrong("a length is no number"))?);
+            lengths.push(text[..end].parse().map_err(|_| wrong("a length is not a number"))?);
             // Python 2 wrote an L after long numbers.
             self.0 = text[end..].strip_prefix('L').unwrap_or(&text[end..]);
             self.take(',');
@@ -220,9 +220,9 @@ mod tests {
             ("{'descr': [('a', '<f4')], }", "structured array"),
             ("{'descr': '<f4', 'fortran_order': False, }", "missing"),
             ("{'descr': '<f4', 'fortran_order': 0, }", "neither"),
-            ("{'shape': (99999999999999999999999,)}", "no number"),
-            ("{'shape': (-1,)}", "no number"),
-            ("{'shape': (1,", "no number"),
+            ("{'shape': (99999999999999999999999,)}", "not a number"),
+            ("{'shape': (-1,)}", "not a number"),
+            ("{'shape': (1,", "not a number"),
             ("{'other': 1}", "unknown"),
             ("{'descr': '<f4", "does not end"),
         ] {

@@ -80,7 +80,7 @@ impl Npz {
                 Some(kind) => Error::file(path, kind.to_string()),
                 None => Error::file(
                     path,
-                    format!("not a readable npz archive ({e}): it is cut off, or another kind of file"),
+                    format!("not a readable npz archive ({e}): it is cut off, or it is another kind of file"),
                 ),
             })?)
         };
@@ -239,7 +239,9 @@ impl Npz {
             fail(format!("has no array `{name}`; it holds: {held}"))
         };
         let unread = |why: &str| {
-            fail(format!("array `{name}` is packed in a way that is not read ({why}): save it anew with `np.savez`"))
+            fail(format!(
+                "array `{name}` is compressed in a way that is not supported ({why}): save it again with `np.savez`"
+            ))
         };
         let (reader, most): (Box<dyn Read>, u64) = match &mut self.held {
             Held::Zip(zip) => {
@@ -370,7 +372,7 @@ impl Entry<'_> {
             Ok(0) => Ok(()),
             Ok(_) => {
                 let (name, shape) = (&self.name, &self.shape);
-                let message = format!("array `{name}` holds more than its shape {shape:?} says: it is damaged");
+                let message = format!("array `{name}` holds more than its shape {shape:?} needs: it is damaged");
                 Err(Error::file(&self.path, message))
             }
             Err(e) => Err(self.damaged(&format!("({e})"))),

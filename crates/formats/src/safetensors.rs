@@ -91,7 +91,7 @@ impl<R: Read + Seek> Safetensors<R> {
         let begin = 8 + header;
         let expected = begin + metadata.data_len() as u64;
         if expected != length {
-            return Err(damaged(path, format!("{length} bytes, {expected} expected")));
+            return Err(damaged(path, format!("{length} bytes, expected {expected}")));
         }
         let checksums = metadata.metadata().as_ref().and_then(|text| text.get(CHECKSUMS)).filter(|_| has_checksum);
         let checksums = checksums.map(|text| serde_json::from_str(text)).transpose().map_err(|e| damaged(path, e))?;
@@ -118,7 +118,7 @@ impl<R: Read + Seek> Safetensors<R> {
     /// A tensor's number type and bytes.
     fn bytes(&mut self, name: &str) -> Result<(Dtype, Vec<u8>)> {
         let path = &self.path;
-        let info = self.metadata.info(name).ok_or_else(|| damaged(path, format!("`{name}` is gone")))?;
+        let info = self.metadata.info(name).ok_or_else(|| damaged(path, format!("`{name}` is missing")))?;
         let (from, to) = info.data_offsets;
         let mut bytes = vec![0; to - from];
         self.file.seek(SeekFrom::Start(self.begin + from as u64)).map_err(Error::io("read", path))?;
@@ -126,8 +126,7 @@ impl<R: Read + Seek> Safetensors<R> {
         if let Some(checksums) = &self.checksums
             && checksums.get(name).is_none_or(|checksum| *checksum != hex(&bytes))
         {
-            let message =
-                format!("`{name}` is damaged: its bytes are not those that were written. Take a copy of the file");
+            let message = format!("`{name}` is damaged: its checksum does not match. Use another copy of the file");
             return Err(Error::file(path, message));
         }
         Ok((info.dtype, bytes))
@@ -165,7 +164,7 @@ impl<R: Read + Seek> Safetensors<R> {
             Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             other => {
-                let message = format!("`{name}` is {other:?}; only F64, F32, F16 and BF16 are read");
+                let message = format!("`{name}` is {other:?}, but only F64, F32, F16 and BF16 are supported");
                 return Err(Error::file(&self.path, message));
             }
         })
@@ -173,7 +172,7 @@ impl<R: Read + Seek> Safetensors<R> {
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
-    Error::file(path, format!("not a whole safetensors file ({what}): copy it again, or take another"))
+    Error::file(path, format!("not a complete safetensors file ({what}): copy it again, or use another"))
 }
 
 /// A tensor to write: name, shape, values.

@@ -392,7 +392,7 @@ impl Corrections {
                     "Haar bands need images of an even side; use dcw:pixel"
                 }
                 Correction::IdealIp(_) if prediction == Prediction::PreviousX => {
-                    "a network that predicts the mean of the step before has none at another noise level"
+                    "a network with --prediction previous-x cannot be called at another noise level"
                 }
                 Correction::Noise(_) if !rule.is_stochastic() => {
                     "this sampler adds no noise; use ddpm, ddim with eta, dpm-solver++-sde or heun with churn"

@@ -59,8 +59,8 @@ pub struct TimeSamplerState {
 pub enum TimeSamplerError {
     /// The state is of a process with another number of timesteps.
     #[error(
-        "the saved time-sampler state is for {saved} timesteps, this run has {steps}: resume with the same number of \
-         diffusion steps"
+        "the saved time-sampler state is for {saved} timesteps, but this run has {steps}: resume with the same \
+         number of diffusion steps"
     )]
     StepsDiffer {
         /// Timesteps of the state.
@@ -75,7 +75,7 @@ pub enum TimeSamplerError {
         reason: &'static str,
     },
     /// The uniform sampler was given a memory.
-    #[error("the saved time-sampler state is of loss-second-moment, this run samples times uniformly")]
+    #[error("the saved time-sampler state is of loss-second-moment, but this run draws timesteps uniformly")]
     NotLossAware,
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn words(command: &str, given: Option<&Bound<'_, PyDict>>) -> PyResul
         }
         if name == "settings" {
             let Ok(settings) = value.cast::<PyDict>() else {
-                return Err(PyTypeError::new_err("settings is a dict of section.key: value"));
+                return Err(PyTypeError::new_err("settings must be a dict of section.key: value"));
             };
             for (key, value) in settings {
                 words.extend(["--set".into(), format!("{}={}", text(&key)?, values(&value)?.join(",")).into()]);
@@ -48,7 +48,7 @@ fn text(value: &Bound<'_, PyAny>) -> PyResult<String> {
         return Ok(if truth.is_true() { "true" } else { "false" }.into());
     }
     if value.cast::<PyDict>().is_ok() {
-        return Err(PyTypeError::new_err("a dict is no value of a setting"));
+        return Err(PyTypeError::new_err("a dict cannot be the value of a setting"));
     }
     value.str()?.extract()
 }
@@ -131,7 +131,8 @@ impl Source {
             (None, of_images) => images(value, of_images).map(Self::Given),
             (Some(name), None) => Ok(Self::Named(name)),
             (Some(_), Some(_)) => {
-                let message = "labels are the classes of an array: images with names have their own";
+                let message = "labels are only for images that are given as an array: other images have labels of \
+                               their own";
                 Err(PyTypeError::new_err(message))
             }
         }

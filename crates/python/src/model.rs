@@ -131,7 +131,7 @@ impl Model {
         let given = settings.map_or_else(|| Ok(PyDict::new(py)), PyDictMethods::copy)?;
         for name in ["checkpoint", "out", "grid", "overwrite", "device"] {
             if given.contains(name)? {
-                return Err(PyTypeError::new_err(format!("{name} is no argument of sample(): images are returned")));
+                return Err(PyTypeError::new_err(format!("sample() has no argument {name}: it returns the images")));
             }
         }
         for (name, value) in
@@ -162,7 +162,7 @@ impl Model {
         }
         let before = &loaded.config;
         if (&job.config.model, &job.config.diffusion.variance) != (&before.model, &before.diffusion.variance) {
-            let message = "these settings are of another network than the one that is loaded: give them to load()";
+            let message = "these settings describe another network than the loaded one: give them to load()";
             return Err(config_error(py, message));
         }
         let drawn = work(py, &Listener { callback, progress }, |desk: Desk| {

@@ -74,7 +74,8 @@ pub(crate) fn train(
     settings: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<Run> {
     if !["train", "classifier-train", "super-res-train"].contains(&command) {
-        let message = format!("command {command:?}: it is train, classifier-train or super-res-train");
+        let message =
+            format!("there is no training command {command:?}: use train, classifier-train or super-res-train");
         return Err(config_error(py, message));
     }
     check_process(py)?;
@@ -85,7 +86,9 @@ pub(crate) fn train(
     line.extend(words(command, settings)?);
     let mut out = out;
     if labels.is_some() && data.is_none() {
-        return Err(PyTypeError::new_err("labels are the classes of an array: give that as data, too"));
+        return Err(PyTypeError::new_err(
+            "labels are only for images that are given as an array: give the array as data",
+        ));
     }
     match data.map(|data| Source::new(data, labels)).transpose()? {
         None => {}
@@ -117,7 +120,7 @@ fn kept(py: Python<'_>, array: &ImageArray, folder: &Path, line: &[OsString]) ->
         if py.detach(|| array.is_in(&file)).map_err(failed)? {
             return Ok(file);
         }
-        let message = format!("{} holds a run on other images: choose another out", folder.display());
+        let message = format!("{} holds a run that was trained on other images: choose another out", folder.display());
         return Err(config_error(py, message));
     }
     let temporary = written(py, array)?;
@@ -146,7 +149,7 @@ impl Run {
         if path.join("config.toml").is_file() {
             return Ok(Self { path, report: None });
         }
-        let message = format!("{}: is no run directory: it has no config.toml", path.display());
+        let message = format!("{}: is not a run directory: it has no config.toml", path.display());
         Err(error(py, Kind::File, message))
     }
 

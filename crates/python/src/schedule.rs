@@ -161,7 +161,7 @@ impl Perturbation {
         }
         let recipes = t.iter().zip(&draws).map(|(&t, &u)| {
             if !(t >= 0.0 && t.fract() == 0.0 && (t as usize) < tables.len()) {
-                return Err(config_error(py, format!("t = {t} is no timestep from 0 to {}", tables.len() - 1)));
+                return Err(config_error(py, format!("t = {t} is not a timestep from 0 to {}", tables.len() - 1)));
             }
             let i = t as usize;
             let level = [tables.sqrt_alpha_bar[i], tables.sqrt_one_minus_alpha_bar[i]];
@@ -185,7 +185,10 @@ impl Perturbation {
         let target: Target = named(py, predicts)?;
         let ((signal, shape), (noise, of_noise)) = (numbers(signal)?, numbers(noise)?);
         if shape != of_noise {
-            return Err(config_error(py, format!("signal has shape {shape:?}, noise {of_noise:?}: give the same")));
+            return Err(config_error(
+                py,
+                format!("signal has shape {shape:?}, noise {of_noise:?}: give both the same shape"),
+            ));
         }
         let recipes: Vec<Recipe> = signal
             .iter()
@@ -269,7 +272,7 @@ fn numbers(value: &Bound<'_, PyAny>) -> PyResult<(Vec<f64>, Vec<usize>)> {
     debug_assert_eq!(array.len(), shape.iter().product::<usize>());
     let values = array.to_vec()?;
     match values.iter().find(|v| !v.is_finite()) {
-        Some(v) => Err(config_error(value.py(), format!("{v} is no number to compute with"))),
+        Some(v) => Err(config_error(value.py(), format!("{v} is not a finite number"))),
         None => Ok((values, shape)),
     }
 }

@@ -33,8 +33,8 @@ pub(crate) fn check_process(py: Python<'_>) -> PyResult<()> {
     if first == 0 || first == own {
         return Ok(());
     }
-    let message = "this process was forked after ddpm_ip had begun to work, and the threads that do its work are not here: \
-                   start processes with multiprocessing.get_context(\"spawn\")";
+    let message = "this process was forked after ddpm_ip had started its threads, which a fork does not copy: start \
+                   processes with multiprocessing.get_context(\"spawn\")";
     Err(error(py, Kind::Error, message))
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn work<T: Send>(
             (Some(failed), _) => Err(failed),
             (None, Ok(result)) => result.map_err(|e| raised(py, &e)),
             (None, Err(panic)) => {
-                Err(error(py, Kind::Error, format!("a defect of ddpm_ip, please report it: {}", told(panic.as_ref()))))
+                Err(error(py, Kind::Error, format!("a bug in ddpm_ip, please report it: {}", told(panic.as_ref()))))
             }
         }
     })

@@ -73,7 +73,7 @@ def test_timesteps_take_their_levels_and_strengths_from_the_schedule():
         (lambda: ddpm_ip.Perturbation(0.1, "sampeld"), "sampeld"),
         (lambda: ddpm_ip.Perturbation(0.1, strength="uniform").mix(3), "give u"),
         (lambda: ddpm_ip.Perturbation().mix(1000), "0 to 999"),
-        (lambda: ddpm_ip.Perturbation().mix(0.5), "no timestep"),
+        (lambda: ddpm_ip.Perturbation().mix(0.5), "not a timestep"),
         (lambda: ddpm_ip.Perturbation().mix([3, float("nan")]), "NaN"),
         (lambda: ddpm_ip.Perturbation().mix_at([1.0, 0.5], [0.5]), "the same"),
         (lambda: ddpm_ip.Perturbation().mix(3, predicts="speed"), "velocity"),

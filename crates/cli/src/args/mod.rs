@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 /// `--untrained-timesteps`.
 pub(crate) fn untrained() -> Arg {
-    switch("untrained-timesteps", "go on at timesteps at which the network was not trained")
+    switch("untrained-timesteps", "also use timesteps at which the network was not trained")
 }
 
 /// That a network is used where it was trained, unless `--untrained-timesteps` says that it need not be.
@@ -109,8 +109,8 @@ pub(crate) fn device_args() -> [Arg; 2] {
         .long("device")
         .value_name("DEVICE")
         .default_value("auto")
-        .help("where to compute: cpu, cuda (or cuda:1, …), or auto, a GPU where one can be used");
-    [device, switch("tune", "on a GPU: time cuDNN's engines and take the fastest, once for each size of convolution")]
+        .help("where to compute: cpu, cuda (or cuda:1, …), or auto: a GPU if one can be used, else the CPU");
+    [device, switch("tune", "on a GPU: time cuDNN's engines once for each size of convolution, and use the fastest")]
 }
 
 fn device_name(matches: &ArgMatches) -> &str {
@@ -122,8 +122,8 @@ pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigErro
     let name = device_name(matches);
     if ddpm_ip::net::Chip::names().any(|chip| chip == name) {
         return Err(ConfigError(format!(
-            "--device {name} is a kind of GPU, not one of this machine: `train --dry-run --device {name}` says what a run \
-             would take there; --device cuda is a GPU of this machine"
+            "--device {name} is a kind of GPU, not a device of this machine: `train --dry-run --device {name}` says what a run \
+             would need there; --device cuda uses a GPU of this machine"
         )));
     }
     device_or_chip(matches)

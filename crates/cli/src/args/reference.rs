@@ -6,18 +6,18 @@ use ddpm_ip::config::{self, Config, ConfigError, LossKind, Precision, Prediction
 
 /// Flag, the section it belongs to, what it means here.
 const SWITCHES: &[(&str, &str, &str)] = &[
-    ("learn-sigma", "diffusion", "as --variance learned-range"),
-    ("sigma-small", "diffusion", "as --variance fixed-small"),
-    ("predict-xstart", "diffusion", "as --prediction x-start"),
-    ("use-kl", "diffusion", "as --loss rescaled-kl"),
-    ("rescale-learned-sigmas", "diffusion", "as --loss rescaled-mse"),
-    ("use-ddim", "sample", "as --sampler ddim"),
-    ("use-fp16", "model", "as --precision bf16"),
-    ("classifier-use-fp16", "classifier", "as --classifier-precision bf16"),
-    ("anneal-lr", "train", "as --lr-anneal-steps with the number of --steps"),
+    ("learn-sigma", "diffusion", "same as --variance learned-range"),
+    ("sigma-small", "diffusion", "same as --variance fixed-small"),
+    ("predict-xstart", "diffusion", "same as --prediction x-start"),
+    ("use-kl", "diffusion", "same as --loss rescaled-kl"),
+    ("rescale-learned-sigmas", "diffusion", "same as --loss rescaled-mse"),
+    ("use-ddim", "sample", "same as --sampler ddim"),
+    ("use-fp16", "model", "same as --precision bf16"),
+    ("classifier-use-fp16", "classifier", "same as --classifier-precision bf16"),
+    ("anneal-lr", "train", "same as --lr-anneal-steps with the number of --steps"),
 ];
 
-const HEADING: &str = "Names from the reference";
+const HEADING: &str = "Flags of the reference implementation";
 
 /// The flags that go with these sections.
 pub(super) fn args(sections: &[&str]) -> Vec<Arg> {
@@ -34,7 +34,7 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
     };
     let switch = |flag: &str| -> Result<Option<bool>, ConfigError> {
         let Some(text) = value(flag) else { return Ok(None) };
-        let wrong = || ConfigError(format!("--{flag} {text:?} is not true or false"));
+        let wrong = || ConfigError(format!("--{flag} {text:?}: write true or false"));
         config::boolean(text).map(Some).ok_or_else(wrong)
     };
     let diffusion = &mut config.diffusion;
@@ -63,16 +63,16 @@ pub(super) fn apply(sections: &[&str], matches: &ArgMatches, config: &mut Config
     if switch("use-fp16")? == Some(true) && config.model.precision == Precision::F32 {
         config.model.precision = Precision::Bf16;
         config.model.auto_precision = false;
-        notices.push("--use-fp16: here this is --precision bf16, which needs no loss scale".to_string());
+        notices.push("--use-fp16 means --precision bf16 here, which needs no loss scale".to_string());
     }
     if switch("classifier-use-fp16")? == Some(true) && config.classifier.precision == Precision::F32 {
         config.classifier.precision = Precision::Bf16;
         config.classifier.auto_precision = false;
-        notices.push("--classifier-use-fp16: here this is --classifier-precision bf16".to_string());
+        notices.push("--classifier-use-fp16 means --classifier-precision bf16 here".to_string());
     }
     if switch("anneal-lr")? == Some(true) {
         if config.train.steps == 0 {
-            return Err(ConfigError("--anneal-lr needs an end to anneal to: give --steps".into()));
+            return Err(ConfigError("--anneal-lr lowers the learning rate until the last step: give --steps".into()));
         }
         config.train.lr_anneal_steps = config.train.steps;
     }

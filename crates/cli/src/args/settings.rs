@@ -28,12 +28,12 @@ impl Settings {
                 .value_name("FILE")
                 .value_parser(clap::value_parser!(PathBuf))
                 .action(ArgAction::Append)
-                .help("TOML file with settings, as in a run's config.toml"),
+                .help("TOML file with settings, such as a run's config.toml; may be repeated"),
             Arg::new("set")
                 .long("set")
                 .value_name("KEY=VALUE")
                 .action(ArgAction::Append)
-                .help("any setting by its key, as in sample.seed=1"),
+                .help("any setting by its key, as in sample.seed=1; may be repeated"),
         ];
         args.extend(self.keys().into_iter().map(|key| arg(key, &defaults[key.section][key.name])));
         args.extend(reference::args(self.0));

@@ -24,20 +24,21 @@ pub(crate) fn command() -> Command {
     Command::new("bench")
         .about("Time training and sampling steps, kernel by kernel")
         .long_about(
-            "Time training and sampling steps on images of noise, kernel by kernel, and set them against what this machine \
-             reaches from its registers, and what only moves memory against what it copies: more than all of that comes out of \
-             caches. A training step is everything but reading images; a sampling step is one network \
-             call without gradients and its update. Operations are those of the plain algorithms: Winograd's needs \
-             2.25 times fewer.\n\nSave a report with --json > FILE and compare with it later by --compare FILE.",
+            "Time training and sampling steps on images of noise, kernel by kernel. Arithmetic is compared with the rate that \
+             this machine reaches from its registers. Kernels that only move memory are compared with the rate at which it \
+             copies memory; a rate above 100 % comes from caches.\n\n\
+             A training step is everything except reading images. A sampling step is one network call without gradients, and \
+             its update. Operations are counted for the direct algorithms; Winograd convolution needs 2.25 times fewer.\n\n\
+             Save a report with --json > FILE, and compare a later one with it by --compare FILE.",
         )
-        .arg(Arg::new("preset").long("preset").value_name("NAME").help("network to time [default: digits]"))
+        .arg(Arg::new("preset").long("preset").value_name("NAME").help("preset whose network is timed [default: digits]"))
         .arg(
             Arg::new("repeats")
                 .long("repeats")
                 .value_name("N")
                 .default_value("5")
                 .value_parser(value_parser!(u16).range(1..=999))
-                .help("steps to time, after one to warm up"),
+                .help("steps to time, after one warm-up step"),
         )
         .arg(
             Arg::new("only")
@@ -45,11 +46,11 @@ pub(crate) fn command() -> Command {
                 .value_name("TASK")
                 .value_parser(["train", "sample", "evaluate"])
                 .action(ArgAction::Set)
-                .help("time one kind of step alone; evaluate, which is not in the rest: features and distances"),
+                .help("time only this; evaluate (features and distances) is not timed otherwise"),
         )
-        .arg(args::path("compare", "FILE", "a report of an earlier --json to compare with"))
-        .arg(args::switch("quiet", "no progress"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::path("compare", "FILE", "compare with this report of an earlier `bench --json`"))
+        .arg(args::switch("quiet", "show no progress"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
@@ -113,7 +114,7 @@ fn run_evaluation(matches: &ArgMatches) -> anyhow::Result<Outcome> {
             .parse()
             .ok()
             .filter(|size| (1..=4096).contains(size))
-            .ok_or_else(|| ConfigError(format!("--batch-size {text} is no number of images from 1 to 4096")))?,
+            .ok_or_else(|| ConfigError(format!("--batch-size {text} is not a number of images from 1 to 4096")))?,
     };
     let device = args::device(matches)?;
     let repeats = usize::from(matches.get_one::<u16>("repeats").copied().unwrap_or(5));
@@ -146,7 +147,7 @@ fn evaluation_table(report: &BenchReport) -> String {
 fn read(path: &Path) -> anyhow::Result<Report> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the report {}", path.display()))?;
     serde_json::from_str(&text).map_err(|e| {
-        let message = format!("{} is no report of `ddpm-ip bench --json`: {e}", path.display());
+        let message = format!("{} is not a report of `ddpm-ip bench --json`: {e}", path.display());
         ConfigError(message).into()
     })
 }

@@ -37,45 +37,49 @@ const SETTINGS: Settings = Settings(&[
 
 pub(super) fn command() -> Command {
     Command::new("bias")
-        .about("Measure exposure bias: what a network meets in sampling against what it was trained on")
+        .about("Measure exposure bias: how inputs in sampling differ from inputs in training")
         .long_about(
-            "Measure exposure bias: how what a network meets in sampling differs from what it was trained on.\n\n\
-             Noised images of the data, and chains that begin at them, go through the network level by level. Each instrument \
-             is a curve over the timesteps with errors over the images: the prediction error ν and whether it is normal; the \
-             variance of sampled states against that of a perfect sampler; the norm of ε in training and in sampling and the \
-             timestep that it looks like; the energy of Haar bands; the gradient of the network by its input; and how far \
-             chains end from the image they began at. Writes bias.json, bias.npz and bias.svg, and says in words what was \
-             found.\n\n\
-             Settings come from each checkpoint, with 20 steps, 512 images and batches of 64 unless flags say otherwise. An \
-             image costs about 28 network calls a step.",
+            "Measure exposure bias: how the network's inputs in sampling differ from its inputs in training.\n\n\
+             The network is called at each timestep on noised images of the data, and on sampling chains that start from \
+             them. Each instrument is a curve over the timesteps, with error bars over the images: the prediction error ν, \
+             and whether it is normally distributed; the variance of the sampled x_t against that of a perfect sampler; the \
+             norm of ε in training and in sampling, and the timestep whose noised images give the sampled norm; the energy \
+             of Haar bands; the gradient of the network by its input; and the distance of each chain's end from the image where \
+             it started. The command writes bias.json, bias.npz and bias.svg, and prints its findings in words.\n\n\
+             Settings come from each checkpoint, except for 20 steps, 512 images and batches of 64; flags override them. An \
+             image costs about 28 network calls per step.",
         )
         .arg(
-            args::path("checkpoint", "PATH", "run directories, checkpoint folders or files of parameters; drawn together")
-                .required(true)
-                .num_args(1..)
-                .action(ArgAction::Append)
-                .visible_alias("model-path"),
+            args::path(
+                "checkpoint",
+                "PATH",
+                "run directories, checkpoint folders, .safetensors or PyTorch files; their curves share one plot",
+            )
+            .required(true)
+            .num_args(1..)
+            .action(ArgAction::Append)
+            .visible_alias("model-path"),
         )
-        .arg(args::path("out", "DIR", "folder for bias.json, bias.npz and bias.svg [default: where you are]"))
+        .arg(args::path("out", "DIR", "folder for bias.json, bias.npz and bias.svg [default: the current folder]"))
         .arg(
             Arg::new("short-chains")
                 .long("short-chains")
                 .value_name("N")
                 .default_value("2")
                 .value_parser(value_parser!(u32))
-                .help("steps of the short chains, which begin a little above each timestep"),
+                .help("steps of the short chains that start a little above each timestep"),
         )
-        .arg(args::switch("frechet", "also the Frechet distance of chains by where they begin"))
+        .arg(args::switch("frechet", "also measure the Frechet distance of chains, by the timestep where they start"))
         .arg(
             Arg::new("features")
                 .long("features")
                 .value_name("NETWORK")
                 .requires("frechet")
-                .help("its network, as `evaluate` takes it [default: the one that fits the images]"),
+                .help("feature network for --frechet, as in `evaluate` [default: the one that fits the images]"),
         )
         .arg(args::untrained())
-        .arg(args::switch("quiet", "no progress"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("quiet", "show no progress"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)

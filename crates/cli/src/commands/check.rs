@@ -9,21 +9,21 @@ use ddpm_ip::{Device, Event, Outcome};
 
 pub(crate) fn command() -> Command {
     Command::new("check")
-        .about("Compare a device with the processor: operations, networks, training and chains")
+        .about("Compare a GPU's results with the CPU's: operations, networks, training and sampling")
         .long_about(
-            "Compare a device with the processor: every operation over odd shapes, networks of each family with their \
-             gradients, a few training steps and chains, in f32, bf16 and f16. Prints the error of each, and ends with 1 if \
-             any is larger than rounding explains.",
+            "Compare the results of --device with those of the CPU: every operation on odd shapes, networks of each family with \
+             their gradients, a few training steps and sampling chains, in f32, bf16 and f16. Prints the error of each. The \
+             exit code is 1 if any error is larger than rounding explains.",
         )
         .args(args::device_args())
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args_override_self(true)
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let device = args::device(matches)?;
     if device == Device::Cpu {
-        complain("no GPU: the processor is compared with itself");
+        complain("no GPU is used: the CPU is compared with itself");
     }
     let json = matches.get_flag("json");
     let mut emit = |event| {

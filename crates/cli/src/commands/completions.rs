@@ -6,7 +6,7 @@ use ddpm_ip::Outcome;
 
 pub(crate) fn command() -> Command {
     Command::new("completions")
-        .about("Print a completion script for a shell")
+        .about("Print a completion script for a shell, such as bash or zsh")
         .arg(Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(Shell)))
 }
 

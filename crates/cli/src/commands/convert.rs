@@ -18,17 +18,17 @@ pub(super) fn command() -> Command {
         Arg::new(name).value_name(value).required(true).value_parser(value_parser!(PathBuf)).help(help)
     };
     Command::new("convert")
-        .about("Convert checkpoints from and to PyTorch's and diffusers'")
+        .about("Convert checkpoints to and from PyTorch and diffusers")
         .long_about(
-            "Convert checkpoints from and to PyTorch's. By the ending of OUT:\n\n  \
-             .pt, .pth      the parameters, as torch.load reads them, with the reference's names\n  \
-             .safetensors   the parameters, with their settings\n  \
+            "Convert checkpoints to and from PyTorch and diffusers. The ending of OUT says what is written:\n\n  \
+             .pt, .pth      the parameters for torch.load, with the reference's names\n  \
+             .safetensors   the parameters and their settings\n  \
              a folder       from a run or checkpoint folder: the reference's model*.pt, ema_*.pt and opt*.pt;\n                 \
-             from the reference's model*.pt: a run directory that goes on from it and the files beside it\n\n\
-             With --to diffusers OUT is a folder that diffusers' DDPMPipeline.from_pretrained loads, with the parameters that \
-             `sample` would take: a run's first average. IN may be such a folder, too.\n\n\
-             PyTorch's files carry no settings: what names and shapes do not tell (`info` says what) is given by flags, and \
-             kept in what is written.",
+             from the reference's model*.pt: a run directory that resumes from it and the files beside it\n\n\
+             With --to diffusers, OUT is a folder for diffusers' DDPMPipeline.from_pretrained. It holds the parameters that \
+             `sample` would use: the first EMA of a run. IN may be such a folder, too.\n\n\
+             PyTorch files carry no settings. Most follow from the names and shapes of the tensors; give the others, which \
+             `info` lists, by flags. They are saved in OUT.",
         )
         .arg(path("input", "IN", "run directory, checkpoint folder, folder of diffusers, .safetensors or PyTorch file"))
         .arg(path("output", "OUT", "file or folder to write"))
@@ -37,9 +37,9 @@ pub(super) fn command() -> Command {
                 .long("to")
                 .value_name("KIND")
                 .value_parser(["diffusers"])
-                .help("write a pipeline of diffusers, whatever OUT ends in"),
+                .help("write a pipeline for diffusers, whatever the ending of OUT"),
         )
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(SETTINGS.args())
         .args_override_self(true)
 }

@@ -16,20 +16,20 @@ const SETTINGS: Settings = Settings(&["sample"]);
 
 pub(super) fn command() -> Command {
     Command::new("ema")
-        .about("Make weight averages of any length after training")
+        .about("Make EMAs of any length after training (post-hoc EMA)")
         .long_about(
-            "Make weight averages of any length from those that `train --posthoc-ema` has saved (EDM2, arXiv 2312.02696).\n\n\
-             A length is the standard deviation of the average's weights over training time, as a share of the training: 0.05 \
-             to 0.15 is usual. --length writes RUN/ema/length_L_step_N.safetensors, which every command takes as a checkpoint. \
-             --sweep draws images with several lengths, from the same noise, and compares them with real ones: into \
-             RUN/ema/sweep.jsonl and sweep.svg. An interrupted sweep goes on when it is repeated.",
+            "Make EMAs of any length from the snapshots that `train --posthoc-ema` has saved (EDM2, arXiv 2312.02696).\n\n\
+             The length of an EMA is the standard deviation of its weighting over training time, as a share of the training \
+             (EDM2's sigma_rel): 0.05 to 0.15 is usual. --length writes RUN/ema/length_L_step_N.safetensors, which every \
+             command takes as a checkpoint. --sweep draws images with several lengths from the same noise, compares them with \
+             real images, and writes RUN/ema/sweep.jsonl and sweep.svg. If a sweep was interrupted, repeat it to resume.",
         )
         .arg(
             Arg::new("run")
                 .value_name("RUN")
                 .required(true)
                 .value_parser(value_parser!(PathBuf))
-                .help("run directory of a training with --posthoc-ema"),
+                .help("run directory that was trained with --posthoc-ema"),
         )
         .arg(
             Arg::new("length")
@@ -46,26 +46,26 @@ pub(super) fn command() -> Command {
                 .long("step")
                 .value_name("N")
                 .value_parser(value_parser!(u64))
-                .help("steps of training at which the average ends, one of those that were saved [default: the last]"),
+                .help("training step at which the EMA ends, one of those with snapshots [default: the last]"),
         )
-        .arg(args::path("out", "FILE", "the .safetensors to write, for one --length").conflicts_with("sweep"))
-        .arg(args::switch("sweep", "compare lengths by images drawn with them (1000 of each without --num-samples)"))
+        .arg(args::path("out", "FILE", "the .safetensors file to write, for a single --length").conflicts_with("sweep"))
+        .arg(args::switch("sweep", "compare lengths by images drawn with each (--num-samples of them, 1000 if not given)"))
         .arg(
             Arg::new("data-dir")
                 .long("data-dir")
                 .value_name("TEXT")
                 .requires("sweep")
-                .help("real images or their statistics, as `evaluate` takes them [default: the training images]"),
+                .help("real images or their statistics, as in `evaluate` [default: the training images]"),
         )
         .arg(
             Arg::new("features")
                 .long("features")
                 .value_name("NETWORK")
                 .requires("sweep")
-                .help("by which network, as `evaluate` takes it [default: the one that fits the images]"),
+                .help("feature network, as in `evaluate` [default: the one that fits the images]"),
         )
-        .arg(args::switch("quiet", "no progress"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("quiet", "show no progress"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
@@ -84,13 +84,13 @@ fn make(matches: &ArgMatches, run: &std::path::Path, lengths: &[f64], step: Opti
     if let Some(out) = out {
         let refuse = |message: String| Err(ConfigError(message).into());
         if lengths.len() > 1 {
-            return refuse("--out is one file: give one --length, or leave it out".into());
+            return refuse("--out names one file: give one --length, or leave --out out".into());
         }
         if out.extension().is_none_or(|ending| ending != "safetensors") {
             return refuse(format!("--out {}: end it in .safetensors", out.display()));
         }
         if out.exists() {
-            return refuse(format!("--out {} exists: choose another", out.display()));
+            return refuse(format!("--out {} exists: choose another file", out.display()));
         }
     }
     let mut made = Vec::new();
@@ -159,7 +159,7 @@ fn sweep(matches: &ArgMatches, run: PathBuf, lengths: Vec<f64>, step: Option<u64
     } else if outcome == Outcome::Finished {
         print(&table(&points, &job))?;
     } else {
-        print("stopped; the lengths that are measured are kept, and the same command goes on from there")?;
+        print("stopped; the lengths measured so far are kept: repeat the command to resume")?;
     }
     Ok(outcome)
 }
@@ -174,8 +174,8 @@ fn table(points: &[Point], job: &SweepJob) -> String {
     if let Some(point) = points.first() {
         let Point { images, reference, features, step, .. } = point;
         lines.push(format!(
-            "\n{images} images of step {step} each, against {reference} by {features}. A difference may be chance: other seeds \
-             (--seed) tell.\ncurve in {}",
+            "\n{images} images of step {step} each, against {reference} by {features}. A difference may be chance: try other \
+             seeds (--seed).\ncurve in {}",
             job.run.join("ema/sweep.svg").display()
         ));
     }

@@ -38,30 +38,45 @@ const MOST: u64 = 4096;
 fn settings_args() -> Vec<Arg> {
     let own = vec![
         Arg::new("features").long("features").value_name("NETWORK").help(
-            "inception, inception:WEIGHTS.pth, grey (embedded) or a file.onnx [default: grey for grey images, else inception]",
+            "feature network: inception, inception:WEIGHTS.pth, grey (embedded) or a file.onnx [default: grey for grey \
+             images, else inception]",
         ),
         choice_arg(
             "resize",
             RESIZES,
-            "how images become Inception's 299x299: as TensorFlow 1 (FIDs of guided-diffusion, ADM, DDPM-IP) or clean-fid [default: tf1]",
+            "how images are resized to Inception's 299x299: as in TensorFlow 1 (FIDs of guided-diffusion, ADM, DDPM-IP) or \
+             as in clean-fid [default: tf1]",
         ),
-        number("feature-size", 1..=MOST, "side of the images that an .onnx takes, where it leaves that open"),
-        Arg::new("feature-output").long("feature-output").value_name("NAME").help("output of an .onnx [default: the first with features]"),
-        three("feature-mean", "taken off the channels (0 to 1) for an .onnx [default: ImageNet's 0.485,0.456,0.406]"),
-        three("feature-std", "what they are divided by [default: ImageNet's 0.229,0.224,0.225]"),
+        number("feature-size", 1..=MOST, "side of the input images of an .onnx, in pixels, if the file leaves it open"),
+        Arg::new("feature-output")
+            .long("feature-output")
+            .value_name("NAME")
+            .help("output of an .onnx to use [default: the first one that has features]"),
+        three(
+            "feature-mean",
+            "mean to subtract from each channel (values 0 to 1) for an .onnx [default: ImageNet's 0.485,0.456,0.406]",
+        ),
+        three(
+            "feature-std",
+            "standard deviation to divide each channel by, for an .onnx [default: ImageNet's 0.229,0.224,0.225]",
+        ),
         number(
             "batch-size",
             1..=MOST,
-            "images that go through the network together; does not change the results [default: 32]",
+            "images per batch of the feature network; does not change the results [default: 32]",
         ),
-        number("image-size", 1..=MOST, "bring all images to squares of this side first"),
-        choice_arg("fit", FITS, "how: the middle, or all on black [default: crop]"),
+        number("image-size", 1..=MOST, "first resize all images to squares of this side, in pixels"),
+        choice_arg("fit", FITS, "how images become squares: crop to the middle, or pad with black [default: crop]"),
         args::switch("allow-upscale", "enlarge images smaller than --image-size"),
-        args::switch("exif-rotate", "turn images as their EXIF data says; the reference ignores it"),
-        args::path("cache", "DIR", "folder for features and weights [default: DDPM_IP_CACHE, or ~/.cache/ddpm-ip]"),
-        args::switch("no-cache", "compute features anew and keep none"),
-        args::switch("quiet", "no progress"),
-        args::switch("json", "report as JSON"),
+        args::switch("exif-rotate", "rotate images as their EXIF data says; the reference ignores it"),
+        args::path(
+            "cache",
+            "DIR",
+            "folder for cached features and downloaded weights [default: DDPM_IP_CACHE, or ~/.cache/ddpm-ip]",
+        ),
+        args::switch("no-cache", "compute features again, and do not cache them"),
+        args::switch("quiet", "show no progress"),
+        args::switch("json", "print the report as JSON"),
     ];
     own.into_iter().chain(args::device_args()).collect()
 }
@@ -73,7 +88,7 @@ fn three(name: &'static str, help: &'static str) -> Arg {
         match numbers.map_err(|e| e.to_string())?[..] {
             [all] => Ok([all; 3]),
             [r, g, b] => Ok([r, g, b]),
-            _ => Err("one number, or three with commas between them".into()),
+            _ => Err("write one number, or three with commas between them".into()),
         }
     };
     Arg::new(name).long(name).value_name("R,G,B").allow_hyphen_values(true).value_parser(parse).help(help)
@@ -91,9 +106,10 @@ fn features(matches: &ArgMatches) -> anyhow::Result<Option<Choice>> {
         onnx.mean = matches.get_one("feature-mean").copied().unwrap_or(onnx.mean);
         onnx.std = matches.get_one("feature-std").copied().unwrap_or(onnx.std);
     } else if let Some(flag) = given {
-        return Err(
-            ConfigError(format!("--{flag} is for a network of your own: name it with --features FILE.onnx")).into()
-        );
+        return Err(ConfigError(format!(
+            "--{flag} is only for a network of your own: name one with --features FILE.onnx"
+        ))
+        .into());
     }
     Ok(choice)
 }
@@ -111,16 +127,16 @@ pub(super) fn evaluate_command() -> Command {
              evaluator computes them.\n\n\
              REFERENCE and SAMPLES are each an .npz with images (`arr_0`), a folder of image files, a folder or file of \
              the MNIST family, `digits` (embedded), a run directory (its newest samples_*.npz), or an .npz with statistics \
-             (`mu`, `sigma`, `mu_s`, `sigma_s`). Of pytorch-fid's and clean-fid's statistics (`mu`, `sigma`) only FID can be had.\n\n\
-             Published FIDs compare only where images were resized alike: those of guided-diffusion, ADM and DDPM-IP with the \
-             default, those of clean-fid's tables with --resize clean. pytorch-fid resizes in another way, bilinear inside \
-             PyTorch's Inception: its numbers compare with neither.\n\n\
-             A Fréchet distance is given with its two parts, from the means of the features and from their covariances. Two lines \
-             are about the images themselves, their values scaled to -1 to 1: brightness is the mean over all pixels and \
-             channels, with its standard error over images; pixel variance is the mean over pixels and channels of the \
-             variance over images.\n\n\
-             Features are kept by the images' content, and an interrupted call goes on when it is repeated. The report of a \
-             run's samples is added to its evaluations.jsonl.",
+             (`mu`, `sigma`, `mu_s`, `sigma_s`). The statistics of pytorch-fid and clean-fid (`mu`, `sigma`) give FID only.\n\n\
+             Two FIDs can be compared only if the images were resized in the same way. Use the default for published FIDs of \
+             guided-diffusion, ADM and DDPM-IP, and --resize clean for those of clean-fid. pytorch-fid resizes in a third way \
+             (bilinear, inside PyTorch's Inception): do not compare with its numbers.\n\n\
+             Each Fréchet distance is also split into the part from the means of the features and the part from their \
+             covariances. Two lines describe the images themselves, with values scaled to -1 to 1: brightness is the mean over \
+             all pixels and channels, with its standard error over images; pixel variance is the variance over images, \
+             averaged over pixels and channels.\n\n\
+             Features are cached by the content of the images. If a command was interrupted, repeat it to resume. The report \
+             on a run's samples is added to the run's evaluations.jsonl.",
         )
         .arg(images("REFERENCE", "real images, or their statistics"))
         .arg(images("SAMPLES", "generated images, or a run directory"))
@@ -131,37 +147,37 @@ pub(super) fn evaluate_command() -> Command {
                 .value_delimiter(',')
                 .action(ArgAction::Append)
                 .value_parser(args::choice(METRICS))
-                .help("some of fid (with sfid), is, pr (precision and recall), kid [default: all]"),
+                .help("metrics to compute, some of fid (with sfid), is, pr (precision and recall), kid [default: all]"),
         )
-        .arg(number("num-images", 2..=u64::MAX, "use the first N samples alone"))
+        .arg(number("num-images", 2..=u64::MAX, "use only the first N samples"))
         .arg(number("split", 1..=u64::MAX, "samples per split of the Inception Score [default: 5000]"))
-        .arg(number("k", 1..=1000, "neighbours in precision and recall [default: 3]"))
-        .arg(number("kid-subsets", 1..=100_000, "subsets of KID [default: 100]"))
-        .arg(number("kid-subset-size", 2..=100_000, "images of each, of either side [default: 1000]"))
+        .arg(number("k", 1..=1000, "number of nearest neighbours for precision and recall [default: 3]"))
+        .arg(number("kid-subsets", 1..=100_000, "number of random subsets for KID [default: 100]"))
+        .arg(number("kid-subset-size", 2..=100_000, "images per subset for KID, from each side [default: 1000]"))
         .arg(
             Arg::new("seed")
                 .long("seed")
                 .value_name("N")
                 .value_parser(value_parser!(u64))
-                .help(format!("seed of subsets [default: {}]", defaults.seed)),
+                .help(format!("seed of the random subsets of KID and --extrapolate [default: {}]", defaults.seed)),
         )
         .arg(args::switch("extrapolate", "also estimate FID for infinitely many samples"))
-        .arg(args::switch("per-class", "also compare classes one by one"))
-        .arg(choice_arg("labels", LABELS, "classes of a folder's images: file name up to its first `_`, or folder"))
-        .arg(args::path("neighbours", "FILE.png", "draw samples beside the reference images nearest to them"))
+        .arg(args::switch("per-class", "also compare each class separately"))
+        .arg(choice_arg("labels", LABELS, "where a folder's class labels come from: file name up to its first `_`, or folder"))
+        .arg(args::path("neighbours", "FILE.png", "write a picture of samples beside their nearest reference images"))
         .args(settings_args())
         .args_override_self(true)
 }
 
 pub(super) fn statistics_command() -> Command {
     Command::new("statistics")
-        .about("Write the statistics of images that FID and sFID compare")
+        .about("Write the statistics of images from which FID and sFID are computed")
         .long_about(
-            "Write the statistics of images to an .npz as the reference's downloads have them: `mu`, `sigma` and, for sFID, \
-             `mu_s`, `sigma_s`; also `features`, the network's name, and `images`, their number. `evaluate` takes the file in \
-             place of the images.",
+            "Write the statistics of images to an .npz with the names of the reference's downloads: `mu`, `sigma` and, for sFID, \
+             `mu_s`, `sigma_s`. The file also holds the network's name (`features`) and the number of images (`images`). \
+             `evaluate` takes the file in place of the images.",
         )
-        .arg(images("IMAGES", "what `evaluate` takes for images"))
+        .arg(images("IMAGES", "images, in any form that `evaluate` takes"))
         .arg(Arg::new("out").value_name("OUT.npz").required(true).value_parser(value_parser!(PathBuf)).help("the file to write"))
         .args(settings_args())
         .args_override_self(true)
@@ -184,7 +200,7 @@ fn settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
         channels: None,
     });
     if shape.is_none() && (fit.is_some() || allow_upscale) {
-        let message = "--fit and --allow-upscale say how images become those of --image-size: give that, too";
+        let message = "--fit and --allow-upscale need --image-size: give the size to resize to";
         return Err(ConfigError(message.into()).into());
     }
     let folder = matches.get_one::<PathBuf>("cache").cloned().or_else(args::cache_dir);
@@ -211,20 +227,24 @@ fn all_settings(matches: &ArgMatches) -> anyhow::Result<Settings> {
     }
     for (flag, metric) in OF_METRICS {
         if matches.contains_id(flag) && !settings.metrics.contains(&metric) {
-            return refuse(format!("--{flag} is for a metric that --metrics leaves out: leave it out, too"));
+            return refuse(format!(
+                "--{flag} belongs to a metric that --metrics leaves out: remove the flag, or add the metric"
+            ));
         }
     }
     settings.extrapolate = matches.get_flag("extrapolate");
     settings.per_class = matches.get_flag("per-class");
     if let Some(&seed) = matches.get_one::<u64>("seed") {
         if !settings.extrapolate && !settings.metrics.contains(&Metric::KernelDistance) {
-            return refuse("--seed is for KID and --extrapolate: nothing else is drawn".into());
+            return refuse(
+                "--seed is only for KID and --extrapolate, which are the only random ones: leave it out".into(),
+            );
         }
         settings.subsets.seed = seed;
     }
     if let Some(&labels) = matches.get_one::<Labels>("labels") {
         if !settings.per_class {
-            return refuse("--labels says which classes --per-class compares: give that, too".into());
+            return refuse("--labels says which classes --per-class compares: add --per-class".into());
         }
         settings.labels = labels;
     }
@@ -264,11 +284,7 @@ pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
 }
 
 fn stopped(kept: bool) -> &'static str {
-    if kept {
-        "stopped; what is finished is kept, and the same command goes on from there"
-    } else {
-        "stopped; nothing was kept"
-    }
+    if kept { "stopped; what is finished is kept: repeat the command to resume" } else { "stopped; nothing was kept" }
 }
 
 pub(super) fn statistics(matches: &ArgMatches) -> anyhow::Result<Outcome> {
@@ -276,7 +292,7 @@ pub(super) fn statistics(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let images = matches.get_one::<String>("images").context("IMAGES is missing")?;
     let out = matches.get_one::<PathBuf>("out").context("OUT.npz is missing")?;
     if out.extension().is_none_or(|e| e != "npz") {
-        return Err(ConfigError(format!("{} is no name of an npz: end it in .npz", out.display())).into());
+        return Err(ConfigError(format!("{} is not the name of an npz: end it in .npz", out.display())).into());
     }
     let device = args::device(matches)?;
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);

@@ -15,10 +15,11 @@ pub(crate) fn command() -> Command {
     Command::new("info")
         .about("Describe a checkpoint, a data set, a run or this machine's devices")
         .arg(Arg::new("what").value_name("WHAT").required_unless_present("devices").help(
-            "a .safetensors or PyTorch file, a checkpoint folder, a run directory, or data as --data-dir takes them: digits, a folder, .npz, IDX",
+            "a .safetensors or PyTorch file, a checkpoint folder, a run directory, or anything that --data-dir takes: \
+             digits, a folder, .npz, IDX",
         ))
-        .arg(args::switch("verify", "read all files of a run's checkpoints and compare them with their checksums"))
-        .arg(args::path("contact-sheet", "PNG", "write a sheet of the data set's first images"))
+        .arg(args::switch("verify", "check all files of a run's checkpoints against their checksums"))
+        .arg(args::path("contact-sheet", "PNG", "write a picture of the data set's first images"))
         .arg(
             Arg::new("images")
                 .long("images")
@@ -27,8 +28,8 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u16).range(1..))
                 .help("images on the contact sheet"),
         )
-        .arg(args::switch("devices", "what this machine can compute on: processor, GPUs, driver and libraries"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("devices", "list what this machine can compute on: CPU, GPUs, driver and libraries"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(SETTINGS.args())
         .args_override_self(true)
 }
@@ -57,7 +58,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
             && is_given
             && count > *images
         {
-            let message = format!("--images is {count}, and {what} has {images}: use at most {images}");
+            let message = format!("--images is {count}, but {what} has {images}: use at most {images}");
             return Err(ConfigError(message).into());
         }
         info::contact_sheet(what, &config, out, count)?;
@@ -74,7 +75,7 @@ fn verify(path: &Path, json: bool) -> anyhow::Result<Outcome> {
     let damaged = found.iter().filter(|file| file.problem.is_some()).count();
     anyhow::ensure!(
         damaged == 0,
-        "{damaged} of {} files are damaged: take copies of them or other checkpoints",
+        "{damaged} of {} files are damaged: replace them by copies, or use other checkpoints",
         found.len()
     );
     Ok(Outcome::Finished)

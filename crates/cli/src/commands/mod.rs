@@ -27,11 +27,14 @@ use ddpm_ip::{Device, Outcome};
 use std::ffi::OsString;
 use std::sync::OnceLock;
 
-const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\
-    Environment: OPENAI_LOGDIR is where training, sampling and nll write without --out; OPENAI_LOG_FORMAT says how \
-    training logs (some of stdout, log, csv, json, tensorboard); RAYON_NUM_THREADS sets the number of threads; \
-    DDPM_IP_ISA forces an instruction set (portable, avx2, avx512, avx512-bf16, amx-bf16; on ARM neon); DDPM_IP_CACHE is the \
-    folder for features and weights.";
+const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 diverged, 130 interrupted.\n\n\
+    Environment variables:\n  \
+    OPENAI_LOGDIR      folder that training, sampling, nll and bias write to without --out\n  \
+    OPENAI_LOG_FORMAT  logs of a training run: some of stdout,log,csv,json,tensorboard\n  \
+    RAYON_NUM_THREADS  number of CPU threads\n  \
+    DDPM_IP_ISA        instruction set: portable, avx2, avx512, avx512-bf16, amx-bf16; on ARM neon\n  \
+    DDPM_IP_CACHE      folder for cached features and downloaded weights\n\n\
+    \"The reference\" in these texts is the PyTorch implementation of the paper, github.com/forever208/DDPM-IP.";
 
 /// All commands.
 pub(crate) fn all() -> Vec<Command> {
@@ -107,7 +110,7 @@ pub fn sampling(
 ) -> anyhow::Result<(ddpm_ip::sample::Job, Vec<String>, Device)> {
     let matches = read(words)?;
     let (name, matches) = matches.subcommand().context("no command")?;
-    let kind = sample::KINDS.iter().find(|kind| kind.name == name).context("no command that draws images")?;
+    let kind = sample::KINDS.iter().find(|kind| kind.name == name).context("not a command that draws images")?;
     let (job, remarks) = sample::job(kind, matches, own)?;
     Ok((job, remarks, args::device(matches)?))
 }

@@ -26,22 +26,27 @@ const SETTINGS: Settings = Settings(&[
 pub(super) fn command() -> Command {
     Command::new("nll")
         .alias("image_nll")
-        .about("Bound the likelihood of images, in bits per dimension")
+        .about("Compute a bound on the negative log-likelihood of images, in bits per dimension")
         .long_about(
-            "Bound the negative log-likelihood of images under a model, in bits per dimension, and write the means of its \
-             terms: vb_terms.npz, mse_terms.npz and xstart_mse_terms.npz (`arr_0`, from the noisiest step to the first).\n\n\
-             Images are taken in their order and not mirrored. The result depends on --seed, not on --batch-size. An \
-             interrupted call goes on when it is repeated, and a finished one is found done.",
+            "Compute the variational bound on the negative log-likelihood of images under a model, in bits per dimension. Also \
+             write the means of its terms: vb_terms.npz, mse_terms.npz and xstart_mse_terms.npz (`arr_0`, from the noisiest \
+             step to the first).\n\n\
+             Images are taken in order and are not mirrored. The result depends on --seed, not on --batch-size. If a \
+             command was interrupted, repeat it to resume; if it was finished, it finds its result done.",
         )
         .arg(
-            args::path("checkpoint", "PATH", "run directory, checkpoint folder or file of parameters")
-                .required(true)
-                .visible_alias("model-path"),
+            args::path(
+                "checkpoint",
+                "PATH",
+                "run directory (its newest checkpoint), checkpoint folder, .safetensors or PyTorch file",
+            )
+            .required(true)
+            .visible_alias("model-path"),
         )
-        .arg(args::path("out", "DIR", "folder for the terms [default: where you are]"))
+        .arg(args::path("out", "DIR", "folder for the terms [default: the current folder]"))
         .arg(args::untrained())
-        .arg(args::switch("quiet", "no progress"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("quiet", "show no progress"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
@@ -69,7 +74,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     sinks.finish();
     let (outcome, report) = result?;
     let Some(report) = report else {
-        print("stopped; what is finished is kept, and the same command goes on from there")?;
+        print("stopped; what is finished is kept: repeat the command to resume")?;
         return Ok(outcome);
     };
     print(&if matches.get_flag("json") {

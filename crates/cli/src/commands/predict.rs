@@ -12,15 +12,24 @@ const SETTINGS: Settings = Settings(&["model", "diffusion", "classifier", "sampl
 
 pub(crate) fn command() -> Command {
     Command::new("predict")
-        .about("Run the network once on given arrays")
+        .about("Call the network once on given arrays")
         .long_about(
-            "Run the network once on the arrays of an npz: `x` [N,C,H,W], `t` [N] (times as the network sees them) and, \
-             for a network with classes, `y` [N]. Writes the array `out`: the tool for porting or checking a model.",
+            "Call the network once on the arrays of an npz: `x` [N,C,H,W], `t` [N] (timesteps as the network sees them) and, for \
+             a network with classes, `y` [N], for super-resolution also `low_res`. Writes the array `out`. Use this command \
+             to check a port of a model.",
         )
-        .arg(args::path("checkpoint", "FILE", "run directory, checkpoint folder, .safetensors or PyTorch file").required(true).visible_alias("model-path"))
-        .arg(args::path("input", "IN.npz", "the arrays to run on").required(true))
-        .arg(args::path("output", "OUT.npz", "the file to write").required(true))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(
+            args::path(
+                "checkpoint",
+                "FILE",
+                "run directory (its newest checkpoint), checkpoint folder, .safetensors or PyTorch file",
+            )
+            .required(true)
+            .visible_alias("model-path"),
+        )
+        .arg(args::path("input", "IN.npz", "npz with the input arrays").required(true))
+        .arg(args::path("output", "OUT.npz", "npz to write").required(true))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
@@ -30,7 +39,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().unwrap_or_default();
     let (checkpoint, input, output) = (path("checkpoint"), path("input"), path("output"));
     if input == output {
-        return Err(ConfigError(format!("--output {} is the input: name another file", output.display())).into());
+        return Err(ConfigError(format!("--output {} is the input file: name another file", output.display())).into());
     }
     let mut layers = Layers::default();
     layers.add(own_settings(&checkpoint, matches, &layers)?)?;

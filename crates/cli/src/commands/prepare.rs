@@ -16,67 +16,67 @@ pub(super) fn command() -> Command {
     Command::new("prepare")
         .about("Prepare a published data set for training")
         .long_about(
-            "Prepare a published data set for training: from its archive, folder or database to an .npz (`arr_0` uint8 \
-             NHWC, `arr_1` labels) or a folder of PNGs. KIND and what SOURCE then is:\n\n  \
+            "Prepare a published data set for training: convert its archive, folder or database to an .npz (`arr_0` uint8 \
+             NHWC, `arr_1` labels) or a folder of PNGs. SOURCE for each KIND:\n\n  \
              cifar10     cifar-10-binary.tar.gz, cifar-10-python.tar.gz, or the folder of either\n  \
              imagenet32  folder of train_data_batch_1 to 10 or val_data, pickles or .npz\n  \
              celeba64    img_align_celeba, folder or zip; needs --fit\n  \
              ffhq128     thumbnails128x128, folder or zip\n  \
              lsun        LMDB folder such as tower_train_lmdb\n  \
              images      folder, zip, tar or tar.gz of image files\n\n\
-             Images are in the order of their names; those of tar archives and databases in their own. An interrupted \
-             call goes on when it is repeated, and a finished npz is found done.",
+             Images are sorted by name; those of tar archives and databases keep their own order. If a command was \
+             interrupted, repeat it to resume; if it was finished, it finds its npz done.",
         )
         .arg(
             Arg::new("kind")
                 .value_name("KIND")
                 .required(true)
                 .value_parser(choice(Kind::ALL.map(|kind| (kind.name(), kind))))
-                .help("which data set"),
+                .help("kind of data set"),
         )
         .arg(
             Arg::new("source")
                 .value_name("SOURCE")
                 .required(true)
                 .value_parser(value_parser!(PathBuf))
-                .help("where it lies"),
+                .help("file or folder of the data set"),
         )
         .arg(args::path("out", "PATH", "the .npz to write, or a folder for PNGs").required(true))
-        .arg(choice_arg("split", SPLITS, "part of cifar10 or imagenet32; train if not given"))
+        .arg(choice_arg("split", SPLITS, "part of cifar10 or imagenet32 [default: train]"))
         .arg(choice_arg(
             "fit",
             FITS,
-            "how images become squares: the middle, all on black, or all without regard to proportions",
+            "how images become squares: crop to the middle, pad with black, or squash to a square",
         ))
         .arg(
             Arg::new("image-size")
                 .long("image-size")
                 .value_name("N")
                 .value_parser(value_parser!(usize))
-                .help("side in pixels: 64 for celeba64, 256 for lsun, the images' own for images, if not given"),
+                .help("side in pixels [default: 64 for celeba64, 256 for lsun, the images' own for images]"),
         )
         .arg(
             Arg::new("channels")
                 .long("channels")
                 .value_name("N")
                 .value_parser(value_parser!(usize))
-                .help("1 or 3 for images; the first one's if not given"),
+                .help("channels for KIND images: 1 or 3 [default: those of the first image]"),
         )
         .arg(choice_arg(
             "labels",
             LABELS,
-            "labels of images: file name up to its first `_`, or folder; none if not given",
+            "class labels for KIND images: file name up to its first `_`, or folder [default: none]",
         ))
         .arg(
             Arg::new("prefix")
                 .long("prefix")
                 .value_name("NAME")
-                .help("beginning of the names of lsun's PNGs; the category if not given"),
+                .help("how the names of lsun's PNGs start [default: the category]"),
         )
-        .arg(args::switch("exif-rotate", "turn images as their EXIF data says; the reference ignores it"))
-        .arg(args::switch("allow-count", "take other numbers of images than the data set has"))
-        .arg(args::switch("quiet", "no progress"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("exif-rotate", "rotate images as their EXIF data says; the reference ignores it"))
+        .arg(args::switch("allow-count", "accept another number of images than the data set should have"))
+        .arg(args::switch("quiet", "show no progress"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args_override_self(true)
 }
 
@@ -115,7 +115,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     } else if finished {
         print(&format!("{images} images are in {}", job.out.display()))?;
     } else {
-        print("stopped; what is finished is kept, and the same command goes on from there")?;
+        print("stopped; what is finished is kept: repeat the command to resume")?;
     }
     Ok(outcome)
 }

@@ -11,11 +11,12 @@ pub(super) fn command() -> Command {
     Command::new("presets")
         .about("List the recipes that come with the program")
         .long_about(
-            "List the recipes that come with the program, for `train --preset NAME`: parameters, the memory of weights, \
-             gradient, moments and averages (activations come on top, in proportion to the batch), and the FID that the \
-             paper got with 50 000 samples, with input perturbation against without. `--gamma 0` trains the baseline.",
+            "List the recipes that come with the program, for `train --preset NAME`. Each is listed with its number of \
+             parameters, and the memory of weights, gradient, AdamW's moments and EMAs; activations need more, in proportion \
+             to the batch. The FIDs are those of the paper from 50 000 samples, with input perturbation against without. \
+             `--gamma 0` trains the baseline without it.",
         )
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("json", "print the report as JSON"))
 }
 
 /// Bytes of weights, gradient, two moments and the averages.

@@ -26,7 +26,7 @@ pub(super) const KINDS: [Kind; 3] = [
     Kind {
         name: "classifier-sample",
         alias: "classifier_sample",
-        about: "Draw images led by a classifier",
+        about: "Draw images with classifier guidance",
         defaults: "",
     },
     Kind {
@@ -43,9 +43,12 @@ pub(super) fn command(kind: &Kind) -> Command {
         .about(kind.about)
         .long_about(format!(
             "{} into samples_NxHxWxC.npz (`arr_0` uint8 NHWC, `arr_1` labels).\n\n\
-             Settings come from the checkpoint's own configuration, then --config, --set and flags. Image i depends on \
-             --seed and i alone. An interrupted call goes on when it is repeated, and a \
-             finished one is found done; what others made is replaced with --overwrite alone.",
+             Settings come from the checkpoint; --config, --set and flags override them, in this order. Image i depends \
+             only on --seed and on i. If a command was interrupted, repeat it to resume; if it was finished, it finds its \
+             file done. A file that another command wrote is replaced only with --overwrite.\n\n\
+             Corrections of exposure bias for --correct: es:λ, es-linear:k,b, es-euler:λ, es-auto:bias.json, \
+             time-shift:window,cutoff, time-shift-released:window,cutoff, shift:Δ, \
+             dcw:low|high|double|pixel,c[,c_high][,constant], ideal-ip:γ, noise:S. docs/exposure-bias.md explains them.",
             kind.about
         ))
         .arg(
@@ -57,38 +60,38 @@ pub(super) fn command(kind: &Kind) -> Command {
             .required(true)
             .visible_alias("model-path"),
         )
-        .arg(args::path("out", "PATH", "the npz to write, or a folder for it"))
-        .arg(args::path("grid", "PNG", "also write a picture of the first images, 256 at most"))
+        .arg(args::path("out", "PATH", "the npz to write, or a folder for it [default: the current folder]"))
+        .arg(args::path("grid", "PNG", "also write a picture of the first images, at most 256"))
         .arg(
             Arg::new("classes")
                 .long("classes")
                 .value_name("LIST")
                 .value_delimiter(',')
-                .help("classes to draw, in turn, by number or name, as in 0,1,2 or cat,dog; at random if not given"),
+                .help("classes to draw in turn, by number or name, as in 0,1,2 or cat,dog [default: random]"),
         )
         .arg(
-            args::path("classifier-path", "PATH", "classifier that leads the images to their classes")
+            args::path("classifier-path", "PATH", "classifier that guides the images to their classes")
                 .required(kind.name == "classifier-sample"),
         )
         .arg(args::path(
             "guide-with",
             "PATH",
-            "weaker network (earlier, smaller, another average) that --guidance-scale leads away from: autoguidance",
+            "autoguidance: weaker network (earlier, smaller, another EMA) that --guidance-scale guides away from",
         ))
         .arg(args::path(
             "base-samples",
             "PATH",
-            "images to enlarge: an npz of samples, a folder, a PNG, anything --data-dir takes; each once without --num-samples",
+            "images to enlarge: an npz of samples, a PNG or anything that --data-dir takes; without --num-samples, each once",
         ))
         .arg(args::path(
             "initial-noise",
             "NPZ",
-            "follow given chains: initial_noise [N,C,H,W], step_noise [steps,N,C,H,W]",
+            "use this noise instead of random noise: initial_noise [N,C,H,W], step_noise [steps,N,C,H,W]",
         ))
-        .arg(args::switch("overwrite", "replace an --out and a --grid that are there"))
+        .arg(args::switch("overwrite", "replace the files of --out and --grid if they exist"))
         .arg(args::untrained())
-        .arg(args::switch("quiet", "no progress"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch("quiet", "show no progress"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
         .args(SETTINGS.args())
         .args_override_self(true)
@@ -128,7 +131,7 @@ fn guide(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJo
     let arch = own.get("model").and_then(|model| model.get("arch")?.as_str());
     if let Some(arch) = arch.filter(|arch| *arch != "classifier") {
         let message =
-            format!("--classifier-path {} is no classifier but a network of --arch {arch}", checkpoint.display());
+            format!("--classifier-path {} is not a classifier but a network of --arch {arch}", checkpoint.display());
         return Err(ConfigError(message).into());
     }
     layers.add(own)?;
@@ -151,7 +154,7 @@ fn weaker(matches: &ArgMatches, config: &Config) -> anyhow::Result<Option<GuideJ
     layers.add(own)?;
     let mut own = layers.resolve()?;
     if own.model.arch == Arch::Classifier {
-        let message = format!("--guide-with {} is a classifier: name it as --classifier-path", checkpoint.display());
+        let message = format!("--guide-with {} is a classifier: give it as --classifier-path", checkpoint.display());
         return Err(ConfigError(message).into());
     }
     own.model.precision = config.model.precision;
@@ -192,7 +195,7 @@ pub(super) fn job(
     let classes = classes.transpose()?;
     for (word, class) in matches.get_many::<String>("classes").into_iter().flatten().zip(classes.iter().flatten()) {
         if word.trim().parse().is_ok_and(|number: u32| number != *class) {
-            notices.push(format!("--classes {word} is the class of that name, number {class}"));
+            notices.push(format!("--classes {word} means the class with that name, which is number {class}"));
         }
     }
     let guide_with = weaker(matches, &config)?;
@@ -248,7 +251,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
             format!("wrote {images} images to {}{grid}", out.display())
         })?;
     } else {
-        print("stopped; what is finished is kept, and the same command goes on from there")?;
+        print("stopped; what is finished is kept: repeat the command to resume")?;
     }
     Ok(outcome)
 }

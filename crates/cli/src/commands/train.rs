@@ -44,7 +44,7 @@ pub(super) const KINDS: [Kind; 3] = [
     Kind {
         name: "classifier-train",
         alias: "classifier_train",
-        about: "Train a classifier of noised images, for guidance",
+        about: "Train a classifier on noised images, for classifier guidance",
         settings: Settings(&[
             "model.image_size",
             "model.in_channels",
@@ -71,29 +71,38 @@ pub(super) const KINDS: [Kind; 3] = [
 pub(super) fn command(kind: &Kind) -> Command {
     let presets: Vec<String> = PRESETS.iter().map(|p| format!("  {:14} {}", p.name, p.about)).collect();
     let (default, presets) = match kind.defaults {
-        "" => ("Without --data-dir and --config the preset is digits; with them settings begin", presets.join("\n")),
-        _ => ("Without --preset settings begin", presets.join("\n")),
+        "" => (
+            "Without --preset, --data-dir and --config, the preset is digits. With --data-dir or --config alone, \
+             settings start",
+            presets.join("\n"),
+        ),
+        _ => ("Without --preset, settings start", presets.join("\n")),
     };
     let command = Command::new(kind.name)
         .alias(kind.alias)
         .about(kind.about)
         .long_about(format!(
-            "{}. The same command again resumes a run that was stopped.\n\n\
-             Settings: preset < --config < --set < flag. {default} at the reference's defaults. Sampling settings of the \
-             grids: --set sample.KEY=VALUE.\n\nPresets:\n{presets}",
+            "{}. If a run was stopped, repeat its command to resume it.\n\n\
+             Later settings override earlier ones: preset < --config < --set < flag. {default} from the defaults of the \
+             reference, github.com/forever208/DDPM-IP. Use --set sample.KEY=VALUE for the sampling settings of the \
+             grids.\n\nPresets:\n{presets}",
             kind.about
         ));
     command
-        .arg(Arg::new("preset").long("preset").value_name("NAME").help("recipe to begin from (see --help)"))
+        .arg(Arg::new("preset").long("preset").value_name("NAME").help("preset to start from; `--help` lists them"))
         .arg(args::path(
             "out",
             "DIR",
-            "run directory [default: runs/ and the name of the preset, --config file or data]",
+            "run directory [default: in runs/, named after the preset, the --config file or the data]",
         ))
-        .arg(args::switch("dry-run", "check settings and data, show them and the memory they take, and stop; --device may be a kind of GPU that is not there (a100, h100, h200, b200, rtx3090, rtx4090, rtx5090): cuDNN plans for it"))
-        .arg(args::switch("ignore-memory-limit", "train although the machine seems to have too little memory"))
-        .arg(args::switch("quiet", "no progress"))
-        .arg(args::switch("json", "report as JSON"))
+        .arg(args::switch(
+            "dry-run",
+            "check settings and data, show them and the memory they need, and stop; --device may then name a GPU that this \
+             machine lacks (a100, h100, h200, b200, rtx3090, rtx4090, rtx5090), for which cuDNN plans",
+        ))
+        .arg(args::switch("ignore-memory-limit", "train even if the machine seems to have too little memory"))
+        .arg(args::switch("quiet", "show no progress"))
+        .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
         .args(kind.settings.args())
         .args_override_self(true)
@@ -186,7 +195,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         summary(outcome, &out, &seen, &config)?
     })?;
     if let (Outcome::Interrupted, false) = (outcome, quiet) {
-        complain("interrupted: the same command goes on from there");
+        complain("interrupted: repeat the command to resume");
     }
     Ok(outcome)
 }
@@ -248,7 +257,7 @@ fn dry_run(config: &Config, out: &Path, device: Device, json: bool) -> anyhow::R
             0 => String::new(),
             n => format!(", {n} times: {:.1} MiB on disk", mib(n * bytes)),
         };
-        let _ = writeln!(text, "#\n# averages of --posthoc-ema: {each:.1} MiB into ema/ every {interval} steps{all}");
+        let _ = writeln!(text, "#\n# EMAs of --posthoc-ema: {each:.1} MiB into ema/ every {interval} steps{all}");
     }
     print(&format!("{text}\n{}", config.to_toml().trim_end()))
 }
@@ -283,7 +292,7 @@ fn begins_anew(kind: &Kind, matches: &ArgMatches, out: &Path) -> Option<String> 
     let run = if run == Path::new("") { Path::new(".") } else { run };
     (!same && Store::new(out).newest().ok()?.is_none()).then(|| {
         format!(
-            "this begins anew, in {}; `ddpm-ip {} --config {} --out {}` goes on with the run that has these settings",
+            "this starts a new run in {}; to resume the run that has these settings, use `ddpm-ip {} --config {} --out {}`",
             out.display(),
             kind.name,
             quoted(&file.display().to_string()),

@@ -15,9 +15,9 @@ pub(super) fn command() -> Command {
         .about("Download the weights of a feature network")
         .long_about(format!(
             "Download the weights of a feature network into the folder where `evaluate` looks for them, and check them by the \
-             hash in their name. An interrupted call goes on when it is repeated.\n\n\
-             inception is {} ({} MB). On a machine without network, copy that file into the folder, or give its path with \
-             --features inception:PATH.",
+             hash in their name. If a download was interrupted, repeat the command to resume.\n\n\
+             inception is {} ({} MB). On a machine without internet access, copy that file into the folder, or give its path \
+             with `evaluate --features inception:PATH`.",
             INCEPTION.url,
             INCEPTION.bytes.div_ceil(1_000_000)
         ))
@@ -26,12 +26,16 @@ pub(super) fn command() -> Command {
                 .value_name("NETWORK")
                 .required(true)
                 .value_parser(PossibleValuesParser::new(["inception"]))
-                .help("whose weights"),
+                .help("network whose weights to download"),
         )
-        .arg(args::path("cache", "DIR", "folder for features and weights [default: DDPM_IP_CACHE, or ~/.cache/ddpm-ip]"))
-        .arg(args::switch("quiet", "no progress"));
+        .arg(args::path(
+            "cache",
+            "DIR",
+            "folder for cached features and downloaded weights [default: DDPM_IP_CACHE, or ~/.cache/ddpm-ip]",
+        ))
+        .arg(args::switch("quiet", "show no progress"));
     Command::new("weights")
-        .about("Weights of the networks that `evaluate` uses")
+        .about("Download the weights of the feature network that `evaluate` uses")
         .subcommand_required(true)
         .subcommand(fetch)
 }
@@ -39,7 +43,8 @@ pub(super) fn command() -> Command {
 pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let (_, matches) = matches.subcommand().context("clap asks for a command")?;
     let folder = matches.get_one::<PathBuf>("cache").cloned().or_else(args::cache_dir);
-    let folder = folder.ok_or_else(|| ConfigError("there is no home folder: say where to with --cache DIR".into()))?;
+    let folder = folder
+        .ok_or_else(|| ConfigError("there is no home folder to download to: name a folder with --cache DIR".into()))?;
     let to = folder.join("weights").join(INCEPTION.name);
     let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
     let mut progress = |done, total| sinks.receive(&Event::Fetching { done, total });
@@ -49,7 +54,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     print(&match fetched {
         Fetched::Finished => format!("the weights of inception are in {}", to.display()),
         Fetched::AlreadyThere => format!("the weights of inception are already in {}", to.display()),
-        Fetched::Interrupted => "stopped; what has arrived is kept, and the same command goes on from there".into(),
+        Fetched::Interrupted => "stopped; what was downloaded is kept: repeat the command to resume".into(),
     })?;
     Ok(if fetched == Fetched::Interrupted { Outcome::Interrupted } else { Outcome::Finished })
 }

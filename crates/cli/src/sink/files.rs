@@ -54,7 +54,7 @@ impl LogFormats {
                 "tensorboard" => LogFile::TensorBoard,
                 _ => {
                     return Err(ConfigError(format!(
-                        "OPENAI_LOG_FORMAT has {name:?}: name some of stdout, log, csv, json, tensorboard"
+                        "OPENAI_LOG_FORMAT has {name:?}: use some of stdout, log, csv, json, tensorboard"
                     )));
                 }
             };

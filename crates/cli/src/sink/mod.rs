@@ -25,7 +25,7 @@ pub(crate) struct Seen {
 
 /// What is said of the best checkpoint so far.
 fn best(step: u64, fid: f64) -> String {
-    format!("step {step}: the best so far, at a distance of {fid:.4}; it is checkpoints/best now")
+    format!("step {step}: the best Fréchet distance so far, {fid:.4}; this checkpoint is now checkpoints/best")
 }
 
 /// Everything that listens.

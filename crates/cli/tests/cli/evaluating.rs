@@ -99,7 +99,7 @@ fn training_tells_its_distance() {
     let best = serde_json::from_str::<Value>(&json).unwrap()["best"].clone();
     assert!(best["fid"].as_f64().unwrap() > 0.0, "{json}");
     assert!(place.read("run/progress.csv").lines().next().unwrap().contains("frechet_distance"));
-    assert!(place.read("run/log.txt").contains("the best so far"));
+    assert!(place.read("run/log.txt").contains("the best Fréchet distance so far"));
     assert_eq!(place.read("run/evaluations.jsonl").lines().count(), 2);
     let sample = ["sample", "--checkpoint", "run/checkpoints/best", "--num-samples", "2", "--quiet"];
     place.run(&sample).exits(0);

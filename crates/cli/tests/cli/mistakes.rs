@@ -52,7 +52,7 @@ fn what_would_be_lost_or_ignored_is_refused() {
     place.run(&[&sample[..6], &["b.npz"]].concat()).complains(2, &["--out b.npz is a folder"]);
     let guided = ["classifier-sample", "--checkpoint", "run", "--num-samples", "1"];
     place.run(&guided).complains(2, &["--classifier-path"]);
-    place.run(&[&guided[..], &["--classifier-path", "run"]].concat()).complains(2, &["run is no classifier", "adm"]);
+    place.run(&[&guided[..], &["--classifier-path", "run"]].concat()).complains(2, &["run is not a classifier", "adm"]);
     let ran = place.run(&[&sample[..], &["--classifier-scale", "3"]].concat()).exits(0);
     assert!(ran.err().contains("does nothing without --classifier-path"), "{}", ran.err());
     let predict = ["predict", "--checkpoint", "run", "--input", "a.npz", "--output", "a.npz"];
@@ -61,7 +61,7 @@ fn what_would_be_lost_or_ignored_is_refused() {
     place.run(&["convert", "run", "trio"]).complains(2, &["model000001.pt exists"]);
     place
         .run(&["convert", "run/checkpoints/step_000001/model.safetensors", "other"])
-        .complains(2, &["parameters alone"]);
+        .complains(2, &["holds only parameters"]);
     let on = ["--steps", "1", "--resume_checkpoint", "trio/model000001.pt", "--out", "on"];
     place.train(&on).complains(2, &["at step 1 already", "--steps"]);
     assert!(!place.path("on/checkpoints").exists());
@@ -139,8 +139,8 @@ fn a_damaged_checkpoint_is_named() {
     let path = place.path("run/checkpoints/step_000001/model.safetensors");
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    place.train(&["--steps", "2"]).complains(1, &["model.safetensors", "not a whole safetensors file"]);
-    place.run(&["info", "run/checkpoints/step_000001/model.safetensors"]).complains(1, &["not a whole"]);
+    place.train(&["--steps", "2"]).complains(1, &["model.safetensors", "not a complete safetensors file"]);
+    place.run(&["info", "run/checkpoints/step_000001/model.safetensors"]).complains(1, &["not a complete"]);
     place.run(&["sample", "--checkpoint", "nowhere"]).complains(1, &["nowhere", "no such file"]);
 }
 

@@ -265,7 +265,7 @@ fn the_first_signal_saves_and_the_run_goes_on_from_there() {
         signal(&child, signals);
         let rest: Vec<String> = lines.collect();
         assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
-        assert!(rest.iter().any(|l| l.contains("the same command goes on")), "{rest:?}");
+        assert!(rest.iter().any(|l| l.contains("repeat the command to resume")), "{rest:?}");
         let saved = names(&place.path("run/checkpoints"));
         let step: u64 = saved[0].strip_prefix("step_").unwrap().parse().unwrap();
         let ran = place.train(&["--steps", &(step + 1).to_string()]).exits(0);

@@ -82,7 +82,7 @@ fn a_driver_that_is_too_old_and_an_index_that_is_too_high_are_refused() {
     let place = Place::new();
     let train = [&["train"], TINY, &["--steps", "1"]].concat();
     on_gpu_with(&place, &[("CUDA_ON_CPU_DRIVER", "11080")], &train)
-        .complains(2, &["the NVIDIA driver serves CUDA 11 only", "525.60 or newer"]);
+        .complains(2, &["the NVIDIA driver supports only CUDA 11", "525.60 or newer"]);
     let second = [&train[..], &["--device", "cuda:1"]].concat();
     let machine = |devices| [("LD_LIBRARY_PATH", libraries()), ("CUDA_ON_CPU_DEVICES", devices)];
     place.run_with(&machine("1"), &second).complains(2, &["no GPU cuda:1", "has one, cuda:0"]);
@@ -121,7 +121,7 @@ fn too_little_memory_is_said_before_the_first_step_with_the_microbatch_that_fits
 fn the_machine_is_described() {
     let place = Place::new();
     let ran = place.run_with(&[("LD_LIBRARY_PATH", libraries())], &["info", "--devices"]).exits(0);
-    let driver = "driver: serves CUDA up to 13.0";
+    let driver = "driver: supports CUDA up to 13.0";
     for part in ["cpu: ", "cuda:0: ", driver, "cuDNN 9.", "cuBLASLt 13.", "NVRTC 13.", libraries()] {
         assert!(ran.out().contains(part), "{part}: {}", ran.out());
     }

@@ -103,7 +103,7 @@ fn a_run_goes_from_one_device_to_another_and_back() {
         let log = place.read(&format!("{moved}/log.txt"));
         assert!(
             log.contains("this run was on a processor in place of a GPU (cuDNN ")
-                && log.contains(") and goes on on the processor, at about "),
+                && log.contains(") and resumes on the CPU, at about "),
             "{log}"
         );
         assert!(log.contains("resuming at step 4") && !log.contains("the checkpoint was made with"), "{log}");
@@ -185,9 +185,9 @@ fn a_run_keeps_the_engines_that_were_timed_and_says_when_others_take_their_place
     std::fs::write(place.path("run/engines.tsv"), &chosen).unwrap();
     on_gpu(&place, &train("2", &[])).exits(0);
     assert_eq!(place.read("run/engines.tsv"), chosen);
-    assert!(!place.read("run/log.txt").contains("chosen anew"));
+    assert!(!place.read("run/log.txt").contains("chosen again"));
     std::fs::remove_file(place.path("run/engines.tsv")).unwrap();
     on_gpu(&place, &train("3", &[])).exits(0);
     let log = place.read("run/log.txt");
-    assert!(log.contains("engines timed): engines are chosen anew"), "{log}");
+    assert!(log.contains("engines timed): cuDNN engines are chosen again"), "{log}");
 }

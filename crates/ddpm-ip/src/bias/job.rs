@@ -154,22 +154,22 @@ pub(crate) fn resolve_auto(
 ) -> Result<Option<f64>, Error> {
     let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
     let saved: Saved = serde_json::from_str(&text)
-        .map_err(|e| Error::file(file, format!("is no bias.json as `ddpm-ip bias` writes it: {e}")))?;
+        .map_err(|e| Error::file(file, format!("is not a bias.json that `ddpm-ip bias` wrote: {e}")))?;
     let own = hash(parameters);
     let of_network: Vec<&SavedEntry> = saved.checkpoints.iter().filter(|entry| entry.parameters == own).collect();
     if of_network.is_empty() {
-        let message = "measured other parameters than this checkpoint's: run `ddpm-ip bias` on it";
+        let message = "was measured on other parameters than this checkpoint's: run `ddpm-ip bias` on it";
         return Err(Error::file(file, message));
     }
     let wanted = process(config);
     let Some(entry) = of_network.iter().find(|entry| entry.process == wanted) else {
-        let message = "measured this checkpoint with another schedule, number of steps or sampler: run `ddpm-ip bias` with \
-                       the settings that you sample with";
+        let message = "was measured with another schedule, number of steps or sampler: run `ddpm-ip bias` with the \
+                       settings that you sample with";
         return Err(Error::file(file, message));
     };
     let training = &entry.readings.norm_training.value;
     if training.len() != chain.diffusion.schedule.len() {
-        return Err(Error::file(file, "is damaged: it has not one norm for every step"));
+        return Err(Error::file(file, "is damaged: it does not have one norm for each step"));
     }
     let images: Vec<u64> = (0..SCALE_IMAGES.min(config.sample.num_samples) as u64).collect();
     let draws = Seeded(config.sample.seed);
@@ -204,12 +204,15 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             return Err(ConfigError(format!("{}: bias is for networks that draw whole images", path.display())).into());
         }
         if sizes(config) != sizes(first) {
-            let message = format!("{}: draws images of another size or colour than the first", path.display());
+            let message = format!(
+                "{}: draws images of another size or number of channels than the first checkpoint",
+                path.display()
+            );
             return Err(ConfigError(message).into());
         }
         if config.sample.correct.auto().is_some() {
             let message =
-                "es-auto takes what bias measures: give it to `sample`, or measure with the es:λ that it found";
+                "es-auto needs the results of `bias`: use it with `sample`, or measure with the es:λ that it found";
             return Err(ConfigError(message.into()).into());
         }
         let steps = Diffusion::for_sampling(&config.diffusion, &config.sample)?.schedule.len();
@@ -222,20 +225,21 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let wanted = first.sample.num_samples;
     if wanted.min(dataset.len()) < LEAST_IMAGES {
         let message = format!(
-            "{} image(s): the test of normality says nothing with fewer than {LEAST_IMAGES} (--num-samples, --data-dir)",
+            "{} image(s) are too few: the test of normality needs at least {LEAST_IMAGES} (--num-samples, \
+             --data-dir)",
             wanted.min(dataset.len())
         );
         return Err(ConfigError(message).into());
     }
     if wanted > dataset.len() {
         let (name, there) = (&first.data.data_dir, dataset.len());
-        let message = format!("--num-samples is {wanted}, and {name} has {there} images: use at most {there}");
+        let message = format!("--num-samples is {wanted}, but {name} has {there} images: use at most {there}");
         return Err(ConfigError(message).into());
     }
     check_folder("--out", &job.out, "name a folder")?;
     let report = job.out.join("bias.json");
     if report.exists() {
-        let message = format!("{} is there already: choose another --out, or remove it", report.display());
+        let message = format!("{} exists already: choose another --out, or remove it", report.display());
         return Err(ConfigError(message).into());
     }
     emit(Event::Begins(format!("measuring {} checkpoint(s) on {wanted} images", job.checkpoints.len())));
@@ -387,8 +391,8 @@ fn entry(
     }
     let Some(readings) = readings else { return Ok(None) };
     if readings.norm_training.value.iter().chain(&readings.norm_sampling.value).any(|v| !v.is_finite()) {
-        let message =
-            "its network gives answers that are not finite: check it, and the settings that differ from its own";
+        let message = "its network gives outputs that are not finite: check the file, and the settings that differ \
+                       from the checkpoint's";
         return Err(Error::file(&loaded.file, message));
     }
     let chain = Chain { diffusion: &diffusion, network: &model, reverse: &reverse, guide: None, guidance: None, shape };

@@ -25,8 +25,8 @@ impl std::fmt::Display for ScaleError {
         match self {
             Self::Stopped => f.write_str("stopped"),
             Self::Moved => f.write_str(
-                "shift, time-shift and ideal-ip call the network elsewhere than training does, where norms of epsilon do not \
-                 compare: leave one of them out",
+                "shift, time-shift and ideal-ip call the network at other inputs than training, where the norms of \
+                 epsilon cannot be compared: leave one of them out",
             ),
             Self::NoRoot([low, high]) => write!(
                 f,

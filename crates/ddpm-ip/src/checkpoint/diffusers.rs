@@ -125,7 +125,7 @@ pub(crate) fn config_with(file: &Path, config: &Config) -> Result<Option<Config>
 pub(crate) fn check(file: &Path, config: &Config) -> Result<(), Error> {
     let Some(own) = config_with(file, config)? else { return Ok(()) };
     if !matches!(config.model.arch, Arch::Adm | Arch::Ddim) {
-        let message = "is a network that draws whole images: it is no classifier and enlarges none";
+        let message = "is a network that draws whole images, not a classifier or a super-resolution network";
         return Err(Error::file(file, message));
     }
     let [ours, theirs] = [config, &own].map(|config| config.model.network(config.diffusion.variance));
@@ -144,7 +144,7 @@ pub(crate) fn check(file: &Path, config: &Config) -> Result<(), Error> {
     let changes: Vec<String> = changes
         .map(|(key, now, before)| format!("{} {} (not {})", flag(key), before.trim_matches('"'), now.trim_matches('"')))
         .collect();
-    Err(Error::file(file, format!("is by its {} a network of {}", diffusers::CONFIG, changes.join(", "))))
+    Err(Error::file(file, format!("is, by its {}, a network with {}", diffusers::CONFIG, changes.join(", "))))
 }
 
 /// Channels of each layer with attention.
@@ -219,7 +219,7 @@ fn process(config: &Config) -> Result<Process, ConfigError> {
         return refuse("times scaled to 0 … 1000 (--rescale-timesteps) of another number of steps");
     }
     if diffusion.timestep_respacing != Respacing::Full {
-        return refuse("a network that was trained at some timesteps alone (diffusion.timestep_respacing)");
+        return refuse("a network that was trained only at some timesteps (diffusion.timestep_respacing)");
     }
     Ok(Process {
         class: "DDPMScheduler".into(),

@@ -19,7 +19,7 @@ pub fn settings_of(path: &Path, network: &str, image_size: usize) -> Result<(tom
     let file = resolve(path)?;
     if let Some(config) = config_of(&file)? {
         if !network.is_empty() {
-            let message = format!("{} holds one network alone: leave --network out", file.display());
+            let message = format!("{} holds only one network: leave --network out", file.display());
             return Err(ConfigError(message).into());
         }
         let own = config.to_toml().parse().map_err(|_| Error::file(&file, "carries a damaged configuration"))?;
@@ -31,8 +31,7 @@ pub fn settings_of(path: &Path, network: &str, image_size: usize) -> Result<(tom
     let (tensors, remark) = list(&file, network)?;
     let Some(architecture) = crate::info::infer(&tensors) else {
         let first = tensors.first().map_or_else(String::new, |tensor| format!(", such as `{}`,", tensor.name));
-        let message =
-            format!("its {} tensors{first} are those of no network that is known: see `ddpm-ip info`", tensors.len());
+        let message = format!("its {} tensors{first} match no known network: see `ddpm-ip info`", tensors.len());
         return Err(Error::file(&file, message));
     };
     Ok((architecture.settings(Some(image_size)), remark))
@@ -79,8 +78,8 @@ impl Loaded {
     /// The network that predicts noise.
     pub(crate) fn unet(&self) -> Result<&Engine<Unet>, ConfigError> {
         self.task.unet().ok_or_else(|| {
-            let message =
-                "a classifier draws no images: name the network as --checkpoint and this as --classifier-path";
+            let message = "a classifier draws no images: give the diffusion model as --checkpoint and this file as \
+                           --classifier-path";
             ConfigError(message.into())
         })
     }

@@ -184,8 +184,9 @@ impl Store {
         }
         match damaged.into_iter().next() {
             Some((folder, problem)) => {
-                let message =
-                    format!("{problem}. No older checkpoint is whole: copy one back, or begin anew with another --out");
+                let message = format!(
+                    "{problem}. No older checkpoint is intact: copy one back, or start a new run with another --out"
+                );
                 Err(Error::file(&folder, message))
             }
             None => Ok(None),
@@ -336,8 +337,8 @@ impl Store {
             let path = folder.join(posthoc_name(length));
             if !path.exists() {
                 let message = format!(
-                    "has no average of --posthoc-ema {length}: these averages are kept from a run's beginning or not at all. \
-                     Leave it out to go on, or begin anew with another --out"
+                    "has no EMA of --posthoc-ema {length}: such EMAs must be kept from the start of a run. Leave the \
+                     flag out to resume, or start a new run with another --out"
                 );
                 return Err(Error::file(folder, message));
             }
@@ -431,7 +432,11 @@ impl std::fmt::Display for Verified {
             (Some(problem), ..) => write!(f, "DAMAGED  {problem}"),
             (None, tensors, true) => write!(f, "ok       {} ({} tensors)", self.file, tensors.unwrap_or(0)),
             (None, ..) => {
-                write!(f, "unknown  {}: it carries no checksums, as before them or of another program", self.file)
+                write!(
+                    f,
+                    "unknown  {}: it carries no checksums (an older version or another program wrote it)",
+                    self.file
+                )
             }
         }
     }

@@ -31,9 +31,10 @@ impl Trio {
         let digits = name.strip_prefix("model").and_then(|name| name.strip_suffix(".pt"));
         let step = digits.filter(|d| d.bytes().all(|b| b.is_ascii_digit())).and_then(|digits| digits.parse().ok());
         let other = || {
-            let message = "is not named like model000100.pt, where the step stands: name that file, beside which ema_*.pt \
-                           and opt*.pt are looked for. A checkpoint of a run is gone on from with --resume-checkpoint \
-                           RUN/checkpoints/step_N --out NEW. To begin anew from any parameters use --init-from";
+            let message = "is not named like model000100.pt, which says the step: name that file; ema_*.pt and \
+                           opt*.pt are looked for beside it. To resume from a checkpoint of a run, use \
+                           --resume-checkpoint RUN/checkpoints/step_N --out NEW. To start a new run from any \
+                           parameters, use --init-from";
             Error::file(model, message)
         };
         Ok(Self { model: model.to_path_buf(), step: step.ok_or_else(other)? })
@@ -57,15 +58,15 @@ impl Trio {
             let average = if path.exists() {
                 load(&path, layout)?
             } else {
-                remarks.push(format!("{} is not there: this average begins at the parameters", path.display()));
+                remarks.push(format!("{} is not there: this EMA starts at the parameters", path.display()));
                 parameters.clone()
             };
             ema.push((rate, average));
         }
         let path = self.beside(&format!("opt{:06}.pt", self.step));
         if !path.exists() {
-            let message =
-                "is not there, without which the run cannot go on. To begin anew from the parameters use --init-from";
+            let message = "is not there, and the run cannot resume without it. To start a new run from the \
+                           parameters, use --init-from";
             return Err(Error::file(&path, message));
         }
         let mut file = TorchFile::open(&path)?;
@@ -73,7 +74,7 @@ impl Trio {
         let moments = moments(&path, &mut file, &optimizer, layout)?;
         let updates = optimizer.steps.first().copied().unwrap_or(0);
         if optimizer.steps.iter().any(|&steps| steps != updates) {
-            return Err(Error::file(&path, "has made different numbers of steps with different parameters"));
+            return Err(Error::file(&path, "has made different numbers of steps for different parameters"));
         }
         // model000100.pt is written after update 101, or at a run's end after update 100. A resumed run repeats a step, and
         // one in half precision leaves some out.
@@ -109,7 +110,8 @@ fn moments(
     let counts: Vec<usize> = optimizer.exp_avg.iter().map(Tensor::count).collect();
     if !each && counts != flat {
         let message = format!(
-            "is the optimizer of another network: it has moments of {} tensors with {} values, the network has {} with {}",
+            "is the optimizer of another network: it has moments of {} tensors with {} values, but the network has \
+             {} with {}",
             counts.len(),
             counts.iter().sum::<usize>(),
             specs.len(),

@@ -54,9 +54,10 @@ pub(super) fn save_as(
 fn open(path: &Path) -> Result<Safetensors, Error> {
     let in_run = path.parent().and_then(Path::file_name).is_some_and(|f| f.to_string_lossy().starts_with("step_"));
     Safetensors::open(path).map_err(|error| match error.into() {
-        Error::File { path, message } if in_run => {
-            Error::File { path, message: format!("{message}; to go on from an older one, remove its step_ folder") }
-        }
+        Error::File { path, message } if in_run => Error::File {
+            path,
+            message: format!("{message}; to resume from an older checkpoint, remove its step_ folder"),
+        },
         other => other,
     })
 }
@@ -129,7 +130,7 @@ pub(super) fn check(path: &Path, specs: &[Spec], prefix: &str, held: &[(&str, &[
                 return Err(other(format!("it has no tensor `{name}` (shape {:?}){nearest}", spec.shape)));
             }
             Some(shape) if *shape != spec.shape => {
-                return Err(other(format!("`{name}` has shape {shape:?}, the network needs {:?}", spec.shape)));
+                return Err(other(format!("`{name}` has shape {shape:?}, but the network needs {:?}", spec.shape)));
             }
             Some(_) => {}
         }
@@ -154,7 +155,7 @@ pub(super) fn finite(path: &Path, name: &str, values: Vec<f32>) -> Result<Vec<f3
     if values.iter().all(|v| v.is_finite()) {
         return Ok(values);
     }
-    Err(Error::file(path, format!("`{name}` holds values that are not finite: take another checkpoint")))
+    Err(Error::file(path, format!("`{name}` holds values that are not finite: use another checkpoint")))
 }
 
 /// The tensors of a network in a file of any program.
@@ -224,7 +225,8 @@ impl Tensors {
         };
         if found.iter().flat_map(|(_, tensors)| tensors).any(|(info, _)| info.name == diffusers::MARK) {
             let config = path.with_file_name(diffusers::CONFIG);
-            let message = format!("has the names of diffusers, whose {} is needed beside it", config.display());
+            let message =
+                format!("has the tensor names of diffusers, and diffusers' {} is needed beside it", config.display());
             return Err(Error::file(path, message));
         }
         let names: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
@@ -238,7 +240,7 @@ impl Tensors {
             (wanted, _) => names.iter().position(|name| name == wanted).ok_or_else(|| {
                 let held: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
                 let message = if held.is_empty() {
-                    "holds one network alone: leave --network out".into()
+                    "holds only one network: leave --network out".into()
                 } else {
                     format!("has no network `{wanted}`: it holds {}", held.join(", "))
                 };
@@ -261,7 +263,7 @@ impl Tensors {
         let others: Vec<String> = others.map(|(_, name)| format!("`{name}`")).collect();
         (!others.is_empty()).then(|| {
             format!(
-                "{} holds several networks: {} is taken; --network takes another ({})",
+                "{} holds several networks: {} is used; --network chooses another ({})",
                 self.path.display(),
                 called(&self.networks[self.taken]),
                 others.join(", ")

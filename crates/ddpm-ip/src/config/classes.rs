@@ -29,7 +29,7 @@ impl ClassesConfig {
         let by_name = self.names.iter().position(|name| name == word).map(|place| place as u32);
         by_name.or_else(|| word.parse().ok()).ok_or_else(|| {
             let known = if self.names.is_empty() {
-                "the network's classes have no names, use their numbers, as in 0,1,2".to_string()
+                "the network's classes have no names: use their numbers, as in 0,1,2".to_string()
             } else {
                 format!("there are {}", listed(&self.names))
             };

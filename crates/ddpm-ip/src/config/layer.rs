@@ -80,7 +80,7 @@ impl Layers {
             .and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text))
             .map_err(|e| named(format!("cannot read this configuration: {e}")))?;
         if text.len() as u64 > MOST_BYTES {
-            return Err(named(format!("is larger than {MOST_BYTES} bytes: name a configuration")));
+            return Err(named(format!("is larger than {MOST_BYTES} bytes: name a configuration file")));
         }
         let layer: Table = text.parse().map_err(|e: toml::de::Error| named(e.to_string()))?;
         self.add(layer).map_err(|e| named(e.0))

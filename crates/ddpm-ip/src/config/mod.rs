@@ -600,8 +600,8 @@ impl Config {
             return Ok(());
         }
         Err(ConfigError(format!(
-            "the network was trained at {} of {} timesteps (--timestep-respacing {kept}), and would be used at others: use \
-             --timestep-respacing {kept} here, too, or --untrained-timesteps to go on all the same",
+            "the network was trained at only {} of {} timesteps (--timestep-respacing {kept}), but this would use it \
+             at others: use --timestep-respacing {kept} here, too, or --untrained-timesteps to use them anyway",
             trained.len(),
             self.diffusion.diffusion_steps
         )))
@@ -615,15 +615,15 @@ impl Config {
         let scale = settings.guidance_scale;
         require(self.model.class_cond, || {
             format!(
-                "--guidance-scale {scale} leads to classes, and the network has none: use --guide-with CHECKPOINT, a weaker \
-                 network that it leads away from"
+                "--guidance-scale {scale} guides towards classes, but the network has none: for autoguidance, name a \
+                 weaker network with --guide-with CHECKPOINT"
             )
         })?;
         require(self.train.label_dropout > 0.0, || {
             format!(
-                "--guidance-scale {scale} leads away from images without class, and by its settings the network has met none: \
-                 train it with --label-dropout 0.1, or use --guide-with CHECKPOINT, a weaker network. If it was trained so by \
-                 another program, say --set train.label_dropout=0.1"
+                "--guidance-scale {scale} needs a network that was also trained without labels, but by its settings \
+                 this one was not: train it with --label-dropout 0.1, or name a weaker network with --guide-with \
+                 CHECKPOINT. If another program trained it with label dropout, add --set train.label_dropout=0.1"
             )
         })
     }
@@ -641,9 +641,9 @@ impl Config {
         require(
             prediction != Prediction::PreviousX || !(sample.sampler == SamplerKind::Heun && sample.churn > 0.0),
             || {
-                "--churn calls the network between timesteps, where one that predicts the mean of the step before has none: \
-             use --churn 0"
-                .into()
+                "--churn calls the network between timesteps, which is not possible with --prediction previous-x: \
+                 use --churn 0"
+                    .into()
             },
         )?;
         let checked = reverse.corrections.check(reverse.rule, prediction, &schedule, self.model.image_size);
@@ -662,7 +662,7 @@ impl TrainConfig {
         }
         humantime::parse_duration(&self.duration).map(Some).map_err(|e| {
             ConfigError(format!(
-                "train.duration = {:?} is no duration ({e}): write it like 90s, 20m or 2h",
+                "train.duration = {:?} is not a duration ({e}): write it like 90s, 20m or 2h",
                 self.duration
             ))
         })
@@ -683,11 +683,11 @@ impl TrainConfig {
             format!("train.duration = {:?} leaves no time to train", self.duration)
         })?;
         require(self.init_from.is_empty() || self.resume_checkpoint.is_empty(), || {
-            "--init-from begins anew and --resume-checkpoint goes on: use one of them".into()
+            "--init-from starts a new run and --resume-checkpoint resumes one: use only one of them".into()
         })?;
         require(self.microbatch == -1 || self.microbatch > 0, || {
             format!(
-                "train.microbatch = {} is no number of images: give 1 or more, or -1 for the whole batch",
+                "train.microbatch = {} is not a number of images: give 1 or more, or -1 for the whole batch",
                 self.microbatch
             )
         })?;
@@ -696,7 +696,7 @@ impl TrainConfig {
             require(v.is_finite() && v > 0.0, || format!("train.{key} = {v} is not a positive number"))
         };
         let not_negative = |key: &str, v: f64| {
-            require(v.is_finite() && v >= 0.0, || format!("train.{key} = {v} is negative or no number"))
+            require(v.is_finite() && v >= 0.0, || format!("train.{key} = {v} is negative or not a number"))
         };
         positive("lr", self.lr)?;
         positive("adam_eps", self.adam_eps)?;
@@ -705,11 +705,11 @@ impl TrainConfig {
         not_negative("gradient_penalty", self.gradient_penalty)?;
         not_negative("fp16_scale_growth", self.fp16_scale_growth)?;
         require((0.0..1.0).contains(&self.label_dropout), || {
-            format!("train.label_dropout = {} is no probability below 1: use one such as 0.1", self.label_dropout)
+            format!("train.label_dropout = {} is not a probability below 1: use one such as 0.1", self.label_dropout)
         })?;
         for rate in self.ema_rate.iter().chain(&self.adam_betas) {
             require((0.0..1.0).contains(rate), || {
-                format!("an averaging rate of {rate} (train.ema_rate or train.adam_betas) is outside [0, 1)")
+                format!("a decay rate of {rate} (train.ema_rate or train.adam_betas) is outside [0, 1)")
             })?;
         }
         let mut rates = self.ema_rate.clone();
@@ -728,11 +728,11 @@ impl TrainConfig {
             format!("train.posthoc_ema = {lengths:?}: give two lengths or more that differ, such as 0.05,0.1")
         })?;
         require(lengths.is_empty() || self.posthoc_ema_interval > 0 || self.last_step().is_some(), || {
-            "--posthoc-ema saves its averages every 64th of the steps, and only a duration is given: say \
+            "--posthoc-ema saves its EMAs every 64th of the steps, but only a duration is given: add \
              --posthoc-ema-interval STEPS"
                 .into()
         })?;
-        require(self.eval_interval > 0, || "train.eval_interval is 0: give the steps between trials".into())?;
+        require(self.eval_interval > 0, || "train.eval_interval is 0: give the steps between evaluations".into())?;
         require(self.log_interval > 0, || "train.log_interval is 0: give the steps between log lines".into())
     }
 }
@@ -752,19 +752,19 @@ impl SampleConfig {
         })?;
         require((0.0..=1.0).contains(&self.dynamic_threshold), || {
             format!(
-                "sample.dynamic_threshold = {} is no share of an image's values: use one such as 0.995, or 0 for plain \
-                 clipping",
+                "sample.dynamic_threshold = {} is not a share of an image's values: use one such as 0.995, or 0 for \
+                 plain clipping",
                 self.dynamic_threshold
             )
         })?;
         for (key, value) in [("classifier_scale", self.classifier_scale), ("guidance_scale", self.guidance_scale)] {
-            require(value.is_finite(), || format!("sample.{key} = {value} is no number"))?;
+            require(value.is_finite(), || format!("sample.{key} = {value} is not a finite number"))?;
         }
         let interval = &self.guidance_interval;
         require(interval.is_empty() || matches!(interval[..], [low, high] if low >= 0.0 && low < high), || {
             format!(
-                "sample.guidance_interval = {interval:?} is no interval of noise levels sigma/alpha: give the lower and the \
-                 higher end, as in 0.2,5 or 0.2,inf"
+                "sample.guidance_interval = {interval:?} is not an interval of noise levels sigma/alpha: give the \
+                 lower and the higher end, as in 0.2,5 or 0.2,inf"
             )
         })
     }

@@ -48,14 +48,15 @@ impl ModelConfig {
             None => format!("model.channel_mult has {levels} levels: use at most 12"),
         })?;
         require(m.num_head_channels == -1 || m.num_head_channels > 0, || {
-            format!("model.num_head_channels = {}: give 1 or more, or -1 to count heads", m.num_head_channels)
+            format!("model.num_head_channels = {}: give 1 or more, or -1 to use model.num_heads", m.num_head_channels)
         })?;
         let halvings = u32::try_from(levels - 1).unwrap_or(u32::MAX);
         let factor = 1usize.checked_shl(halvings).unwrap_or(0);
         require(factor > 0 && size.is_multiple_of(factor), || {
             format!(
-                "images of size {size} cannot be halved {halvings} times, as {levels} entries of model.channel_mult ask: \
-                 use a multiple of {factor} for --image-size or fewer entries for --channel-mult"
+                "images of size {size} cannot be halved {halvings} times, as the {levels} entries of \
+                 model.channel_mult need: use a multiple of {factor} for --image-size or fewer entries for \
+                 --channel-mult"
             )
         })?;
         let level_channels: Vec<usize> = mult.iter().map(|f| (f * m.num_channels as f64) as usize).collect();
@@ -78,7 +79,9 @@ impl ModelConfig {
             Ok(match (by_channels, usize::try_from(count)) {
                 (Some(per_head), _) => Heads::Channels(per_head),
                 (None, Ok(n)) => Heads::Count(n),
-                (None, Err(_)) => return Err(ConfigError(format!("{count} attention heads make no sense"))),
+                (None, Err(_)) => {
+                    return Err(ConfigError(format!("{count} attention heads are not possible: use at least 1")));
+                }
             })
         };
         let (down, up) = if is_ddim {
@@ -137,7 +140,8 @@ fn channel_mult(m: &ModelConfig) -> Result<Vec<f64>, ConfigError> {
         32 => vec![1.0, 2.0, 2.0, 2.0],
         size => {
             return Err(ConfigError(format!(
-                "no channel multipliers are known for images of size {size}: say them, as in --channel-mult 1,2,2"
+                "there are no default channel multipliers for images of size {size}: give them, as in --channel-mult \
+                 1,2,2"
             )));
         }
     })

@@ -74,7 +74,7 @@ impl Preset {
     pub fn find(name: &str) -> Result<&'static Self, ConfigError> {
         PRESETS.iter().find(|p| p.name == name).ok_or_else(|| {
             let names: Vec<_> = PRESETS.iter().map(|p| p.name).collect();
-            ConfigError(format!("there is no preset {name:?}: known are {}", names.join(", ")))
+            ConfigError(format!("there is no preset {name:?}: choose one of {}", names.join(", ")))
         })
     }
 

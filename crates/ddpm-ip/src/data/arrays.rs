@@ -77,7 +77,7 @@ impl Arrays {
                 };
                 return Err(convert(format!("holds floats ({})", head.dtype), expression));
             }
-            'b' => return Err(convert("holds truth values".into(), "x.astype(np.uint8) * 255")),
+            'b' => return Err(convert("holds booleans".into(), "x.astype(np.uint8) * 255")),
             _ => return Err(Error::file(path, format!("`{images}` has dtype {}, expected uint8", head.dtype))),
         }
         Ok(Self { path: path.into(), npz, images, labels, shape })

@@ -268,7 +268,7 @@ impl Dataset {
         }
         if looks.turned > 0 && !self.options.exif_rotate {
             remarks.push(format!(
-                "{of}{} carry an EXIF orientation, which is ignored, as by the reference: --exif-rotate turns them",
+                "{of}{} carry an EXIF orientation, which is ignored, as in the reference: --exif-rotate applies it",
                 looks.turned
             ));
         }
@@ -286,7 +286,7 @@ impl Dataset {
         let unread = folder::unread(root)?;
         if let Some(first) = unread.first() {
             let name = first.strip_prefix(root).unwrap_or(first).display();
-            remarks.push(format!("{} more of kinds that are not read are passed over, such as {name}", unread.len()));
+            remarks.push(format!("{} more files of unsupported kinds are skipped, such as {name}", unread.len()));
         }
         Ok(remarks)
     }

@@ -260,11 +260,11 @@ impl ImageSet {
         let [.., channels] = self.image_shape();
         let found = image.channels;
         let Some(image) = image.with_channels(channels) else {
-            return bad(format!("{found} channels, and {channels} are wanted"));
+            return bad(format!("{found} channels, but {channels} are wanted"));
         };
         if found > channels && self.channels.is_none() && self.shape.is_none_or(|shape| shape.channels.is_none()) {
             return bad(
-                "in colour, the first image of the folder is grey: make them alike with `ddpm-ip prepare images`"
+                "in colour, but the first image of the folder is grey: make them alike with `ddpm-ip prepare images`"
                     .into(),
             );
         }
@@ -273,7 +273,7 @@ impl ImageSet {
                 square(image, image_size, fit, allow_upscale, None).map(|image| image.data).or_else(bad)
             }
             None if [h, w] != [height, width] => bad(format!(
-                "{w}x{h} pixels, the first image of the folder has {width}x{height}: bring them to one size with \
+                "{w}x{h} pixels, but the first image of the folder has {width}x{height}: bring them to one size with \
                  --image-size"
             )),
             None => Ok(image.data),

@@ -38,7 +38,7 @@ impl ImageArray {
         }
         if bytes.is_empty() || n * h * w * c != bytes.len() {
             return wrong(format!(
-                "images of shape {shape:?} are {} bytes: there must be as many, and one image at least",
+                "images of shape {shape:?} have {} bytes: give as many as the shape says, and at least one image",
                 bytes.len()
             ));
         }

@@ -100,7 +100,7 @@ pub enum DataError {
         advice: String,
     },
     /// A class that the network has not.
-    #[error("{source_name} has a class {class:?}, which the network has not: its classes are {known}")]
+    #[error("{source_name} has a class {class:?}, which the network does not have: its classes are {known}")]
     UnknownClass {
         /// Where the images are.
         source_name: String,
@@ -110,7 +110,7 @@ pub enum DataError {
         known: String,
     },
     /// One image that is damaged, too small or too large.
-    #[error("{image}: {reason}. --on-bad-image skip goes on without such images")]
+    #[error("{image}: {reason}. --on-bad-image skip leaves such images out")]
     BadImage {
         /// File name, or number in its file.
         image: String,

@@ -82,14 +82,14 @@ fn instead_of_images(folder: &Path) -> Result<String, Error> {
     ];
     if let Some((_, kind)) = prepared.iter().find(|(name, _)| has(name)) {
         return Ok(format!(
-            ": it is made one with `ddpm-ip prepare {kind} {} --out {kind}.npz`",
+            ": convert it with `ddpm-ip prepare {kind} {} --out {kind}.npz`",
             quoted(&folder.to_string_lossy())
         ));
     }
     if let Some(file) = folder::unread(folder)?.first() {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let kind =
-            kind::of(file).map_or("is of a kind that is not read: make it a PNG first".into(), |kind| kind.to_string());
+        let kind = kind::of(file)
+            .map_or("is an unsupported kind of file: make it a PNG first".into(), |kind| kind.to_string());
         return Ok(format!(": {name} {kind}"));
     }
     let files = ddpm_formats::folder::list(folder, |_| true)?;
@@ -124,7 +124,7 @@ fn instead_of_data(path: &Path) -> String {
     if !path.is_file() {
         return "is not a regular file: use a folder of images, an .npz, .npy or IDX file".into();
     }
-    "is not a kind of data that is known: use a folder of images, an .npz, .npy or IDX file".into()
+    "is not a known kind of data: use a folder of images, an .npz, .npy or IDX file".into()
 }
 
 /// Whether a folder is a run directory.

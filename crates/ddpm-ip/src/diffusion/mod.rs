@@ -47,8 +47,8 @@ impl Diffusion {
             (Respacing::Sections(counts), _) if counts.len() == 1 => counts[0],
             (respacing, spacing) => {
                 return Err(ConfigError(format!(
-                    "sample.spacing = {spacing} spaces a number of steps, such as --timestep-respacing 20; it says nothing \
-                     about {:?}",
+                    "sample.spacing = {spacing} needs a plain number of steps, such as --timestep-respacing 20, not \
+                     {:?}",
                     respacing.to_string()
                 )));
             }

@@ -54,7 +54,7 @@ pub(super) fn compare(
     };
     if wants(Metric::InceptionScore) && inception_score.is_none() {
         emit(Event::Notice(format!(
-            "no Inception Score: it needs the samples' images and a network with classes, here {}",
+            "no Inception Score: it needs the samples' images and a feature network with classes, here {}",
             network.name()
         )));
     }
@@ -79,14 +79,17 @@ pub(super) fn compare(
     match of_reference.zip(of_samples) {
         Some(both) => by_images = compare_images([reference, samples], both, job, emit)?,
         None if needs_both => {
-            emit(Event::Notice("precision, recall and KID need images on both sides: one has statistics alone".into()));
+            emit(Event::Notice(
+                "precision, recall and KID need images on both sides: one side has only statistics".into(),
+            ));
         }
         None => {}
     }
     if [theirs, ours].iter().any(|side| side.images.is_some_and(|n| n < FEW_IMAGES)) {
         let offer = if settings.extrapolate { "" } else { "; --extrapolate estimates it for infinitely many samples" };
         emit(Event::Warning(format!(
-            "with fewer than {FEW_IMAGES} images a Fréchet distance is too large, the more so the fewer there are{offer}"
+            "with fewer than {FEW_IMAGES} images a Fréchet distance is too large, and the more so the fewer there \
+             are{offer}"
         )));
     }
     Ok(Report {

@@ -39,7 +39,8 @@ impl Foreign {
     /// Loads the network. Its name is that of the file with a hash of the file and of all that is done to images.
     pub(super) fn load(choice: &OnnxChoice) -> Result<Self, Error> {
         if choice.std.iter().chain(&choice.mean).any(|v| !v.is_finite()) || choice.std.contains(&0.0) {
-            let message = "--feature-mean and --feature-std are numbers, and no deviation is 0".into();
+            let message =
+                "--feature-mean and --feature-std must be finite numbers, and --feature-std must not be 0".into();
             return Err(crate::config::ConfigError(message).into());
         }
         let network =

@@ -257,7 +257,7 @@ pub fn evaluate(
         if let Some(set) = samples.images.as_ref().filter(|set| set.len() < most) {
             let (name, there) = (set.name(), set.len());
             return Err(
-                ConfigError(format!("--num-images is {most}, and {name} has {there}: use at most {there}")).into()
+                ConfigError(format!("--num-images is {most}, but {name} has {there}: use at most {there}")).into()
             );
         }
         samples.images = samples.images.map(|set| set.take(most));
@@ -413,34 +413,33 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
     let both_have_images = reference.images.is_some() && samples.images.is_some();
     let refuse = |message: &str| Err(ConfigError(message.into()));
     if samples.images.is_none() && (settings.extrapolate || settings.num_images.is_some()) {
-        return refuse("--extrapolate and --num-images need the samples' images: the samples are statistics alone");
+        return refuse("--extrapolate and --num-images need the samples' images, but the samples are only statistics");
     }
     if settings.all_metrics {
         let alone = |side: &Side| {
             let name = &side.name;
-            format!(
-                "{name} is statistics alone, a mean and a covariance, of which nothing but a Fréchet distance can be had"
-            )
+            format!("{name} has only statistics (a mean and a covariance), which give only a Fréchet distance")
         };
         let of_images: Vec<&str> = settings.metrics.iter().map(|metric| metric.flag()).collect();
         let needs_both = settings.metrics.iter().any(|metric| *metric != Metric::InceptionScore);
         let lacking = [(samples, !settings.metrics.is_empty()), (reference, needs_both)];
         if let Some((side, _)) = lacking.into_iter().find(|(side, needed)| *needed && side.images.is_none()) {
             let (names, why) = (of_images.join(","), alone(side));
-            return Err(ConfigError(format!("--metrics {names} needs images, and {why}: use --metrics fid")));
+            return Err(ConfigError(format!("--metrics {names} needs images, but {why}: use --metrics fid")));
         }
     }
     let few = samples.images.as_ref().filter(|set| settings.extrapolate && set.len() < LEAST_EXTRAPOLATED);
     if let Some(set) = few {
-        let message = format!("--extrapolate needs {LEAST_EXTRAPOLATED} samples, {} has {}", set.name(), set.len());
+        let message =
+            format!("--extrapolate needs at least {LEAST_EXTRAPOLATED} samples, but {} has {}", set.name(), set.len());
         return Err(ConfigError(message));
     }
     if settings.metrics.contains(&Metric::PrecisionRecall) && both_have_images {
         let sides = [&reference.images, &samples.images].into_iter().flatten();
         if let Some(set) = sides.into_iter().find(|set| set.len() <= settings.k) {
             return Err(ConfigError(format!(
-                "precision and recall with --k {} need more images than that on each side, {} has {}: leave them out with \
-                 --metrics, or use a smaller --k",
+                "precision and recall with --k {} need more images than --k on each side, but {} has {}: leave them \
+                 out with --metrics, or use a smaller --k",
                 settings.k,
                 set.name(),
                 set.len()
@@ -452,14 +451,14 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
     let half = (least / 2).max(2);
     if settings.sized.contains(&Metric::KernelDistance) && both_have_images && settings.subsets.size > half {
         return Err(ConfigError(format!(
-            "--kid-subset-size is {}, and the smaller side has {least} images: use at most {half}, half of them",
+            "--kid-subset-size is {}, but the smaller side has {least} images: use at most {half}, half of them",
             settings.subsets.size
         )));
     }
     let splits = settings.sized.contains(&Metric::InceptionScore);
     if let Some(set) = samples.images.as_ref().filter(|set| splits && settings.split > set.len()) {
         let (split, name, there) = (settings.split, set.name(), set.len());
-        return Err(ConfigError(format!("--split is {split}, and {name} has {there} images: use at most {there}")));
+        return Err(ConfigError(format!("--split is {split}, but {name} has {there} images: use at most {there}")));
     }
     if settings.per_class {
         if !both_have_images {

@@ -27,7 +27,10 @@ pub(super) fn check(path: &Path, drawn: &ImageSet) -> Result<(), ConfigError> {
         return Err(ConfigError(format!("--neighbours shows square images, not {width}x{height} pixels")));
     }
     if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
-        return Err(ConfigError(format!("--neighbours {} is no name of a picture: end it in .png", path.display())));
+        return Err(ConfigError(format!(
+            "--neighbours {} is not the name of a picture: end it in .png",
+            path.display()
+        )));
     }
     Ok(())
 }

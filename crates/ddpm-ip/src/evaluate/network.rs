@@ -128,7 +128,8 @@ impl FeatureNetwork {
     pub fn with_resize(mut self, resize: Resize) -> Result<Self, ConfigError> {
         if resize == Resize::Clean {
             if !self.is_inception() {
-                let message = format!("--resize is for Inception, and the features are of {}: leave it out", self.name);
+                let message =
+                    format!("--resize is only for Inception, but the features are of {}: leave it out", self.name);
                 return Err(ConfigError(message));
             }
             self.name.push_str(CLEAN);
@@ -292,8 +293,9 @@ fn found_in(folder: &Path) -> Result<PathBuf, Error> {
     let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
     found.ok_or_else(|| {
         let message = format!(
-            "the weights of FID-Inception are not here: `ddpm-ip weights fetch inception` downloads them ({} MB), or give \
-             them with --features inception:PATH. Small grey images can be compared with --features grey, which needs nothing",
+            "the weights of FID-Inception were not found: download them with `ddpm-ip weights fetch inception` ({} \
+             MB), or give them with --features inception:PATH. Small grey images can be compared with --features \
+             grey, which needs nothing",
             weights::INCEPTION.bytes.div_ceil(1_000_000)
         );
         Error::file(&folder.join(names[0]), message)

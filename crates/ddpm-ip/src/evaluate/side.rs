@@ -225,8 +225,8 @@ fn check_statistics(
                 Resize::Clean => ("tf1", "as TensorFlow 1 does"),
             };
             let message = format!(
-                "these are statistics of images resized {how}, others would be resized {}: such distances mean nothing. Use \
-                 --resize {theirs}, or make the statistics anew",
+                "these are statistics of images resized {how}, but other images would be resized {}, and their \
+                 distance would mean nothing. Use --resize {theirs}, or compute the statistics again",
                 network.resize()
             );
             return Err(Error::file(path, message));
@@ -235,8 +235,8 @@ fn check_statistics(
     let usual = statistics.network.strip_suffix(CLEAN).unwrap_or(&statistics.network) == FID_INCEPTION;
     if statistics.network != network.name() && !(usual && network.is_inception()) {
         let message = format!(
-            "these are statistics of {}, the features asked for are of {}: such distances mean nothing. Choose the \
-             network with --features",
+            "these are statistics of {}, but the features asked for are of {}, and their distance would mean \
+             nothing. Choose the network with --features",
             statistics.network,
             network.name()
         );
@@ -246,7 +246,7 @@ fn check_statistics(
     let found = [Some(&statistics.features), statistics.spatial.as_ref()].map(|g| g.map(Gaussian::width));
     if found != widths {
         let message = format!(
-            "its statistics have {} columns, the features of {} have {}: they are of another network",
+            "its statistics have {} columns, but the features of {} have {}: they are from another network",
             found.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
             network.name(),
             widths.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" and "),

@@ -46,7 +46,7 @@ impl Statistics {
                 return Err(Error::file(path, message));
             }
             Gaussian::new(mu.values, sigma.values)
-                .map_err(|e| Error::file(path, format!("`{mean}` and `{covariance}` are no statistics: {e}")))
+                .map_err(|e| Error::file(path, format!("`{mean}` and `{covariance}` are not valid statistics: {e}")))
         };
         let features = gaussian("mu", "sigma")?;
         let has_spatial = Npz::open(path)?.has("mu_s");
@@ -55,7 +55,7 @@ impl Statistics {
             let name = npz.bytes("features")?.values;
             let is_name = |name: &String| name.len() <= MOST_NAME && name.bytes().all(|b| b.is_ascii_graphic());
             let name = String::from_utf8(name).ok().filter(is_name);
-            name.ok_or_else(|| Error::file(path, "`features` is no name of a feature network"))?
+            name.ok_or_else(|| Error::file(path, "`features` is not the name of a feature network"))?
         } else {
             FID_INCEPTION.into()
         };

@@ -281,8 +281,8 @@ impl Display for Architecture {
         }
         let unseen = "attention heads and their order, dropout, the diffusion process";
         match self.image_size {
-            Some(size) => write!(f, "  image_size            {size}\n  Not to be seen: {unseen}."),
-            None => write!(f, "  Not to be seen: image size, {unseen}."),
+            Some(size) => write!(f, "  image_size            {size}\n  Not visible in the tensors: {unseen}."),
+            None => write!(f, "  Not visible in the tensors: image size, {unseen}."),
         }
     }
 }

@@ -186,7 +186,7 @@ impl Display for Report {
                 }
                 match architecture {
                     Some(a) => writeln!(f, "\nFrom names and shapes:\n{a}")?,
-                    None => writeln!(f, "\nIts names are those of no network that is known.")?,
+                    None => writeln!(f, "\nIts tensor names match no known network.")?,
                 }
                 if let Some(classes) = config.as_ref().and_then(|config| config.classes.describe()) {
                     writeln!(f, "\nclasses: {classes}")?;
@@ -199,7 +199,7 @@ impl Display for Report {
                          settings:\n\n{described}"
                     ),
                     (None, None) => {
-                        write!(f, "\nIt carries no configuration: give the network flags where it is used.")
+                        write!(f, "\nIt carries no configuration: give the network flags to the commands that use it.")
                     }
                 }
             }

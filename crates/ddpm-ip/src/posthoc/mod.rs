@@ -120,7 +120,7 @@ impl Savings {
     /// A run that has saved nothing; damage.
     pub fn config(&self) -> Result<Config, Error> {
         let Some(newest) = self.all()?.pop() else {
-            let message = "has no averages to make others from: a run saves them with `train --posthoc-ema`";
+            let message = "has no EMA snapshots to make others from: `train --posthoc-ema` saves them";
             return Err(Error::file(&self.run, message));
         };
         let config = checkpoint::config_of(&newest.path)?;
@@ -137,14 +137,13 @@ impl Savings {
         if !steps.contains(&step) {
             let near = [steps.range(..step).next_back(), steps.range(step..).next()];
             let near: Vec<String> = near.into_iter().flatten().map(u64::to_string).collect();
-            let message =
-                format!("has saved no averages at step {step}: nearest to it are those at {}", near.join(" and "));
+            let message = format!("has no EMA snapshots at step {step}: the nearest are at {}", near.join(" and "));
             return Err(Error::file(&self.run, message));
         }
         let usable = steps.range(..=step).count();
         if usable < 2 {
             let message = format!(
-                "has saved its averages once up to step {step} ({} in all): others are made from two savings or more",
+                "has saved its EMAs only once up to step {step} ({} in all): at least two snapshots are needed",
                 steps.len()
             );
             return Err(Error::file(&self.run, message));
@@ -179,8 +178,8 @@ impl Savings {
             |[short, long]| format!("lengths from {short:.4} to {long:.4}"),
         );
         Err(ConfigError(format!(
-            "--length {length}: from what {} has saved up to step {step} follow {given}, with at most {:.0} % of the profile \
-             missed",
+            "--length {length} cannot be made: the snapshots of {} up to step {step} give {given}, with at most \
+             {:.0} % of the profile missed",
             self.run.display(),
             100.0 * posthoc::MOST_ERROR
         ))
@@ -240,7 +239,7 @@ impl PosthocHook {
         if removed > 0 {
             let folder = savings.folder.display();
             emit(Event::Notice(format!(
-                "removed {removed} averages beyond step {step} from {folder}: they are saved again"
+                "removed {removed} EMA snapshots beyond step {step} from {folder}: they are saved again"
             )));
         }
         Ok(Self { savings })

@@ -74,7 +74,8 @@ pub fn sweep(
     let savings = Savings::new(&job.run);
     let network = config.model.network(config.diffusion.variance)?;
     if config.model.arch == crate::config::Arch::Classifier || network.low_res {
-        let message = format!("--sweep draws whole images, and {} is of another kind of network", job.run.display());
+        let message =
+            format!("--sweep is for networks that draw whole images, but {} has another kind", job.run.display());
         return Err(ConfigError(message).into());
     }
     let wanted = if job.lengths.is_empty() { &LENGTHS[..] } else { &job.lengths };

@@ -39,13 +39,15 @@ pub(super) fn files(
             (Some(file), None) => found.push(file),
             (None, _) if some => {}
             (None, _) => {
-                let message = format!("{name} is not in it: fetch it again, or go on without with --allow-count");
+                let message = format!(
+                    "{name} is not in it: download the data set again, or use --allow-count to go on without it"
+                );
                 return Err(Error::file(path, message));
             }
         }
     }
     if found.is_empty() {
-        return Err(Error::file(path, format!("{} is not in it, nor any other batch", names[0])));
+        return Err(Error::file(path, format!("{} is not in it, nor is any other batch", names[0])));
     }
     Ok(found)
 }

@@ -80,7 +80,7 @@ impl Source for Cifar {
 /// Records of a label and the pixels.
 fn read_binary(bytes: &[u8]) -> Result<Batch, String> {
     if !bytes.len().is_multiple_of(RECORD_BYTES) {
-        return Err(format!("its {} bytes are no whole number of images: it is cut off", bytes.len()));
+        return Err(format!("its {} bytes are not a whole number of images: it is cut off", bytes.len()));
     }
     let records = bytes.chunks_exact(RECORD_BYTES);
     let labels = records.clone().map(|record| i64::from(record[0])).collect();

@@ -54,9 +54,11 @@ impl Form {
     pub(super) fn make(&self, image: Pixels) -> Result<Vec<u8>, String> {
         let (w, h) = (image.width, image.height);
         if image.channels > self.channels && !self.drops_colour {
-            return Err("it is in colour, the first image is grey: --channels says what all shall be".into());
+            return Err("it is in colour, but the first image is grey: choose the channels of all images with \
+                        --channels"
+                .into());
         }
-        let image = image.with_channels(self.channels).ok_or("its channels are none that can be converted")?;
+        let image = image.with_channels(self.channels).ok_or("its channels cannot be converted")?;
         let pixels = format!("{w}x{h} pixels");
         let made = match self.shaping {
             Shaping::Exact if (w, h) != (self.width, self.height) => {

@@ -31,7 +31,7 @@ impl Images {
             return Err(DataError::Run(path.into()).into());
         }
         if Npz::is_one(path) {
-            return Err(Error::file(path, "holds arrays, no image files: `ddpm-ip info` says how they are used"));
+            return Err(Error::file(path, "holds arrays, not image files: `ddpm-ip info` says how they are used"));
         }
         let archive = Archive::open(path, folder::is_image)?;
         if archive.files().is_empty() {
@@ -67,7 +67,8 @@ impl Images {
         }
         let prefixes: Vec<String> = classes.iter().map(|class| in_file_name(class)).collect();
         if prefixes.iter().collect::<BTreeSet<_>>().len() < classes.len() {
-            let message = "there are classes whose names differ in other than letters and digits alone: rename one";
+            let message = "two classes have names that differ only in characters other than letters and digits: \
+                           rename one";
             return Err(ConfigError(format!("{}: {message}", path.display())).into());
         }
         let name = |(i, &label): (usize, &u32)| format!("{}_{:07}", prefixes[label as usize], i + 1);

@@ -172,7 +172,7 @@ impl Job {
             }
             _ if self.source.is_dir() && is_inside(&self.out, &self.source) => {
                 return Err(ConfigError(format!(
-                    "--out {} lies in {}, among the images: choose another place",
+                    "--out {} lies in {}, among the images: choose another folder",
                     self.out.display(),
                     self.source.display()
                 )));
@@ -189,7 +189,7 @@ impl Job {
             return Err(ConfigError(format!("--channels {channels}: use 1 or 3")));
         }
         if let Some(prefix) = self.prefix.as_ref().filter(|p| p.starts_with('.') || p.contains(['/', '\\', '\0'])) {
-            return Err(ConfigError(format!("--prefix {prefix:?} is no beginning of a file name")));
+            return Err(ConfigError(format!("--prefix {prefix:?} cannot be the start of a file name")));
         }
         Ok(())
     }
@@ -247,8 +247,8 @@ impl Job {
             Some(expected) if expected != count && !self.allow_count => {
                 let name = self.kind.name();
                 let message = format!(
-                    "has {count} images, this part of {name} has {expected}: fetch it again, or take what is there with \
-                     --allow-count"
+                    "has {count} images, but this part of {name} has {expected}: download it again, or accept it \
+                     with --allow-count"
                 );
                 Err(Error::file(&self.source, message))
             }

@@ -46,7 +46,7 @@ impl GuideJob {
         let (size, found) = (config.model.image_size, config.model.in_channels);
         if (size, found) != (image_size, channels) {
             let message = format!(
-                "the classifier {} is for {size}x{size} images with {found} channel(s), the network draws \
+                "the classifier {} is for {size}x{size} images with {found} channel(s), but the network draws \
                  {image_size}x{image_size} with {channels}",
                 file.display()
             );
@@ -77,8 +77,10 @@ impl GuideJob {
             // One that knows no classes is weaker for that.
             if theirs != ours && (what != "classes:" || own.model.class_cond) {
                 let file = file.display();
-                let message =
-                    format!("--guide-with {file} has {what} {theirs}, the network {ours}: take one of the same kind");
+                let message = format!(
+                    "--guide-with {file} has {what} {theirs}, but the network has {ours}: use a network of the same \
+                     kind"
+                );
                 return Err(ConfigError(message).into());
             }
         }
@@ -236,7 +238,7 @@ impl<'a> Drawer<'a> {
         let beyond = self.reverse.corrections.levels_beyond(&self.diffusion.schedule);
         if beyond > 0 {
             emit(Event::Notice(format!(
-                "ideal-ip: at the first {beyond} of {} steps t' lies beyond the last timestep, which takes its place",
+                "ideal-ip: at the first {beyond} of {} steps t' lies beyond the last timestep, which is used instead",
                 self.steps()
             )));
         }
@@ -292,8 +294,8 @@ impl<'a> Drawer<'a> {
             });
             let Some(drawn) = drawn else { return Ok(Outcome::Interrupted) };
             if !drawn.iter().all(|v| v.is_finite()) {
-                let message = "its network draws images that are not finite: check it, the noise given, and the settings \
-                               that differ from its own";
+                let message = "its network draws images that are not finite: check the file, the noise given, and \
+                               the settings that differ from the checkpoint's";
                 return Err(Error::file(&self.network.file, message));
             }
             take(&to_u8(&drawn, channels, size * size))?;
@@ -318,7 +320,7 @@ impl<'a> Drawer<'a> {
         let count = classes.count;
         if let Some(wrong) = wanted.iter().flatten().find(|&&c| c as usize >= count) {
             return Err(ConfigError(format!(
-                "class {wrong} of --classes: the network has classes 0 to {}",
+                "--classes names class {wrong}, but the network has classes 0 to {}",
                 count.saturating_sub(1)
             )));
         }
@@ -328,7 +330,9 @@ impl<'a> Drawer<'a> {
             _ => random_labels(images, &classes.trained, self.config.sample.seed),
         };
         match labels.iter().find(|&&label| label as usize >= count) {
-            Some(wrong) => Err(ConfigError(format!("--base-samples have a class {wrong}: the network has {count}"))),
+            Some(wrong) => {
+                Err(ConfigError(format!("--base-samples have a class {wrong}, but the network has {count} classes")))
+            }
             None => Ok(Some(labels)),
         }
     }
@@ -343,7 +347,7 @@ fn classes(
 ) -> Result<Option<Classes>, ConfigError> {
     let count = match (of_network, guide.map(Guide::classes)) {
         (Some(n), Some(g)) if n != g => {
-            return Err(ConfigError(format!("the network has {n} classes, the classifier {g}")));
+            return Err(ConfigError(format!("the network has {n} classes, but the classifier has {g}")));
         }
         (n, g) => n.or(g),
     };
@@ -364,7 +368,8 @@ fn remarks(order: &Order, config: &Config, classes: Option<&Classes>) -> Vec<Str
     }
     if let (Respacing::Ddim(_), SamplerKind::Ddpm) = (&sample.timestep_respacing, sample.sampler) {
         remarks.push(format!(
-            "--timestep-respacing {} says at which timesteps, not by which sampler: ddpm draws. DDIM is --use-ddim true",
+            "--timestep-respacing {} chooses the timesteps, not the sampler, which is ddpm here. For DDIM use \
+             --use-ddim true",
             sample.timestep_respacing
         ));
     }
@@ -381,8 +386,8 @@ fn remarks(order: &Order, config: &Config, classes: Option<&Classes>) -> Vec<Str
             None => {
                 let left_out: Vec<u32> = (0..*count as u32).filter(untrained).collect();
                 remarks.push(format!(
-                    "{} of the {count} classes had no images in training and are left out: {}. --classes draws them all \
-                     the same",
+                    "{} of the {count} classes had no images in training and are left out: {}. --classes draws them \
+                     anyway",
                     left_out.len(),
                     listed(&left_out)
                 ));
@@ -407,14 +412,12 @@ fn small_images(order: &Order, config: &Config, emit: &mut Emit) -> Result<Optio
             let small = SmallImages::read(source, config, total)?;
             if small.len() < total {
                 let (n, source) = (small.len(), source.display());
-                emit(Event::Warning(format!(
-                    "{source} holds {n} images: they are taken again and again up to {total}"
-                )));
+                emit(Event::Warning(format!("{source} holds {n} images: they are repeated up to {total}")));
             }
             Ok(Some(small))
         }
         (None, true) => Err(ConfigError(
-            "a super-resolution network enlarges images: name them with --base-samples (an npz of samples, a folder)"
+            "a super-resolution network enlarges images: give them with --base-samples (an npz of samples, a folder)"
                 .into(),
         )
         .into()),

@@ -67,7 +67,9 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         .as_ref()
         .filter(|grid| grid.is_dir() || !grid.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png")))
     {
-        return Err(ConfigError(format!("--grid {} is no name of a picture: end it in .png", grid.display())).into());
+        return Err(
+            ConfigError(format!("--grid {} is not the name of a picture: end it in .png", grid.display())).into()
+        );
     }
     if out.is_dir() {
         return Err(ConfigError(format!("--out {} is a folder: name a file", out.display())).into());
@@ -99,7 +101,8 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             return Ok(Outcome::Finished);
         }
         if let Some(grid) = job.grid.as_ref().filter(|grid| grid.exists()) {
-            let message = format!("--grid {} exists: choose another, or replace it with --overwrite", grid.display());
+            let message =
+                format!("--grid {} exists: choose another file, or replace it with --overwrite", grid.display());
             return Err(ConfigError(message).into());
         }
     }

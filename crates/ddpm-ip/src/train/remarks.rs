@@ -54,8 +54,9 @@ pub(super) fn remarks_on_data(config: &Config, dataset: &Dataset) -> Result<Vec<
         let grids = Config { sample: grid_settings(config), ..config.clone() };
         let drawn = if grids.check_timesteps().is_err() { ". The run's own grids are drawn at others" } else { "" };
         remarks.push(format!(
-            "--timestep-respacing {respacing} trains {kept} of the {steps} timesteps, and samples can be drawn at those \
-             alone{drawn}. To train all and sample in {kept} steps, leave it out here and give it to `sample`"
+            "--timestep-respacing {respacing} trains only {kept} of the {steps} timesteps, and samples can be drawn \
+             only at those{drawn}. To train all of them and sample in {kept} steps, leave it out here and give it to \
+             `sample`"
         ));
     }
     Ok(remarks)

@@ -83,7 +83,7 @@ fn run(
     let held = store.exists().then(|| lock(dir)).transpose()?;
     let newest = store.newest_whole(&mut |folder, aside, problem| {
         let (folder, aside) = (folder.display(), aside.display());
-        emit(Event::Warning(format!("passed over {folder}, which is damaged ({problem}); it is {aside} now")));
+        emit(Event::Warning(format!("skipped {folder}, which is damaged ({problem}); it was renamed to {aside}")));
     })?;
     let before = newest.as_ref().map(|(_, path)| checkpoint::config_of(&path.join("model.safetensors")));
     let before = before.transpose()?.flatten();
@@ -124,7 +124,7 @@ fn run(
                 emit(Event::Warning(change.clone()));
             }
             if let (Some(before), false) = (&before, changed.is_empty()) {
-                emit(Event::Notice(format!("`{}` would go on with the run's own settings", command(before, dir))));
+                emit(Event::Notice(format!("`{}` would resume with the run's own settings", command(before, dir))));
             }
             emit(Event::Notice(format!("resuming at step {step} from {}", path.display())));
             for rate in fresh {
@@ -149,8 +149,8 @@ fn run(
         (Some(before), None) => {
             let speed = trainer.expected_speed();
             emit(Event::Warning(format!(
-                "this run was on {before} and goes on on the processor, at about {speed:.1} images/s: --device cuda says what \
-                 a GPU lacks"
+                "this run was on {before} and resumes on the CPU, at about {speed:.1} images/s: --device cuda says \
+                 why no GPU is used"
             )));
         }
         (Some(before), Some(gpu)) if before != gpu => emit(Event::Notice(crate::device::chosen_anew(before))),
@@ -173,14 +173,14 @@ fn run(
     if over(first_step, trainer.state.progress.elapsed_secs) {
         if !changed.is_empty() {
             let message = format!(
-                "{} holds a complete run of {first_step} steps with other settings: choose another --out, or raise --steps \
-                 or --duration to go on with the new ones",
+                "{} holds a complete run of {first_step} steps with other settings: choose another --out, or raise \
+                 --steps or --duration to resume with the new settings",
                 dir.display()
             );
             return Err(ConfigError(message).into());
         }
         if newest.is_none() {
-            let message = format!("--resume-checkpoint is at step {first_step} already: raise --steps to go on");
+            let message = format!("--resume-checkpoint is at step {first_step} already: raise --steps to train on");
             return Err(ConfigError(message).into());
         }
         if grid.is_missing(&trainer) {
@@ -194,11 +194,13 @@ fn run(
             emit(Event::Warning(left_out(first_step)));
             return Ok(Outcome::Interrupted);
         }
-        emit(Event::Warning(format!("the run is complete at step {first_step}: raise --steps or --duration to go on")));
+        emit(Event::Warning(format!(
+            "the run is complete at step {first_step}: raise --steps or --duration to train on"
+        )));
         return Ok(Outcome::Finished);
     }
     if last_step.is_none() && time_limit.is_none() {
-        emit(Event::Warning("neither --steps nor --duration was given: training goes on until Ctrl-C".into()));
+        emit(Event::Warning("neither --steps nor --duration was given: training continues until Ctrl-C".into()));
     }
     let images = dataset.len();
     let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
@@ -214,7 +216,7 @@ fn run(
         if store.newest()?.is_some() {
             return Err(Error::file(
                 dir,
-                "another process has begun a run here meanwhile: repeat the command to go on with it",
+                "another process has started a run here meanwhile: repeat the command to resume it",
             ));
         }
         held
@@ -251,7 +253,7 @@ fn run(
         if let Some(lg) = trainer.lg_loss_scale().filter(|_| report.overflowed()) {
             let step = trainer.step();
             emit(Event::Notice(format!(
-                "step {step} left out: a gradient overflowed f16; the loss scale is 2^{lg:.3} now"
+                "step {step} skipped: a gradient overflowed f16; the loss scale is now 2^{lg:.3}"
             )));
         }
         if let Some(validation) = &mut validation {
@@ -293,11 +295,13 @@ fn run(
 
 /// What is said when a run is complete and its end was interrupted.
 fn left_out(step: u64) -> String {
-    format!("training is complete at step {step}, what is drawn at its end is not: repeat the command to draw it")
+    format!(
+        "training is complete at step {step}, but what is drawn at its end is missing: repeat the command to draw it"
+    )
 }
 
 fn no_average(rate: f64) -> String {
-    format!("no average of rate {rate} was saved: it begins at the current parameters")
+    format!("no EMA of rate {rate} was saved: it starts at the current parameters")
 }
 
 /// Where a new run begins, if not at the network's first values.
@@ -306,7 +310,7 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
     if !settings.resume_checkpoint.is_empty() {
         if let Some(folder) = checkpoint::saved_in(Path::new(&settings.resume_checkpoint))? {
             let (state, fresh) = Store::load(&folder, task.layout(), settings)?;
-            emit(Event::Notice(format!("going on at step {} from {}", state.progress.step, folder.display())));
+            emit(Event::Notice(format!("resuming at step {} from {}", state.progress.step, folder.display())));
             for rate in fresh {
                 emit(Event::Warning(no_average(rate)));
             }
@@ -314,15 +318,15 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
         }
         if !settings.posthoc_ema.is_empty() {
             return Err(ConfigError(
-                "--posthoc-ema keeps averages from a run's beginning, which --resume-checkpoint of the reference's files \
-                 passes over: leave it out, or begin with --init-from"
+                "--posthoc-ema keeps EMAs from the start of a run, which the reference's files of \
+                 --resume-checkpoint do not have: leave it out, or start a new run with --init-from"
                     .into(),
             )
             .into());
         }
         let trio = Trio::new(Path::new(&settings.resume_checkpoint))?;
         let (state, remarks) = trio.load(task.layout(), &settings.ema_rate, settings.batch_size)?;
-        emit(Event::Notice(format!("going on at step {} from {}", state.progress.step, settings.resume_checkpoint)));
+        emit(Event::Notice(format!("resuming at step {} from {}", state.progress.step, settings.resume_checkpoint)));
         for remark in remarks {
             emit(Event::Warning(remark));
         }
@@ -338,7 +342,7 @@ fn beginning(config: &Config, task: &Task, emit: &mut Emit) -> Result<Option<Sta
     }
     checkpoint::check_description(&file, config)?;
     let parameters = checkpoint::load(&file, task.layout(), network)?;
-    emit(Event::Notice(format!("beginning with the parameters of {}", file.display())));
+    emit(Event::Notice(format!("starting from the parameters of {}", file.display())));
     Ok(Some(State::new(parameters, settings)))
 }
 
@@ -468,8 +472,8 @@ fn with_classes(config: &Config, dataset: &Dataset) -> Result<Config, Error> {
         _ => return Ok(config),
     };
     let Some(labels) = dataset.labels() else {
-        let message = "a network with classes needs labels, and these images have none: say where they are with --labels \
-                       prefix (file names up to the first `_`) or --labels folder";
+        let message = "a network with classes needs labels, but these images have none: say where they come from \
+                       with --labels prefix (file names up to the first `_`) or --labels folder";
         return Err(ConfigError(message.into()).into());
     };
     let found = labels.iter().max().map_or(0, |&l| l as usize + 1).max(dataset.class_names().len());
@@ -537,7 +541,7 @@ fn check_beginning(config: &Config, before: &Config, dir: &Path, step: u64) -> R
     ] {
         if !now.is_empty() && now != then {
             return Err(ConfigError(format!(
-                "{} holds a run at step {step}, and {flag} begins another: choose another --out",
+                "{} holds a run at step {step}, but {flag} starts another: choose another --out",
                 dir.display()
             )));
         }
@@ -570,8 +574,8 @@ fn another_run(error: Error, dir: &Path, step: u64, before: &Config, now: &Task)
         Arch::Adm | Arch::Ddim => "a network",
     };
     let message = format!(
-        "holds a run of another network at step {step}: {what} for images of {0}x{0} pixels with {1} channel(s), trained \
-         on {data}. `{2}` goes on with it; choose another --out to train this one. (Its checkpoint {message})",
+        "holds a run of another network at step {step}: {what} for images of {0}x{0} pixels with {1} channel(s), \
+         trained on {data}. `{2}` resumes it; choose another --out to train this one. (Its checkpoint {message})",
         model.image_size,
         model.in_channels,
         command(before, dir)
@@ -586,7 +590,8 @@ fn check_averages(config: &Config, device: Device) -> Result<(), ConfigError> {
         return Ok(());
     }
     let message = format!(
-        "{count} averages (--ema-rate, --posthoc-ema): a GPU keeps {GPU_AVERAGES} at most. Leave some out, or train with --device cpu"
+        "{count} EMAs (--ema-rate, --posthoc-ema): a GPU keeps at most {GPU_AVERAGES}. Leave some out, or train with \
+         --device cpu"
     );
     Err(ConfigError(message))
 }
@@ -610,7 +615,7 @@ fn check_place(dir: &Path, data_dir: &str) -> Result<(), Error> {
     if !inside {
         return Ok(());
     }
-    let message = format!("--out {} lies in the training images' folder: choose another place", dir.display());
+    let message = format!("--out {} lies in the folder of the training images: choose another folder", dir.display());
     Err(ConfigError(message).into())
 }
 

@@ -276,7 +276,7 @@ fn only_https_leaves_this_machine() {
     assert!(message.contains("is not https"), "{message}");
     for url in ["", "no address", "/a/file", "https://"] {
         let message = folder.fetch_from(url).unwrap_err().to_string();
-        assert!(message.contains("no address"), "{message}");
+        assert!(message.contains("not the address"), "{message}");
     }
     assert!(folder.names().is_empty());
 }
@@ -299,7 +299,7 @@ fn a_wrong_file_is_named_and_left() {
     let folder = Folder::new();
     fs::write(&folder.to, "another file").unwrap();
     let message = folder.fetch_from("https://host.invalid/x").unwrap_err().to_string();
-    assert!(message.starts_with(folder.to.to_str().unwrap()) && message.contains("fetch it again"), "{message}");
+    assert!(message.starts_with(folder.to.to_str().unwrap()) && message.contains("download it again"), "{message}");
     assert_eq!(fs::read(&folder.to).unwrap(), b"another file");
 }
 
@@ -317,7 +317,7 @@ fn two_calls_do_not_write_one_file() {
     let other = File::open(&folder.part).unwrap();
     other.lock().unwrap();
     let message = folder.fetch_from("https://host.invalid/x").unwrap_err().to_string();
-    assert!(message.contains("another call"), "{message}");
+    assert!(message.contains("another command"), "{message}");
     assert_eq!(fs::metadata(&folder.part).unwrap().len(), 1000);
 }
 

@@ -90,7 +90,7 @@ fn damaged_batches_are_named() {
     refused(&whole[..whole.len() - 1], &["damaged", "data_batch_1.bin", "6145 bytes", "cut off"]);
     refused(&binary(&planes(2, 1), &[3, 10]), &["data_batch_1.bin", "label of image 1 is 10", "0 to 9"]);
     scene.write("cut.tar.gz", &cifar()[..500]);
-    assert_refused(&scene.job(Kind::Cifar10, "cut.tar.gz", "out.npz"), &["cut.tar.gz", "not a whole tar archive"]);
+    assert_refused(&scene.job(Kind::Cifar10, "cut.tar.gz", "out.npz"), &["cut.tar.gz", "not a complete tar archive"]);
     scene.write("none/readme.txt", b"");
     assert_refused(&scene.job(Kind::Cifar10, "none", "out.npz"), &["data_batch_1 is not in it"]);
     scene.write("data.tar.gz", b"<html>not found</html>");

@@ -70,7 +70,7 @@ fn damage_is_named_with_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = trained(&tiny(), folder.path());
     let longer = with(&[("steps", "8")]);
-    let says = "No older checkpoint is whole";
+    let says = "No older checkpoint is intact";
     for name in ["model.safetensors", "ema_0.9.safetensors", "state.safetensors"] {
         let path = checkpoint.join(name);
         let whole = fs::read(&path).unwrap();
@@ -80,7 +80,7 @@ fn damage_is_named_with_its_file() {
         no_json[8] = b'?';
         for damaged in [&whole[..7], &whole[..100], &whole[..whole.len() - 1], &huge_header, &no_json] {
             fs::write(&path, damaged).unwrap();
-            assert_says(train(&longer, folder.path()).0, &[name, "not a whole safetensors file", says]);
+            assert_says(train(&longer, folder.path()).0, &[name, "not a complete safetensors file", says]);
         }
         fs::write(&path, "").unwrap();
         assert_says(train(&longer, folder.path()).0, &[name, "is empty", says]);
@@ -123,7 +123,7 @@ fn a_run_goes_on_from_the_newest_checkpoint_that_is_whole() {
     let said = remarks(&events);
     for (step, what) in [(8, "is empty"), (6, "is damaged")] {
         let name = format!("step_{step:06}");
-        let passed = said.iter().find(|line| line.contains("passed over") && line.contains(&name)).unwrap();
+        let passed = said.iter().find(|line| line.contains("skipped") && line.contains(&name)).unwrap();
         assert!(passed.contains(what) && passed.contains(&format!("checkpoints/damaged-{name} now")), "{passed}");
         assert!(place("run/checkpoints").join(format!("damaged-{name}")).is_dir());
     }

@@ -47,7 +47,10 @@ fn a_model_goes_to_pytorch_and_back_without_loss() {
     assert_eq!(names[..2], ["time_embed.0.weight", "time_embed.0.bias"]);
     assert_eq!(names.last().unwrap(), "out.2.bias");
     assert_says(to(&own, &there, &config), &["exists"]);
-    assert_says(to(&own, &folder.path().join("model.onnx"), &config), &["no kind of checkpoint", ".safetensors"]);
+    assert_says(
+        to(&own, &folder.path().join("model.onnx"), &config),
+        &["not a known kind of checkpoint", ".safetensors"],
+    );
     let mut other = config;
     other.model.num_res_blocks = 2;
     assert_says(to(&there, &folder.path().join("x.pt"), &other), &["another architecture", "ddpm-ip info"]);
@@ -160,7 +163,7 @@ fn fine_tuning_begins_with_any_checkpoint() {
         let settings = [("init_from", source.to_str().unwrap()), ("gamma", "0.1"), ("lr", "1e-30")];
         let (outcome, events) = train(&run("1", &settings), &out);
         outcome.unwrap();
-        assert!(remarks(&events).iter().any(|r| r.contains("beginning with the parameters of")));
+        assert!(remarks(&events).iter().any(|r| r.contains("starting from the parameters of")));
         assert!(events.iter().any(|e| matches!(e, Event::Started { step: 0, .. })));
         // With hardly any learning rate it is still where it began.
         let specs_and_values = |path: &Path| {

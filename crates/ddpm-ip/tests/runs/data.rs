@@ -181,7 +181,7 @@ fn a_folder_that_is_missing_or_empty_is_named() {
     assert_says(open(folder.path(), OPTIONS), &["no images in this folder"]);
     let text = folder.path().join("data.txt");
     fs::write(&text, b"text").unwrap();
-    assert_says(open(&text, OPTIONS), &["data.txt", "not a kind of data"]);
+    assert_says(open(&text, OPTIONS), &["data.txt", "not a known kind of data"]);
 }
 
 #[test]
@@ -328,13 +328,13 @@ fn idx_files_are_read_gzipped_or_not_with_their_labels() {
         assert_says(open(folder.path(), options), &["train-labels", "3 labels for 2 images"]);
         fs::remove_file(&labels).unwrap();
         write_idx(&images, &[2, 4, 4], &values[..31]);
-        assert_says(open(folder.path(), options), &[name, "not a whole IDX file"]);
+        assert_says(open(folder.path(), options), &[name, "not a complete IDX file"]);
         write_idx(&images, &[u32::MAX, u32::MAX, u32::MAX], &values);
-        assert_says(open(folder.path(), options), &[name, "more than the file can hold"]);
+        assert_says(open(folder.path(), options), &[name, "more bytes than the file can hold"]);
         write_idx(&images, &[32], &values);
         assert_says(open(folder.path(), options), &[name, "3-dimensional"]);
         let whole = fs::read(&images).unwrap();
         fs::write(&images, &whole[..3]).unwrap();
-        assert_says(open(folder.path(), options), &[name, "not a whole IDX file"]);
+        assert_says(open(folder.path(), options), &[name, "not a complete IDX file"]);
     }
 }

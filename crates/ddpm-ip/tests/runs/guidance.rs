@@ -124,7 +124,7 @@ fn guidance_that_cannot_be_is_refused_with_what_can() {
     let place = |name: &str| folder.path().join(name);
     let out = place("out.npz");
     let unconditional = trained(&with(&[]), &place("unconditional"));
-    assert_says(run(&guided(&unconditional, 2.0, &out)).0, &["leads to classes", "--guide-with"]);
+    assert_says(run(&guided(&unconditional, 2.0, &out)).0, &["guides towards classes", "--guide-with"]);
     let told = trained(&with(CLASSES), &place("told"));
     assert_says(run(&guided(&told, 2.0, &out)).0, &["--label-dropout 0.1", "--guide-with", "train.label_dropout=0.1"]);
     let mut wrong = guided(&told, 2.0, &out);
@@ -149,7 +149,7 @@ fn guidance_that_cannot_be_is_refused_with_what_can() {
     assert_says(by(&[("noise_schedule", "linear"), ("diffusion_steps", "50")], &|_| ()), &["50 linear", "20 cosine"]);
     assert_says(by(&[("prediction", "x-start")], &|_| ()), &["x-start", "epsilon"]);
     assert_says(by(CLASSES, &|c| c.model.num_classes = 7), &["classes: 7", "10"]);
-    assert_says(by(&[("diffusion.timestep_respacing", "10")], &|_| ()), &["was trained at 10 of 20"]);
+    assert_says(by(&[("diffusion.timestep_respacing", "10")], &|_| ()), &["was trained at only 10 of 20"]);
     assert!(!out.exists());
     // In training.
     let refused = |settings: &[(&str, &str)]| train(&with(settings), &place("refused")).0;

@@ -78,7 +78,10 @@ fn they_change_nothing_else_and_runs_go_on_with_them() {
     std::fs::remove_dir_all(place("parts/checkpoints/step_000008")).unwrap();
     let (outcome, events) = part("12", "parts");
     outcome.unwrap();
-    assert!(remarks(&events).iter().any(|remark| remark.contains("removed 4 averages beyond step 4")), "{events:?}");
+    assert!(
+        remarks(&events).iter().any(|remark| remark.contains("removed 4 EMA snapshots beyond step 4")),
+        "{events:?}"
+    );
     assert_same(&straight, &place("parts/checkpoints/step_000012"));
     // The settings that they carry name the interval of checkpoints.
     let numbers = |run: &str| {
@@ -206,18 +209,18 @@ fn what_cannot_be_made_is_refused_with_what_can() {
     trained(&settings(&[("posthoc_ema", "")]), &place("without"));
     assert_says(
         train(&settings(&[("steps", "14")]), &place("without")).0,
-        &["no average of --posthoc-ema 0.05", "another --out"],
+        &["no EMA of --posthoc-ema 0.05", "another --out"],
     );
     let average = |run: &str, length: f64, step: Option<u64>| Savings::new(&place(run)).average(length, step).map(drop);
     assert_says(average("without", 0.1, None), &["train --posthoc-ema"]);
     assert_says(average("missing", 0.1, None), &["train --posthoc-ema"]);
     // Stopped before two were saved.
     trained(&settings(&[("posthoc_ema_interval", "100")]), &place("once"));
-    assert_says(average("once", 0.1, None), &["once up to step 12 (1 in all)", "two savings"]);
+    assert_says(average("once", 0.1, None), &["once up to step 12 (1 in all)", "two snapshots"]);
     trained(&settings(&[("posthoc_ema_interval", "4")]), &place("few"));
     assert_says(average("few", 0.1, Some(4)), &["once up to step 4 (3 in all)"]);
-    assert_says(average("few", 0.1, Some(3)), &["no averages at step 3", "those at 4"]);
-    assert_says(average("few", 0.1, Some(13)), &["no averages at step 13", "those at 12"]);
+    assert_says(average("few", 0.1, Some(3)), &["no EMA snapshots at step 3", "nearest are at 4"]);
+    assert_says(average("few", 0.1, Some(13)), &["no EMA snapshots at step 13", "nearest are at 12"]);
     for length in [0.002, 0.25, 0.3, 0.0, -0.1, f64::NAN, f64::INFINITY] {
         assert_says(average("few", length, None), &["--length", "lengths from 0.0", " to 0.1", "at most 5 %"]);
     }

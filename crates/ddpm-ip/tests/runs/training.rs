@@ -153,7 +153,7 @@ fn grids_do_not_become_training_images() {
     image::ImageBuffer::from_pixel(8, 8, image::Luma([1_u8])).save(folder.path().join("a.png")).unwrap();
     let config = with(&[("data_dir", folder.path().to_str().unwrap()), ("train.batch_size", "1")]);
     for out in [folder.path().to_path_buf(), folder.path().join("run")] {
-        assert_says(train(&config, &out).0, &["--out", "training images' folder"]);
+        assert_says(train(&config, &out).0, &["--out", "folder of the training images"]);
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -158,7 +158,7 @@ impl Onnx {
         let [value] = run.map_err(|error| self.fail(format!("it fails on images {shape:?}: {error}")))?;
         let ([rows, width], features) = self.rows(value).map_err(|error| self.fail(error))?;
         if rows != n || (self.width != 0 && self.width != width) {
-            return Err(self.fail(format!("it makes features [{rows}, {width}] of images {shape:?}")));
+            return Err(self.fail(format!("it gave features of shape [{rows}, {width}] for images {shape:?}")));
         }
         Ok(features)
     }
@@ -170,7 +170,7 @@ impl Onnx {
         }
         let ([n, tokens, width], values) = value.into_shape_vec::<f32, 3>().map_err(|error| error.to_string())?;
         if values.is_empty() {
-            return Err(format!("it makes features of shape [{n}, {tokens}, {width}]"));
+            return Err(format!("it gave features of shape [{n}, {tokens}, {width}]"));
         }
         Ok(([n, width], values.chunks(tokens * width).flat_map(|tokens| &tokens[..width]).copied().collect()))
     }
@@ -197,7 +197,7 @@ impl File {
         let proto = ModelProto::parse_buf(&bytes).map_err(|error| format!("not an ONNX model: {error}"))?;
         // The parser takes a message for whole that is cut off between two fields. This one comes after the graph.
         if proto.opset_import.is_empty() || proto.opset_import.iter().any(|set| set.version.is_none()) {
-            return Err("not a whole ONNX model: it does not say which operators it is made of".into());
+            return Err("not a complete ONNX model: it does not say which set of operators (opset) it uses".into());
         }
         let mut options = ModelOptions::with_all_ops();
         let tensors = proto.graph.iter().flat_map(|graph| &graph.initializer);
@@ -230,13 +230,13 @@ fn model(options: &ModelOptions, bytes: Vec<u8>, optimized: bool) -> Result<Mode
 /// Height and width of images, from what the model fixes of them and what is asked for.
 fn side(fixed: [Option<usize>; 2], asked: Option<usize>) -> Result<usize, String> {
     let mut wanted = fixed.into_iter().flatten().chain(asked);
-    let size = wanted.next().ok_or("it takes images of any size, so a size has to be given (--feature-size)")?;
+    let size = wanted.next().ok_or("it takes images of any size: give the size with --feature-size")?;
     if wanted.all(|other| other == size) {
         return Ok(size);
     }
     let [height, width] = fixed.map(|side| side.map_or("any".into(), |side| side.to_string()));
     let asked = asked.map_or("square ones".into(), |size| format!("images of {size}x{size}"));
-    Err(format!("it takes images of {height}x{width} where {asked} are wanted"))
+    Err(format!("it takes images of {height}x{width}, but {asked} are wanted"))
 }
 
 /// The input that takes images, and its shape.
@@ -252,7 +252,7 @@ fn image_input(model: &Model) -> Result<(NodeId, [Dimension; 4]), String> {
         return Ok(only);
     }
     let inputs = describe(model, model.input_ids());
-    Err(format!("one input [N, C, H, W] of floats with 1 or 3 channels is needed, its inputs are {inputs}"))
+    Err(format!("one input [N, C, H, W] of floats with 1 or 3 channels is needed, but its inputs are {inputs}"))
 }
 
 /// The output that gives features, and whether they are tokens.
@@ -268,7 +268,7 @@ fn features_output(model: &Model, name: Option<&str>) -> Result<(NodeId, bool), 
     of_rank(2).or_else(|| of_rank(3)).ok_or_else(|| {
         let name = name.map(|name| format!(" named {name}")).unwrap_or_default();
         let outputs = describe(model, model.output_ids());
-        format!("an output{name} of shape [N, d] or [N, T, d] is needed, its outputs are {outputs}")
+        format!("an output{name} of shape [N, d] or [N, T, d] is needed, but its outputs are {outputs}")
     })
 }
 

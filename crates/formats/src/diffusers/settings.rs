@@ -78,11 +78,11 @@ pub(super) fn settings(path: &Path) -> Result<Option<Settings<'_>>> {
     let mut text = Vec::new();
     file.take(MOST_SETTINGS + 1).read_to_end(&mut text).map_err(Error::io("read", path))?;
     if text.len() as u64 > MOST_SETTINGS {
-        return Err(Error::file(path, "is too long for a file of settings: take the one of the network"));
+        return Err(Error::file(path, "is too large for a settings file: use the network's own"));
     }
     match serde_json::from_slice(&text) {
         Ok(Value::Object(map)) => Ok(Some(Settings { path, map })),
-        Ok(_) => Err(Error::file(path, "is no JSON object: copy or download it again")),
-        Err(error) => Err(Error::file(path, format!("is no JSON ({error}): copy or download it again"))),
+        Ok(_) => Err(Error::file(path, "is not a JSON object: copy or download it again")),
+        Err(error) => Err(Error::file(path, format!("is not valid JSON ({error}): copy or download it again"))),
     }
 }

@@ -215,7 +215,7 @@ fn folders_are_known() {
     assert_eq!(unet_of(&weights).unwrap(), None);
     write("p/unet/config.json", "{\"_class_name\":");
     assert_eq!(unet_of(&folder.path().join("p/unet/model.pt")).unwrap(), None);
-    assert!(unet_of(&weights).unwrap_err().to_string().contains("is no JSON"));
+    assert!(unet_of(&weights).unwrap_err().to_string().contains("is not valid JSON"));
     let long = write("long/config.json", &" ".repeat((MOST_SETTINGS + 2) as usize));
-    assert!(Unet::read(&long).unwrap_err().to_string().contains("too long"));
+    assert!(Unet::read(&long).unwrap_err().to_string().contains("too large"));
 }

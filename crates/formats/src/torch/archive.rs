@@ -43,8 +43,8 @@ pub(super) fn open(mut file: File) -> Result<(Heap, Id, Storages), Fault> {
         return open_legacy(file, length);
     }
     let mut zip = ZipArchive::new(BufReader::new(file))
-        .map_err(|e| format!("is a damaged archive, or cut off ({e}): copy or download it again"))?;
-    let folder = folder(&zip).ok_or("is no PyTorch checkpoint: its archive has no data.pkl")?;
+        .map_err(|e| format!("is a damaged archive, or it is cut off ({e}): copy or download it again"))?;
+    let folder = folder(&zip).ok_or("is not a PyTorch checkpoint: its archive has no data.pkl")?;
     check_byte_order(&mut zip, &folder, length)?;
     let (heap, root) = read_pickle(&mut zip, &format!("{folder}data.pkl"), length)?;
     Ok((heap, root, Storages::Zip { zip, folder, length }))
@@ -74,7 +74,7 @@ fn check_byte_order(zip: &mut ZipArchive<BufReader<File>>, folder: &str, length:
 }
 
 fn big_endian() -> Fault {
-    "has numbers of a big-endian machine: load and save it again with PyTorch on this one".into()
+    "was saved on a big-endian machine: load it and save it again with PyTorch on this machine".into()
 }
 
 fn read_pickle(zip: &mut ZipArchive<BufReader<File>>, name: &str, length: u64) -> Result<(Heap, Id), Fault> {
@@ -111,11 +111,13 @@ fn is_magic(source: &mut Source<impl BufRead>) -> bool {
 fn open_legacy(mut file: File, length: u64) -> Result<(Heap, Id, Storages), Fault> {
     let mut source = Source::new(BufReader::new(&file), length);
     if !is_magic(&mut source) {
-        return Err("is no PyTorch checkpoint, or cut off".into());
+        return Err("is not a PyTorch checkpoint, or it is cut off".into());
     }
     let (heap, version) = load(&mut source)?;
     if heap.value(version).int() != Some(VERSION) {
-        return Err(format!("has another version of PyTorch's old layout than {VERSION}: load and save it in PyTorch"));
+        return Err(format!(
+            "has PyTorch's old file layout in another version than {VERSION}: load it and save it again in PyTorch"
+        ));
     }
     let (heap, system) = load(&mut source)?;
     if heap.value(system).get("little_endian").and_then(Value::bool) == Some(false) {
@@ -142,7 +144,8 @@ fn find_storages(
     for key in keys.items().ok_or("is damaged: it has no list of storages")? {
         let key = key.name().ok_or("is damaged: it has a storage without a name")?;
         let size = *sizes.get(key.as_str()).ok_or(
-            "has numbers of a type that is not read, such as quantised ones: load it in PyTorch and save only its weights",
+            "has tensors of an unsupported type, such as quantised ones: load it in PyTorch and save only its \
+             weights",
         )?;
         let mut elements = [0; 8];
         file.seek(SeekFrom::Start(position)).and_then(|_| file.read_exact(&mut elements)).map_err(|_| cut_off())?;

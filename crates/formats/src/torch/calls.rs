@@ -96,7 +96,7 @@ impl<R: BufRead> Machine<'_, R> {
 
     /// What PyTorch keeps outside of its pickle: storages, and modules' classes with their source.
     pub(super) fn persistent(&mut self, id: Id) -> Result<Id, Fault> {
-        let wrong = || "is damaged: it refers to something that is no storage".to_string();
+        let wrong = || "is damaged: it refers to something that is not a storage".to_string();
         let Node::Tuple(list) = self.heap.get(id) else { return Err(wrong()) };
         let text = |id: Id| self.heap.value(id).name();
         match list.as_slice() {

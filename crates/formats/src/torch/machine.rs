@@ -30,7 +30,7 @@ pub(super) fn load(source: &mut Source<impl BufRead>) -> Result<(Heap, Id), Faul
         }
         machine.step(op)?;
     }
-    Err(format!("is no checkpoint: its pickle has more than {MOST_STEPS} instructions"))
+    Err(format!("is not a checkpoint: its pickle has more than {MOST_STEPS} instructions"))
 }
 
 pub(super) struct Machine<'a, R> {
@@ -51,7 +51,7 @@ impl Budget {
     /// Takes memory for a copy.
     pub(super) fn spend(&mut self, bytes: usize) -> Result<(), Fault> {
         let left = self.0.checked_sub(bytes as u64);
-        self.0 = left.ok_or("is damaged: its pickle repeats itself beyond all measure")?;
+        self.0 = left.ok_or("is damaged: its pickle repeats itself too often")?;
         Ok(())
     }
 }
@@ -103,7 +103,7 @@ impl<R: BufRead> Machine<'_, R> {
 
     /// Text and bytes.
     fn string(&mut self, op: u8) -> Result<Option<Node>, Fault> {
-        let bad = || "is damaged: its pickle has a text that is none".to_string();
+        let bad = || "is damaged: its pickle has a string that is not valid text".to_string();
         let width = match op {
             op::SHORT_BINUNICODE | op::SHORT_BINBYTES | op::SHORT_BINSTRING => 1,
             op::BINUNICODE | op::BINBYTES | op::BINSTRING => 4,
@@ -149,7 +149,10 @@ impl<R: BufRead> Machine<'_, R> {
             op::PROTO => {
                 let protocol = self.source.byte()?;
                 if protocol > 5 {
-                    return Err(format!("has pickle protocol {protocol}; up to 5 is read: save it with a lower one"));
+                    return Err(format!(
+                        "has pickle protocol {protocol}, but only protocols up to 5 are supported: save it with a \
+                         lower one"
+                    ));
                 }
             }
             op::FRAME => drop(self.source.array::<8>()?),
@@ -247,7 +250,9 @@ impl<R: BufRead> Machine<'_, R> {
                 self.build(target, state);
             }
             op::PERSID => {
-                return Err("has pickle protocol 0, which does not keep tensors: save it with PyTorch's own, 2".into());
+                return Err(
+                    "has pickle protocol 0, which cannot hold tensors: save it with PyTorch's default, 2".into()
+                );
             }
             op::BINPERSID => {
                 let id = self.pop()?;
@@ -277,7 +282,7 @@ impl<R: BufRead> Machine<'_, R> {
         match self.heap.get_mut(target) {
             Node::List(items) => items.extend(new),
             Node::Object(object) => object.items.extend(new),
-            _ => return Err("is damaged: its pickle appends to what is no list".into()),
+            _ => return Err("is damaged: its pickle appends to something that is not a list".into()),
         }
         Ok(())
     }
@@ -287,7 +292,7 @@ impl<R: BufRead> Machine<'_, R> {
         match self.heap.get_mut(target) {
             Node::Dict(entries) => entries.extend(new),
             Node::Object(object) => object.entries.extend(new),
-            _ => return Err("is damaged: its pickle sets keys of what is no dictionary".into()),
+            _ => return Err("is damaged: its pickle sets keys of something that is not a dictionary".into()),
         }
         Ok(())
     }
@@ -336,7 +341,7 @@ fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, Fault> {
 /// The full name of a class or function.
 fn global(module: &str, name: &str) -> Result<String, Fault> {
     if module.len() > LONGEST_NAME || name.len() > LONGEST_NAME {
-        return Err("is damaged: its pickle has a class of an endless name".into());
+        return Err("is damaged: its pickle has a class name without an end".into());
     }
     // Python 2's name, which protocols up to 2 keep.
     let module = if module == "__builtin__" { "builtins" } else { module };

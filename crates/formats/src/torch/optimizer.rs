@@ -52,7 +52,9 @@ pub(super) fn read(file: &mut TorchFile) -> Result<Optimizer, Fault> {
             *rate = number(file, scalar)?;
         }
         if *rates.get_or_insert(of_group) != of_group {
-            return Err("has an optimizer with different settings per group of parameters, which is not read".into());
+            return Err("has an optimizer with different settings for different parameter groups, which is not \
+                        supported"
+                .into());
         }
     }
     let [lr, beta1, beta2, eps, weight_decay] = rates.ok_or("has an optimizer without parameters")?;
@@ -69,12 +71,12 @@ pub(super) fn read(file: &mut TorchFile) -> Result<Optimizer, Fault> {
 }
 
 fn describe(root: Value) -> Result<(Vec<Rates>, Vec<Entry>), Fault> {
-    let other = || "has an optimizer's state that is not AdamW's or Adam's".to_string();
-    let state_dict = find(root).ok_or_else(|| format!("holds {} and no optimizer's state", root.describe()))?;
+    let other = || "has the state of an optimizer other than AdamW or Adam".to_string();
+    let state_dict = find(root).ok_or_else(|| format!("holds {}, but no optimizer's state", root.describe()))?;
     let state = state_dict.get("state").and_then(Value::entries).ok_or_else(other)?;
     let mut states: HashMap<i64, Value> = state.filter_map(|(index, entry)| Some((index.int()?, entry))).collect();
     if states.is_empty() {
-        return Err("has an optimizer that has not made a step: there is no state to go on from".into());
+        return Err("has an optimizer that has made no step yet: there is no state to resume from".into());
     }
     let (mut groups, mut entries) = (Vec::new(), Vec::new());
     for group in state_dict.get("param_groups").and_then(Value::items).ok_or_else(other)? {
@@ -183,8 +185,8 @@ mod tests {
         let error = |groups: &str| read(groups).unwrap_err().to_string();
         assert!(error(&group("I2\n", "")).contains("parameter 2"));
         assert!(error(&group("I1\nI1\n", "")).contains("twice"));
-        assert!(error(&group("I1\n", "Vamsgrad\nI01\ns")).contains("not AdamW's"));
-        assert!(error("}Vparams\n](I1\nes").contains("not AdamW's"));
+        assert!(error(&group("I1\n", "Vamsgrad\nI01\ns")).contains("other than AdamW"));
+        assert!(error("}Vparams\n](I1\nes").contains("other than AdamW"));
         assert!(error("").contains("without parameters"));
         let other = group("I4\n", "Vlr\nF0.25\ns");
         assert!(error(&(group("I1\n", "") + &other)).contains("different settings"));

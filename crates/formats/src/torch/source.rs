@@ -77,7 +77,7 @@ impl<R: BufRead> Source<R> {
         std::str::from_utf8(&line)
             .ok()
             .and_then(|text| text.trim_end_matches('L').parse().ok())
-            .ok_or_else(|| "is damaged: its pickle has a number that is none".into())
+            .ok_or_else(|| "is damaged: its pickle has something else in place of a number".into())
     }
 
     /// UTF-8 text of a length; Python also writes lone surrogates, which become replacement characters.

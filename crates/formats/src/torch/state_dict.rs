@@ -71,7 +71,7 @@ fn walk<'a>(
 /// What a file is that has no named tensors.
 fn otherwise(root: Value) -> Fault {
     if root.get("param_groups").is_some() {
-        return "holds an optimizer's state and no network: name the model's file".into();
+        return "holds an optimizer's state and no network: name the file of the model".into();
     }
     match root.class() {
         Some(class) if class.starts_with("__torch__") => {
@@ -80,7 +80,7 @@ fn otherwise(root: Value) -> Fault {
         Some(class) if root.state().is_some_and(|state| state.get("_modules").is_some()) => {
             format!("holds a whole {class}: in PyTorch, save its state_dict() instead")
         }
-        _ => format!("holds {} and no network: a dictionary of named tensors is needed", root.describe()),
+        _ => format!("holds {} and no network: a dictionary of named tensors (state_dict) is needed", root.describe()),
     }
 }
 

@@ -233,7 +233,7 @@ impl<'a> Value<'a> {
     pub fn describe(self) -> String {
         match self.node() {
             Node::None => "None".into(),
-            Node::Bool(_) => "a truth value".into(),
+            Node::Bool(_) => "a bool".into(),
             Node::Int(_) | Node::Float(_) | Node::Unread => "a number".into(),
             Node::Text(_) => "text".into(),
             Node::Bytes(_) => "bytes".into(),

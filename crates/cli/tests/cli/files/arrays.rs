@@ -124,7 +124,7 @@ fn arrays_that_a_line_of_numpy_mends() {
         ("bytes.npz", npy("'<f4'", "False", COLOUR, &floats(1.0, 0.0)), &["x.round().astype(np.uint8)"]),
         ("nan.npz", npy("'<f4'", "False", COLOUR, &[255; 144]), &["floats that are not finite: find out why"]),
         ("half.npz", npy("'<f2'", "False", COLOUR, &[0; 72]), &["holds floats (<f2)"]),
-        ("bool.npz", npy("'|b1'", "False", COLOUR, &[1; 36]), &["truth values", "x.astype(np.uint8) * 255"]),
+        ("bool.npz", npy("'|b1'", "False", COLOUR, &[1; 36]), &["booleans", "x.astype(np.uint8) * 255"]),
         ("object.npz", npy("'|O'", "False", "(2,)", b"\x80\x04]."), &["Python objects", "np.stack(x)"]),
         (
             "objects.npz",
@@ -161,8 +161,8 @@ fn archives_packed_in_ways_that_are_not_read() {
     let png = fs::read(place.path("a.png")).unwrap();
     let npy = npy("'|u1'", "False", COLOUR, &pixels());
     for (name, entry, bytes, part) in [
-        ("a.npz", "arr_0.npy", &npy, "save it anew with `np.savez`"),
-        ("a.zip", "a.png", &png, "unpack it and name the folder"),
+        ("a.npz", "arr_0.npy", &npy, "save it again with `np.savez`"),
+        ("a.zip", "a.png", &png, "unpack the archive and name the folder"),
     ] {
         let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
         zip.start_file(entry, zip::write::SimpleFileOptions::default()).unwrap();
@@ -185,7 +185,7 @@ fn archives_packed_in_ways_that_are_not_read() {
     }
     write(&place, "cut.npz", &fs::read(place.path("a.npz")).unwrap()[..50]);
     info(&place, "cut.npz").complains(1, &["not a readable npz archive", "it is cut off"]);
-    place.run(&["prepare", "images", "a.npz", "--out", "x.npz"]).complains(1, &["holds arrays, no image files"]);
+    place.run(&["prepare", "images", "a.npz", "--out", "x.npz"]).complains(1, &["holds arrays, not image files"]);
 }
 
 #[test]

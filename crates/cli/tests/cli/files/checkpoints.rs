@@ -102,20 +102,20 @@ fn several_networks_in_one_file() {
     });
     let (images, said) = drawn(&place, "both.pt", &[]);
     assert!(images == expected);
-    let taken = "both.pt holds several networks: `ema_model` is taken; --network takes another (`online_model`)";
+    let taken = "both.pt holds several networks: `ema_model` is used; --network chooses another (`online_model`)";
     assert!(said.contains(taken), "{said}");
     assert!(told(&place, "both.pt").contains(taken));
     let (online, said) = drawn(&place, "both.pt", &["--network", "online_model"]);
     assert!(online != expected);
-    assert!(said.contains("`online_model` is taken"), "{said}");
+    assert!(said.contains("`online_model` is used"), "{said}");
     let nope = [&["sample", "--checkpoint", "both.pt", "--network", "x"], &SAMPLE[..], &["x.npz"]].concat();
     place.run(&nope).complains(1, &["has no network `x`: it holds ema_model, online_model"]);
     let own = [&["sample", "--checkpoint", "run", "--network", "x"], &SAMPLE[..], &["x.npz"]].concat();
-    place.run(&own).complains(2, &["one network alone: leave --network out"]);
+    place.run(&own).complains(2, &["only one network: leave --network out"]);
     let begun = ["--init-from", "both.pt", "--network", "online_model", "--steps", "1"];
     let train = [&["train"], &TINY[..TINY.len() - 2], &begun, &["--out", "begun"]].concat();
     let said = place.run(&train).exits(0).err();
-    assert!(said.contains("`online_model` is taken"), "{said}");
+    assert!(said.contains("`online_model` is used"), "{said}");
     // What it began from is no matter for its own checkpoints.
     drawn(&place, "begun", &[]);
 }
@@ -189,7 +189,7 @@ fn dictionaries_in_each_other() {
         assert!(images == expected, "{file}: {said}");
     }
     let (online, said) = drawn(&place, "trainer.pt", &["--network", "ema.online_model.model"]);
-    assert!(online != expected && said.contains("`ema.online_model.model` is taken"), "{said}");
+    assert!(online != expected && said.contains("`ema.online_model.model` is used"), "{said}");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn the_name_of_a_network_is_for_the_checkpoint_and_not_for_its_guide() {
     };
     // The guide has one network, or is the average of two.
     let (images, said) = guided("average.pt", "3");
-    assert!(said.contains("`online_model` is taken"), "{said}");
+    assert!(said.contains("`online_model` is used"), "{said}");
     assert!(guided("both.pt", "3").0 == images);
     assert!(drawn(&place, "both.pt", &online).0 != images);
 }
@@ -217,15 +217,15 @@ fn checkpoints_of_networks_that_are_not_known() {
     let sample = |file: &str| place.run(&[&["sample", "--checkpoint", file], &SAMPLE[..], &["x.npz"]].concat());
     let other = [("conv1.weight".to_string(), vec![2, 3], vec![0.0; 6]), ("fc.bias".into(), vec![2], vec![0.0; 2])];
     write(&place, "other.safetensors", &serialized(&other, ""));
-    sample("other.safetensors").complains(1, &["its 2 tensors, such as `conv1.weight`", "no network that is known"]);
+    sample("other.safetensors").complains(1, &["its 2 tensors, such as `conv1.weight`", "match no known network"]);
     write(&place, "none.safetensors", &serialized(&[], ""));
-    sample("none.safetensors").complains(1, &["its 0 tensors are those of no network"]);
+    sample("none.safetensors").complains(1, &["its 0 tensors match no known network"]);
     save(&place, "whole.pt", &other, |name| vec![(name.into(), 1.0)]);
     let whole = fs::read(place.path("whole.pt")).unwrap();
     write(&place, "cut.pt", &whole[..whole.len() / 2]);
     sample("cut.pt").complains(1, &["cut.pt: is a zip archive as PyTorch writes them, damaged or cut off"]);
     write(&place, "short.pt", b"hello");
-    sample("short.pt").complains(1, &["short.pt: not a whole safetensors file (it is too short)"]);
+    sample("short.pt").complains(1, &["short.pt: not a complete safetensors file (it is too short)"]);
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn checkpoints_of_other_programs_in_folders() {
         ("b.safetensors", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         ("c.pt", b"<!doctype html>", "a web page"),
         ("d.safetensors.index.json", b"{}", "the index of shards"),
-        ("e.gguf", b"GGUF\x03\0\0\0", "a GGUF file: take the .safetensors or .pt"),
+        ("e.gguf", b"GGUF\x03\0\0\0", "a GGUF file: use the .safetensors or .pt"),
     ] {
         write(&place, file, bytes);
         place.run(&[&["sample", "--checkpoint", file], &SAMPLE[..], &["x.npz"]].concat()).complains(1, &[part]);
@@ -303,7 +303,7 @@ fn a_flipped_bit_in_a_checkpoint() {
     bytes[last] ^= 1;
     fs::write(&file, &bytes).unwrap();
     // The last tensor by name.
-    let damage = ["ema_0.995.safetensors: `time_embed.2.weight` is damaged", "not those that were written"];
+    let damage = ["ema_0.995.safetensors: `time_embed.2.weight` is damaged", "its checksum does not match"];
     place.run(&[&["sample", "--checkpoint", "run"], &SAMPLE[..], &["x.npz"]].concat()).complains(1, &damage);
     let ran = place.run(&["info", "run", "--verify"]).exits(1);
     assert!(ran.out().contains("DAMAGED") && ran.out().contains(damage[0]), "{}", ran.out());

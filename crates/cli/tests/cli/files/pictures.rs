@@ -120,7 +120,7 @@ fn grey_and_colour_in_one_folder() {
     let said = told(&place, "in");
     assert!(said.contains("with 3 channel(s)"), "{said}");
     assert!(said.contains("2 are grey and 1 in colour: --in-channels makes all alike"), "{said}");
-    let complaint = ["b.png", "in colour, the first image is grey", "--channels"];
+    let complaint = ["b.png", "in colour, but the first image is grey", "--channels"];
     place.run(&["prepare", "images", "in", "--out", "a.npz"]).complains(1, &complaint);
     let train = [
         "train",
@@ -183,7 +183,7 @@ fn photos_that_a_camera_held_upright() {
     images(&place, &["real/b.png"]);
     // One of them is upright, and then they are of two sizes.
     let statistics = ["statistics", "real", "s.npz", "--features", "grey", "--quiet", "--exif-rotate"];
-    place.run(&statistics).complains(2, &["8x6 pixels, the first image of the folder has 6x8"]);
+    place.run(&statistics).complains(2, &["8x6 pixels, but the first image of the folder has 6x8"]);
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn images_that_are_none() {
     }
     images(&place, &["some/a.png"]);
     write(&place, "some/b.mp4", b"\0\0\0\x18ftypisom\0\0\0\0");
-    assert!(told(&place, "some").contains("1 more of kinds that are not read are passed over, such as b.mp4"));
+    assert!(told(&place, "some").contains("1 more files of unsupported kinds are skipped, such as b.mp4"));
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn files_where_a_folder_of_images_is_meant() {
         ("a.arrow", b"ARROW1", &["an Arrow file", "Dataset.from_file"]),
         ("a.mp4", b"\0\0\0\x20ftypisom", &["a film", "ffmpeg"]),
         ("a.7z", b"7z\xbc\xaf\x27\x1c", &["a 7z archive: unpack it first"]),
-        ("a.txt", b"a", &["not a kind of data that is known"]),
+        ("a.txt", b"a", &["not a known kind of data"]),
     ] {
         write(&place, name, bytes);
         info(&place, name).complains(2, &[&[name], parts].concat());

@@ -162,7 +162,7 @@ fn statistics_stand_for_the_images() {
     assert_eq!(of_statistics.samples, of_images.samples);
     assert_eq!((of_statistics.reference.brightness, of_statistics.reference.pixel_variance), (None, None));
     assert_eq!((of_statistics.precision, of_statistics.kid), (None, None));
-    assert!(events.iter().any(|e| matches!(e, Event::Notice(text) if text.contains("statistics alone"))));
+    assert!(events.iter().any(|e| matches!(e, Event::Notice(text) if text.contains("only statistics"))));
     let both = compare(&file, &file, place.settings());
     assert!(both.fid < 1e-9 && both.inception_score.is_none());
 }

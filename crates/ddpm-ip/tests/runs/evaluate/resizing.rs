@@ -52,7 +52,7 @@ fn each_resize_has_its_own_features_and_statistics() {
     assert_eq!(compare(&of_clean, &b, with(Resize::Clean)).fid, clean.fid);
     let refused = |file: &str, resize, flag: &str| {
         let said = problem(file, &b, with(resize));
-        assert!(said.contains("such distances mean nothing") && said.contains(flag), "{said}");
+        assert!(said.contains("their distance would mean nothing") && said.contains(flag), "{said}");
     };
     refused(&of_clean, Resize::TensorFlow1, "--resize clean");
     refused(&of_tf1, Resize::Clean, "--resize tf1");
@@ -86,12 +86,12 @@ fn statistics_give_frechet_distances_and_nothing_else() {
         (&own, &file, Metric::InceptionScore, "--metrics is"),
     ] {
         let said = problem(reference, samples, asked(metric));
-        for words in [flag, "statistics.npz is statistics alone", "--metrics fid"] {
+        for words in [flag, "statistics.npz has only statistics", "--metrics fid"] {
             assert!(said.contains(words), "{said}");
         }
     }
     // The Inception Score is of the samples alone.
     assert!(compare(&file, &own, asked(Metric::InceptionScore)).inception_score.is_some());
     let clean = Settings { resize: Resize::Clean, ..place.settings() };
-    assert!(problem("digits", &own, clean).contains("--resize is for Inception"));
+    assert!(problem("digits", &own, clean).contains("--resize is only for Inception"));
 }
