@@ -12,7 +12,7 @@ PRESETS = "digits,fashion-mnist,cifar10,imagenet32,cifar10-ddim,lsun-tower64,cel
 CHIPS = "a100,rtx3090,rtx4090,h100,h200,b200,rtx5090"
 # Images of a training step where a preset's whole batch would not fit.
 MICROBATCH = {"imagenet32": 128, "lsun-tower64": 64, "celeba64": 64, "ffhq128": 32}
-HEAD = """# Engines of cuDNN's, planned without a GPU
+HEAD = """# Engines of cuDNN, planned without a GPU
 
 These tables show which engines `ddpm-ip` uses for the convolutions of a training and a sampling step, as cuDNN {version} plans them
 for each kind of GPU. `docs/gpu_plans.py` writes it. cuBLASLt computes matrix products (1x1 convolutions, attention), which are not

@@ -99,6 +99,7 @@ fn heading(section: &str) -> &'static str {
         "perturbation" => "Input perturbation",
         "data" => "Data",
         "train" => "Training",
+        "evaluation" => "Evaluation during training",
         _ => "Sampling",
     }
 }

@@ -728,7 +728,7 @@ impl TrainConfig {
             format!("train.posthoc_ema = {lengths:?}: give two lengths or more that differ, such as 0.05,0.1")
         })?;
         require(lengths.is_empty() || self.posthoc_ema_interval > 0 || self.last_step().is_some(), || {
-            "--posthoc-ema saves its EMAs every 64th of the steps, but only a duration is given: add \
+            "--posthoc-ema saves its EMAs every 64th of the steps, but --steps is not given: add \
              --posthoc-ema-interval STEPS"
                 .into()
         })?;
