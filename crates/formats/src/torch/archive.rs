@@ -16,6 +16,11 @@ use zip::{CompressionMethod, ZipArchive};
 const MAGIC: i128 = 0x1950a86a20f9469cfc6c;
 const VERSION: i64 = 1001;
 
+/// Bytes that a compressed pickle may have: so many, and so many times those of its entry. PyTorch does not compress, and what
+/// other programs compress are some hundred bytes for each tensor. In memory a long text takes several times its bytes.
+const MOST_PICKLE: u64 = 2 << 20;
+const MOST_PICKLE_EXPANSION: u64 = 3;
+
 /// Bytes in which the magic number must be found.
 const MOST_MAGIC: u64 = 64;
 
@@ -79,6 +84,13 @@ fn big_endian() -> Fault {
 
 fn read_pickle(zip: &mut ZipArchive<BufReader<File>>, name: &str, length: u64) -> Result<(Heap, Id), Fault> {
     let (entry, size) = entry(zip, name, length)?;
+    let is_compressed = entry.compression() != CompressionMethod::Stored;
+    if is_compressed && size > MOST_PICKLE + MOST_PICKLE_EXPANSION * entry.compressed_size() {
+        return Err(format!(
+            "is refused: its compressed pickle would expand to {size} bytes. Load it and save it again with torch.save, which \
+             does not compress"
+        ));
+    }
     let mut source = Source::new(BufReader::new(entry), size);
     let pickle = load(&mut source)?;
     // The checksum is compared at the end of the entry.

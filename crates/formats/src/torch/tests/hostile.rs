@@ -203,3 +203,18 @@ fn entries_larger_than_the_archive_are_refused() {
         assert!(error.contains("claims 1073741824 bytes"), "{error}");
     }
 }
+
+#[test]
+fn a_compressed_pickle_with_a_text_of_megabytes_is_refused() {
+    // Found by fuzzing: 110 KB became a line of 25 MB, and that line 84 MB in memory.
+    let long = [b"V".as_slice(), &vec![b'a'; 3 << 20], b"\n."].concat();
+    for (method, refused) in [(CompressionMethod::Deflated, true), (CompressionMethod::Stored, false)] {
+        let error = read_all(zip(&[("a/data.pkl", &long)], method).path()).unwrap_err().to_string();
+        assert_eq!(error.contains("save it again with torch.save"), refused, "{error}");
+    }
+    // Names and shapes of ten thousand tensors compress well, and are no such text.
+    let names: Vec<u8> =
+        (0..10_000).flat_map(|i| format!("Vinput_blocks.{i}.weight\n0").into_bytes()).chain(*b"N.").collect();
+    let error = read_all(zip(&[("a/data.pkl", &names)], CompressionMethod::Deflated).path()).unwrap_err().to_string();
+    assert!(!error.contains("torch.save"), "{error}");
+}
