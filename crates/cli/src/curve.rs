@@ -1,6 +1,6 @@
 //! A small curve in text.
 
-use crate::sink::number;
+use ddpm_ip::words::number;
 
 /// Characters of the picture; each has 2 by 4 dots.
 const COLUMNS: usize = 56;
@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn a_loss_that_halves_steadily_falls_in_a_straight_line() {
-        let points: Vec<(f64, f64)> = (0..200).map(|i| (f64::from(i), 0.9 * 0.5f64.powf(f64::from(i) / 50.0))).collect();
+        let points: Vec<(f64, f64)> =
+            (0..200).map(|i| (f64::from(i), 0.9 * 0.5f64.powf(f64::from(i) / 50.0))).collect();
         let lines = curve("loss", &points).unwrap();
         assert_eq!(lines.len(), 2 + ROWS);
         assert!(lines[1].starts_with(" 0.8938 ⠉⠓⠒⠒⠦⠤⠤⣄") && lines[ROWS].ends_with("⠉⠉⠉⠓⠒⠒⠦⠤⠤⣄⣀"), "{lines:#?}");

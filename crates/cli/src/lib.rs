@@ -2,11 +2,13 @@
 
 mod args;
 mod commands;
+mod curve;
 pub mod host;
 mod interrupt;
 pub mod memory;
 mod output;
 mod sink;
+mod watch;
 
 pub use commands::{evaluation, sampling};
 

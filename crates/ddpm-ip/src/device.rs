@@ -34,6 +34,18 @@ pub(crate) fn describe(device: Device) -> Option<String> {
     Some(format!("cuda:{index}, {name} ({gib:.0} GiB; {})", versions()))
 }
 
+/// Where something is computed, in words: a GPU, or the CPU with its threads and instruction set.
+pub(crate) fn place(device: Device) -> String {
+    if let Some(gpu) = engines(device) {
+        return gpu;
+    }
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let name = name.map_or("CPU", |(_, name)| name.trim());
+    let isa = instruction_set().unwrap_or_default();
+    format!("{} threads of {name} ({isa})", rayon::current_num_threads())
+}
+
 /// What this machine can compute on, in lines of text: the processor, each GPU with its memory, the driver, and the
 /// libraries with version and path; or what is missing, with what installs it.
 ///

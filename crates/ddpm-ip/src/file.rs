@@ -133,3 +133,20 @@ pub fn sync_folder(folder: &Path) {
         let _ = folder.sync_all();
     }
 }
+
+/// Adds a line of JSON to a file, durably.
+pub(crate) fn append(path: &Path, line: &impl serde::Serialize) -> Result<(), Error> {
+    use std::io::{Read, Seek, SeekFrom};
+    let line = serde_json::to_string(line).map_err(|e| Error::file(path, e.to_string()))?;
+    let options = std::fs::OpenOptions::new().create(true).read(true).append(true).clone();
+    let mut file = options.open(path).map_err(Error::io("write", path))?;
+    // A line that an earlier call left unfinished does not swallow this one.
+    let mut last = [b'\n'];
+    if file.seek(SeekFrom::End(-1)).is_ok() {
+        file.read_exact(&mut last).map_err(Error::io("read", path))?;
+    }
+    let end = if last == [b'\n'] { "" } else { "\n" };
+    writeln!(file, "{end}{line}").and_then(|()| file.sync_data()).map_err(Error::io("write", path))?;
+    sync_folder(folder_of(path));
+    Ok(())
+}

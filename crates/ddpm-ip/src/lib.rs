@@ -35,11 +35,12 @@
 //! | [`checkpoint`] | saved runs |
 //! | [`posthoc`] | averages of other lengths, made from those that a run has saved |
 //! | [`evaluate`], [`weights`] | distances between images; weights of feature networks |
+//! | [`report`](mod@report) | runs as a page |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`](mod@bench), [`memory`] | how fast this machine trains and samples, and how much memory that takes |
 //! | [`convolutions`] | engines of a kind of GPU that is not there |
 //! | [`torch`], [`npz`] | PyTorch's files, NumPy's archives: of `ddpm-formats`, a crate of its own |
-//! | [`convert`], [`file`](mod@file) | from one kind of checkpoint to another; files that are whole or not there |
+//! | [`convert`], [`file`](mod@file), [`words`] | from one kind of checkpoint to another; files that are whole or not there; numbers for people |
 
 pub mod bench;
 pub mod bias;
@@ -65,9 +66,11 @@ pub mod posthoc;
 pub mod predict;
 pub mod prepare;
 mod record;
+pub mod report;
 pub mod sample;
 pub mod train;
 pub mod weights;
+pub mod words;
 
 pub use ddpm_formats::{npz, torch};
 pub use ddpm_net::{self as net, Device};

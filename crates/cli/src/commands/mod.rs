@@ -14,8 +14,10 @@ mod nll;
 mod predict;
 mod prepare;
 mod presets;
+mod report;
 mod sample;
 mod train;
+mod watch;
 mod weights;
 
 use crate::args;
@@ -51,6 +53,8 @@ pub(crate) fn all() -> Vec<Command> {
         convert::command(),
         ema::command(),
         info::command(),
+        report::command(),
+        watch::command(),
         presets::command(),
         bench::command(),
         check::command(),
@@ -168,6 +172,8 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         "convert" => convert::run(m),
         "ema" => ema::run(m),
         "info" => info::run(m),
+        "report" => report::run(m),
+        "watch" => watch::run(m),
         "presets" => presets::run(m),
         "bench" => bench::run(m),
         "check" => check::run(m),

@@ -3,6 +3,7 @@
 use super::evaluate::usual_settings;
 use super::sample::settings_and_remark;
 use crate::args::{self, Settings};
+use crate::curve::curve;
 use crate::output::{complain, complain_all, print};
 use crate::sink::{RunFiles, Seen, Sinks};
 use anyhow::Context;
@@ -15,6 +16,7 @@ use ddpm_ip::evaluate::EvaluationHook;
 use ddpm_ip::file::quoted;
 use ddpm_ip::memory;
 use ddpm_ip::train::{Hook, RunOptions};
+use ddpm_ip::words::{grouped, time};
 use ddpm_ip::{Device, Event, Outcome};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -344,7 +346,12 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
     let by_steps = config.train.lr_anneal_steps == 0 && config.train.steps > 0;
     let (checkpoint, progress) = newest(out)?;
     let Progress { step, images, elapsed_secs, .. } = progress;
-    let mut lines = vec![format!("{step} steps, {images} images in {elapsed_secs:.0} s of training\n")];
+    let all = [grouped(step as f64), grouped(images as f64), time(elapsed_secs)];
+    let mut lines = vec![format!("{} steps, {} images in {} of training\n", all[0], all[1], all[2])];
+    if let Some(curve) = loss_curve(out) {
+        lines.extend(curve);
+        lines.push(String::new());
+    }
     let mut place = |what: &str, path: &Path| lines.push(format!("  {what:12} {}", path.display()));
     if let Some(grid) = &seen.grid {
         place("samples", grid);
@@ -378,6 +385,14 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
     }
     lines.push(format!("  {program} info {run}"));
     Ok(lines.join("\n"))
+}
+
+/// The run's loss as a small picture, if its log holds a curve.
+fn loss_curve(out: &Path) -> Option<Vec<String>> {
+    let history = ddpm_ip::train::history(out).ok()?;
+    let column = |names: &[&str]| history.iter().find(|(name, _)| names.contains(&name.as_str())).map(|(_, v)| v);
+    let (steps, losses) = column(&["step"]).zip(column(&["loss", "train_loss"]))?;
+    curve("loss", &steps.iter().copied().zip(losses.iter().copied()).collect::<Vec<_>>())
 }
 
 /// The program as the user called it.

@@ -1,7 +1,8 @@
 //! The progress bar. Where standard error is no terminal, a line a minute stands in its place.
 
-use ddpm_ip::Event;
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::words::{BETWEEN, step_line};
+use ddpm_ip::{Event, words};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,11 @@ impl Pace {
         }
         due
     }
+
+    /// Something else was said.
+    fn wait(&mut self, now: Instant) {
+        self.0 = now + BETWEEN_LINES;
+    }
 }
 
 /// Progress of a training or sampling call.
@@ -41,6 +47,8 @@ pub(crate) struct Bar {
     last_step: Option<u64>,
     time_limit: Option<Duration>,
     batch_size: usize,
+    /// Seconds of training that are left, where that is known.
+    left: Option<f64>,
     /// Reverse steps per image and images in all.
     reverse_steps: usize,
     total: usize,
@@ -62,6 +70,7 @@ impl Bar {
             last_step: None,
             time_limit: None,
             batch_size: 0,
+            left: None,
             reverse_steps: 1,
             total: 0,
             measured: String::new(),
@@ -96,9 +105,9 @@ impl Bar {
                 let done = by_steps.into_iter().chain(by_time).fold(0.0, f64::max);
                 let left_steps = self.last_step.map(|last| (last - step) as f64 * self.batch_size as f64 / rate);
                 let left_time = self.time_limit.map(|limit| limit.saturating_sub(*elapsed).as_secs_f64());
-                let left = left_steps.into_iter().chain(left_time).reduce(f64::min);
+                self.left = left_steps.into_iter().chain(left_time).reduce(f64::min);
                 let of = self.last_step.map_or(String::new(), |last| format!("/{last}"));
-                self.show(done, left, &format!("step {step}{of}, loss {loss:.4}"), rate);
+                self.show(done, self.left, &format!("step {step}{of}{BETWEEN}loss {}", words::number(*loss)), rate);
             }
             Event::Sampling { done, total, steps } => {
                 (self.total, self.reverse_steps) = (*total, *steps);
@@ -106,7 +115,10 @@ impl Bar {
             }
             Event::SampleStep { done, step, batch } => {
                 let images = *done as f64 + *batch as f64 * *step as f64 / self.reverse_steps as f64;
-                self.sampled(images, &format!("{done}/{} images, step {step}/{}", self.total, self.reverse_steps));
+                self.sampled(
+                    images,
+                    &format!("{done}/{} images{BETWEEN}step {step}/{}", self.total, self.reverse_steps),
+                );
             }
             Event::Measured { what, done, total } => {
                 let left = self.left(what, *done, *total);
@@ -123,7 +135,7 @@ impl Bar {
                 self.begin(*done as f64);
             }
             Event::Bounded { done, total, bits_per_dim: Some(bits) } => {
-                self.sampled(*done as f64, &format!("{done}/{total} images, {bits:.4} bits/dim"));
+                self.sampled(*done as f64, &format!("{done}/{total} images{BETWEEN}{bits:.4} bits/dim"));
             }
             Event::Prepared { done: 0, total } => {
                 self.total = total.unwrap_or(0);
@@ -168,6 +180,13 @@ impl Bar {
         }
     }
 
+    /// A line of the logs, for where there is no bar.
+    pub(crate) fn logged(&mut self, line: &[(String, f64)]) -> String {
+        self.pace.wait(Instant::now());
+        let columns = self.last_step.map_or(1, |last| last.to_string().len());
+        step_line(line, columns) + &self.left.map_or(String::new(), eta)
+    }
+
     pub(crate) fn finish(&self) {
         self.drawn.finish_and_clear();
     }
@@ -210,7 +229,7 @@ impl Bar {
     fn show(&mut self, done: f64, left_secs: Option<f64>, what: &str, rate: f64) {
         let eta = left_secs.map_or(String::new(), eta);
         self.drawn.set_position((done * 1000.0) as u64);
-        self.say(format!("{what}, {rate:.3} images/s{eta}"));
+        self.say(format!("{what}{BETWEEN}{}{eta}", words::rate(rate)));
     }
 
     /// Shows what is being done: beside the bar, or now and then as a line.
@@ -224,11 +243,7 @@ impl Bar {
 
 /// Time that is left, as text; none where it is not known.
 fn eta(secs: f64) -> String {
-    if secs.is_finite() && secs < 1e9 {
-        format!(", ETA {}", HumanDuration(Duration::from_secs_f64(secs.max(0.0))))
-    } else {
-        String::new()
-    }
+    if secs.is_finite() && secs < 1e9 { format!("{BETWEEN}ETA {}", words::time(secs.max(0.0))) } else { String::new() }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The logs of a run directory: `stats.jsonl` (a JSON object per line), `progress.csv` (a table), `log.txt` (for people),
 //! and TensorBoard's. A resumed run drops the lines beyond the step it resumes from.
 
-use super::log::{Log, log_line};
+use super::log::Log;
 use super::tensorboard::TensorBoard;
+use super::words::whole_line;
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::file::{sync_folder, write_atomic};
 use ddpm_ip::{Error, Event};
@@ -156,7 +157,7 @@ impl Log for Text {
     }
 
     fn log(&mut self, line: &[(String, f64)]) -> Result<(), Error> {
-        self.0.add(&log_line(line))
+        self.0.add(&whole_line(line))
     }
 
     fn sync(&self) -> Result<(), Error> {

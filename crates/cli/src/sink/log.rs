@@ -15,11 +15,3 @@ pub(super) trait Log {
     /// Makes durable what it has taken.
     fn sync(&self) -> Result<(), Error>;
 }
-
-/// A log line for people: without quartiles.
-pub(super) fn log_line(line: &[(String, f64)]) -> String {
-    let shown = line.iter().filter(|(key, _)| !key.contains("_q"));
-    let words: Vec<String> =
-        shown.map(|(key, v)| if v.fract() == 0.0 { format!("{key} {v}") } else { format!("{key} {v:.4e}") }).collect();
-    words.join("  ")
-}

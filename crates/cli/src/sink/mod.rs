@@ -4,6 +4,7 @@ mod bar;
 mod files;
 mod log;
 mod tensorboard;
+mod words;
 
 pub(crate) use files::{LogFormats, RunFiles};
 
@@ -11,7 +12,6 @@ use crate::host;
 use crate::output::complain;
 use bar::Bar;
 use ddpm_ip::Event;
-use log::log_line;
 use std::path::PathBuf;
 
 /// What a summary wants to know that no file tells.
@@ -70,7 +70,7 @@ impl Sinks {
         }
         self.bar.receive(event);
         if let (Event::Log(line), false, false) = (event, self.quiet, self.bar.is_shown()) {
-            complain(&log_line(line));
+            complain(&self.bar.logged(line));
         }
     }
 

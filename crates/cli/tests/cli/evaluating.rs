@@ -15,7 +15,7 @@ fn sampled() -> Place {
 fn samples_of_a_run_are_compared_and_the_report_is_kept() {
     let place = sampled();
     let text = place.run(&["evaluate", "digits", "run", "--extrapolate"]);
-    text.complains(2, &["needs 20 samples", "has 12"]);
+    text.complains(2, &["needs at least 20 samples", "has 12"]);
     let ran = place.run(&["evaluate", "digits", "run", "--neighbours", "sheet.png"]).exits(0);
     for part in [
         "1797 images",

@@ -37,7 +37,7 @@ fn usage_and_configuration_end_with_2_and_leave_nothing() {
     place.run(&["bench", "--compare", "report.json"]).complains(2, &["report.json", "ddpm-ip bench --json"]);
     place.run(&["bench", "--repeats", "0"]).complains(2, &["--repeats"]);
     let few = ["bench", "--diffusion-steps", "10", "--repeats", "8", "--set", "sample.timestep_respacing="];
-    place.run(&few).complains(2, &["--repeats 8", "12 steps", "has 10"]);
+    place.run(&few).complains(2, &["--repeats 8", "12 diffusion steps", "there are 10"]);
     std::fs::remove_file(place.path("report.json")).unwrap();
     place.run(&["trian"]).complains(2, &["train"]);
 }

@@ -451,10 +451,10 @@ fn super_resolution_of_three_images_draws_thousands() {
 fn timesteps_that_were_never_trained() {
     let place = Place::new();
     let ran = place.train(&["--steps", "1", "--diffusion-steps", "20", "--timestep-respacing", "5"]).exits(0);
-    let said = "--timestep-respacing 5 trains 5 of the 20 timesteps";
+    let said = "--timestep-respacing 5 trains only 5 of the 20 timesteps";
     assert!(ran.err().contains(said) && place.read("run/log.txt").contains(said), "{}", ran.err());
     let sample = ["sample", "--checkpoint", "run", "--num-samples", "1"];
-    let parts = ["trained at 5 of 20 timesteps", "--timestep-respacing 5", "--untrained-timesteps"];
+    let parts = ["trained at only 5 of 20 timesteps", "--timestep-respacing 5", "--untrained-timesteps"];
     place.run(&[&sample[..], &["--timestep-respacing", "10"]].concat()).complains(2, &parts);
     place.run(&sample).complains(2, &parts);
     place.run(&["nll", "--checkpoint", "run", "--data-dir", "digits"]).complains(2, &parts);

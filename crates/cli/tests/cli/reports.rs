@@ -17,6 +17,8 @@ fn help_names_the_commands_and_every_setting() {
         "info",
         "bench",
         "bias",
+        "report",
+        "watch",
         "check",
         "completions",
         "130 interrupted",

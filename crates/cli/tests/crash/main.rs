@@ -204,7 +204,7 @@ fn collect(root: &Path, path: &Path, all: &mut BTreeMap<PathBuf, Vec<u8>>) {
         return;
     }
     // What a killed process was writing has no name that anything reads.
-    if name.starts_with(".tmp-") || [".lock", "log.txt"].contains(&name.as_str()) {
+    if name.starts_with(".tmp-") || [".lock", "log.txt", "calls.jsonl"].contains(&name.as_str()) {
         return;
     }
     let mut bytes = std::fs::read(path).unwrap();

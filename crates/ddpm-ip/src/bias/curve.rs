@@ -2,7 +2,7 @@
 
 use ddpm_math::{jackknife_error, jackknife_groups, mean_and_error};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::ops::Range;
 
 /// A number that is this many of its errors from another is taken to differ.
@@ -49,12 +49,30 @@ impl Estimate {
 }
 
 /// A number at each noise level, with errors. What could not be measured is NaN, and null in JSON.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     /// The numbers, from the data's end on.
+    #[serde(deserialize_with = "numbers")]
     pub value: Vec<f64>,
     /// Their standard errors over the images.
+    #[serde(deserialize_with = "numbers")]
     pub error: Vec<f64>,
+}
+
+/// Numbers of JSON, in which one that could not be measured is null.
+pub(super) fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let values = Vec::<Option<f64>>::deserialize(deserializer)?;
+    Ok(values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect())
+}
+
+/// A number of JSON, as [`numbers`].
+pub(super) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// A number of JSON and its error, as [`numbers`].
+pub(super) fn pair<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[f64; 2], D::Error> {
+    Ok(<[Option<f64>; 2]>::deserialize(deserializer)?.map(|value| value.unwrap_or(f64::NAN)))
 }
 
 impl FromIterator<Estimate> for Curve {

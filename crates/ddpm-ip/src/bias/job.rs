@@ -1,5 +1,6 @@
 //! Checkpoints on the instruments, and the files that come of it.
 
+use super::curve::number;
 use super::scale::{find_scale, largest_gap, sampled_norms};
 use super::{LEAST_IMAGES, Readings, Subject, picture, words};
 use crate::checkpoint::Loaded;
@@ -43,7 +44,7 @@ pub struct Job {
 }
 
 /// Everything that was measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Of this file's form.
     pub version: u32,
@@ -56,7 +57,7 @@ pub struct Report {
 }
 
 /// What was measured of one checkpoint.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// As it was named.
     pub name: String,
@@ -75,18 +76,20 @@ pub struct Entry {
 }
 
 /// Rules of thumb, no more: nobody has shown that they hold.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Suggestions {
     /// γ for training: half the mean of ν_t over the levels.
+    #[serde(deserialize_with = "number")]
     pub gamma_from_prediction_error: f64,
     /// γ for training: √mean(max(0, excess of the variance)/(1 − ᾱ)) over the levels.
+    #[serde(deserialize_with = "number")]
     pub gamma_from_variance: f64,
     /// The λ of `es` that `es-auto` finds.
     pub es_auto: EsAuto,
 }
 
 /// A scale of ε.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EsAuto {
     /// λ, if there is one.
     pub scale: Option<f64>,
@@ -99,27 +102,16 @@ pub struct EsAuto {
     pub reason: Option<String>,
 }
 
-/// What `es-auto` reads of a report.
-#[derive(Deserialize)]
-struct Saved {
-    checkpoints: Vec<SavedEntry>,
-}
-
-#[derive(Deserialize)]
-struct SavedEntry {
-    parameters: String,
-    process: String,
-    readings: SavedReadings,
-}
-
-#[derive(Deserialize)]
-struct SavedReadings {
-    norm_training: SavedCurve,
-}
-
-#[derive(Deserialize)]
-struct SavedCurve {
-    value: Vec<f64>,
+impl Report {
+    /// Reads a `bias.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that `bias` did not write.
+    pub fn read(file: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+        serde_json::from_str(&text)
+            .map_err(|e| Error::file(file, format!("is not a bias.json that `ddpm-ip bias` wrote: {e}")))
+    }
 }
 
 /// What tells parameters from others.
@@ -152,11 +144,9 @@ pub(crate) fn resolve_auto(
     labels: Option<&[u32]>,
     stop: &AtomicBool,
 ) -> Result<Option<f64>, Error> {
-    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
-    let saved: Saved = serde_json::from_str(&text)
-        .map_err(|e| Error::file(file, format!("is not a bias.json that `ddpm-ip bias` wrote: {e}")))?;
+    let saved = Report::read(file)?;
     let own = hash(parameters);
-    let of_network: Vec<&SavedEntry> = saved.checkpoints.iter().filter(|entry| entry.parameters == own).collect();
+    let of_network: Vec<&Entry> = saved.checkpoints.iter().filter(|entry| entry.parameters == own).collect();
     if of_network.is_empty() {
         let message = "was measured on other parameters than this checkpoint's: run `ddpm-ip bias` on it";
         return Err(Error::file(file, message));

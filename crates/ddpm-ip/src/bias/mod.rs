@@ -12,5 +12,6 @@ pub use curve::{Curve, Estimate, PerPixel, over_pixels};
 pub use instruments::{LEAST_IMAGES, Subject};
 pub(crate) use job::resolve_auto;
 pub use job::{Entry, EsAuto, Job, Report, Suggestions, run};
+pub(crate) use picture::panels;
 pub use readings::{Readings, StartStep};
 pub use scale::{ScaleError, find_scale};

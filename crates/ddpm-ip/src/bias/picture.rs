@@ -1,7 +1,7 @@
 //! The curves of a report as a picture.
 
 use super::{Curve, Entry, Report};
-use crate::plot::{COLOURS, Line, Panel, escaped, picture};
+use crate::plot::{Axis, COLOURS, Line, Panel, escaped, picture};
 use std::fmt::Write;
 
 /// Columns of panels.
@@ -14,19 +14,12 @@ fn line(colour: &'static str, dash: &'static str, t: &[f64], curve: &Curve) -> L
 
 /// The picture, as SVG.
 pub(super) fn draw(report: &Report) -> String {
-    let panels = panels(report);
-    let head = 24.0 * report.checkpoints.len() as f64 + 16.0;
-    picture(&panels, COLUMNS, head, |svg| {
-        for (i, (entry, colour)) in report.checkpoints.iter().zip(COLOURS.iter().cycle()).enumerate() {
+    let entries: Vec<(&'static str, &Entry)> = COLOURS.into_iter().cycle().zip(&report.checkpoints).collect();
+    let head = 24.0 * entries.len() as f64 + 16.0;
+    picture(&panels(&entries), COLUMNS, head, |svg| {
+        for (i, (colour, entry)) in entries.iter().enumerate() {
             let y = 24.0 * i as f64 + 20.0;
-            let corrected = if entry.correct.is_empty() { String::new() } else { format!(", {}", entry.correct) };
-            let text = format!(
-                "{}: {}, {} steps, {} images{corrected}",
-                entry.name,
-                entry.sampler,
-                entry.readings.t.len(),
-                report.images
-            );
+            let text = format!("{}: {}, {} images", entry.name, entry.describe(), report.images);
             let _ = writeln!(
                 svg,
                 "<line x1=\"12\" x2=\"40\" y1=\"{0}\" y2=\"{0}\" stroke=\"{colour}\" stroke-width=\"3\"/><text x=\"48\" y=\"{y}\" \
@@ -38,11 +31,20 @@ pub(super) fn draw(report: &Report) -> String {
     })
 }
 
-fn panels(report: &Report) -> Vec<Panel> {
+impl Entry {
+    /// How its images were drawn, in words.
+    pub(crate) fn describe(&self) -> String {
+        let corrected = if self.correct.is_empty() { String::new() } else { format!(", {}", self.correct) };
+        format!("{}, {} steps{corrected}", self.sampler, self.readings.t.len())
+    }
+}
+
+/// The curves of some checkpoints, each in its colour.
+pub(crate) fn panels(entries: &[(&'static str, &Entry)]) -> Vec<Panel> {
     let lines = |of: &dyn Fn(&Entry) -> Vec<(&'static str, Curve)>| {
-        let entries = report.checkpoints.iter().zip(COLOURS.iter().cycle());
         entries
-            .flat_map(|(entry, colour)| {
+            .iter()
+            .flat_map(|(colour, entry)| {
                 of(entry).into_iter().map(|(dash, curve)| line(colour, dash, &entry.readings.t, &curve))
             })
             .collect::<Vec<Line>>()
@@ -56,50 +58,63 @@ fn panels(report: &Report) -> Vec<Panel> {
         })
     };
     let starts = || {
-        let entries = report.checkpoints.iter().zip(COLOURS.iter().cycle());
         let of_entry = |entry: &Entry, colour, dash, of: &dyn Fn(&super::StartStep) -> [f64; 2]| Line {
             colour,
             dash,
             points: entry.readings.start.iter().map(|s| [s.t, of(s)[0], of(s)[1]]).collect(),
         };
         entries
-            .flat_map(|(e, colour)| {
+            .iter()
+            .flat_map(|(colour, e)| {
                 [of_entry(e, colour, "", &|s| s.deterministic), of_entry(e, colour, "5 3", &|s| s.stochastic)]
             })
             .collect()
     };
     vec![
-        Panel { title: "prediction error ν".into(), lines: one(|e| &e.readings.prediction_error) },
+        Panel { title: "prediction error ν".into(), axis: Axis::Zero, lines: one(|e| &e.readings.prediction_error) },
         Panel {
             title: "variance error δ (dashed: a perfect sampler's)".into(),
+            axis: Axis::Zero,
             lines: lines(&|e| {
                 let r = &e.readings;
                 vec![("", r.variance_error.clone()), ("5 3", exact(&r.variance_error_floor))]
             }),
         },
-        Panel { title: "excess of the variance of sampled x".into(), lines: one(|e| &e.readings.variance_excess) },
+        Panel {
+            title: "excess of the variance of sampled x".into(),
+            axis: Axis::Zero,
+            lines: one(|e| &e.readings.variance_excess),
+        },
         Panel {
             title: "excess of the variance in short chains, at least".into(),
+            axis: Axis::Zero,
             lines: one(|e| &e.readings.short_variance_excess),
         },
         Panel {
             title: "norm of ε, sampling over training, less 1".into(),
+            axis: Axis::Zero,
             lines: lines(&|e| {
                 let (s, t) = (&e.readings.norm_sampling, &e.readings.norm_training);
                 let ratio = (0..s.len()).map(|i| s.at(i).over(t.at(i)).less(1.0)).collect();
                 vec![("", ratio)]
             }),
         },
-        Panel { title: "effective timestep, less t".into(), lines: one(|e| &e.readings.effective_shift) },
+        Panel {
+            title: "effective timestep, less t".into(),
+            axis: Axis::Zero,
+            lines: one(|e| &e.readings.effective_shift),
+        },
         Panel {
             title: "energy of x, sampled over true, less 1 (dashed: high)".into(),
+            axis: Axis::Zero,
             lines: bands(|e| &e.readings.state_energy),
         },
         Panel {
             title: "energy of x̂₀, sampled over true, less 1 (dashed: high)".into(),
+            axis: Axis::Zero,
             lines: bands(|e| &e.readings.x_start_energy),
         },
-        Panel { title: "input gradient ‖J‖".into(), lines: one(|e| &e.readings.input_gradient) },
-        Panel { title: "distance from x₀ by start step (dashed: DDPM)".into(), lines: starts() },
+        Panel { title: "input gradient ‖J‖".into(), axis: Axis::Zero, lines: one(|e| &e.readings.input_gradient) },
+        Panel { title: "distance from x₀ by start step (dashed: DDPM)".into(), axis: Axis::Zero, lines: starts() },
     ]
 }

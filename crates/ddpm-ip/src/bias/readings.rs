@@ -1,21 +1,24 @@
 //! What the instruments read.
 
-use super::curve::Curve;
-use serde::Serialize;
+use super::curve::{Curve, numbers, pair};
+use serde::{Deserialize, Serialize};
 
 /// What the instruments read, at each noise level from the data's end on. Energies are means over
 /// the values of squares.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Readings {
     /// The network's times t.
+    #[serde(deserialize_with = "numbers")]
     pub t: Vec<f64>,
     /// ᾱ.
+    #[serde(deserialize_with = "numbers")]
     pub alpha_bar: Vec<f64>,
     /// ν_t: the mean over pixels of the standard deviation over images of x̂_0(x_t) − x_0, one call from a true x_t
     /// (Ning et al. 2023, section 3).
     pub prediction_error: Curve,
     /// The share of pixels in which these errors are not normal: p < 0.05 by Shapiro and Wilk's test. Were they normal, 5 %
     /// would be.
+    #[serde(deserialize_with = "numbers")]
     pub not_normal: Vec<f64>,
     /// E(x̂_0(x_t) − x_0)², mean over pixels: not less than E Var(x_0 | x_t).
     pub squared_error: Curve,
@@ -24,6 +27,7 @@ pub struct Readings {
     pub variance_error: Curve,
     /// What δ_t is for a perfect sampler, which has forgotten x_0: (mean √(1 − ᾱ_t + 2ᾱ_t v) − √(1 − ᾱ_t))² over pixels of
     /// variance v.
+    #[serde(deserialize_with = "numbers")]
     pub variance_error_floor: Vec<f64>,
     /// δ_t less its floor.
     pub variance_error_excess: Curve,
@@ -33,6 +37,7 @@ pub struct Readings {
     pub short_variance: Curve,
     /// At most what that is for a perfect ancestral sampler: 1 − ᾱ_t + 2b √ᾱ_t V, b = √ᾱ_t (1 − ᾱ_s/ᾱ_t)/(1 − ᾱ_s), with the
     /// network's own squared error at s for V = E Var(x_0 | x_s). NaN where the sampler is not ancestral.
+    #[serde(deserialize_with = "numbers")]
     pub short_variance_floor: Vec<f64>,
     /// The difference: a lower bound of the excess. NaN where the sampler is not ancestral: more noise or less than an ancestral
     /// one's changes it without any bias.
@@ -93,13 +98,15 @@ impl Readings {
 }
 
 /// Chains from one level to the end.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct StartStep {
     /// Where they begin.
     pub t: f64,
     /// DDIM's with η = 0: mean and error.
+    #[serde(deserialize_with = "pair")]
     pub deterministic: [f64; 2],
     /// DDPM's: mean and error.
+    #[serde(deserialize_with = "pair")]
     pub stochastic: [f64; 2],
     /// The Fréchet distances of their ends from real images, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,14 +1,15 @@
 //! Evaluation during training.
 
-use super::{Settings, Yardstick, append};
+use super::past::{self, Line};
+use super::{Settings, Yardstick};
 use crate::checkpoint::Store;
 use crate::config::{Config, SampleConfig};
 use crate::event::{Emit, Event};
+use crate::file::append;
 use crate::sample::random_labels;
 use crate::train::{Drawing, Hook, Next, StepReport, Trainer, due};
 use crate::{Error, weights};
 use ddpm_net::Device;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,18 +27,6 @@ pub struct EvaluationHook<'a> {
     /// Steps that were evaluated, in this call and before.
     evaluated: BTreeSet<u64>,
     stop: &'a AtomicBool,
-}
-
-/// An evaluation during training, as a line of `evaluations.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Line {
-    step: u64,
-    reference: String,
-    images: usize,
-    features: String,
-    /// Differs between two lines whose distances do not compare.
-    identity: String,
-    fid: f64,
 }
 
 impl<'a> EvaluationHook<'a> {
@@ -62,7 +51,7 @@ impl<'a> EvaluationHook<'a> {
         let Some(yardstick) = Yardstick::new(config, settings, device, stop, emit)? else { return Ok(None) };
         let mut hook = Self {
             store: Store::new(run),
-            lines: run.join("evaluations.jsonl"),
+            lines: run.join(past::FILE),
             yardstick,
             best: None,
             identity: String::new(),

@@ -8,6 +8,7 @@ mod grey;
 mod hook;
 mod neighbours;
 mod network;
+mod past;
 mod pixels;
 mod side;
 mod statistics;
@@ -19,6 +20,7 @@ pub use bench::{BenchReport, bench};
 pub use foreign::OnnxChoice;
 pub use hook::EvaluationHook;
 pub use network::{Choice, FID_INCEPTION, FeatureNetwork, Resize, Rows};
+pub use past::{Distances, OfSamples, OfSide, distances};
 pub use statistics::Statistics;
 pub(crate) use yardstick::Yardstick;
 
@@ -26,7 +28,7 @@ use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{ImageArray, ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{create_folder, folder_of, sync_folder};
+use crate::file::{append, create_folder};
 use crate::record::Record;
 use compare::compare;
 use ddpm_net::Device;
@@ -290,7 +292,7 @@ pub fn evaluate(
     let report = compare(&reference, &samples, &network, job, emit)?;
     if let Some(run) = run_of(Path::new(&samples.name)) {
         // The report is not lost with it.
-        if let Err(e) = append(&run.join("evaluations.jsonl"), &report) {
+        if let Err(e) = append(&run.join(past::FILE), &report) {
             emit(Event::Warning(e.to_string()));
         }
     }
@@ -475,21 +477,4 @@ fn check_wishes(reference: &Side, samples: &Side, settings: &Settings) -> Result
         (Some(path), Some(set)) => neighbours::check(path, set),
         _ => Ok(()),
     }
-}
-
-/// Adds a line to a run's list of evaluations.
-pub(crate) fn append(path: &Path, report: &impl Serialize) -> Result<(), Error> {
-    use std::io::{Read, Seek, SeekFrom, Write};
-    let line = serde_json::to_string(report).map_err(|e| Error::file(path, e.to_string()))?;
-    let options = std::fs::OpenOptions::new().create(true).read(true).append(true).clone();
-    let mut file = options.open(path).map_err(Error::io("write", path))?;
-    // A line that an earlier call left unfinished does not swallow this one.
-    let mut last = [b'\n'];
-    if file.seek(SeekFrom::End(-1)).is_ok() {
-        file.read_exact(&mut last).map_err(Error::io("read", path))?;
-    }
-    let end = if last == [b'\n'] { "" } else { "\n" };
-    writeln!(file, "{end}{line}").and_then(|()| file.sync_data()).map_err(Error::io("write", path))?;
-    sync_folder(folder_of(path));
-    Ok(())
 }

@@ -2,10 +2,10 @@
 
 use super::Savings;
 use crate::config::{Config, ConfigError, SampleConfig};
-use crate::evaluate::{self, Yardstick, append};
+use crate::evaluate::{self, Yardstick};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{stamp, write_atomic};
-use crate::plot::{COLOURS, Line, Panel, escaped, picture};
+use crate::file::{append, stamp, write_atomic};
+use crate::plot::{Axis, COLOURS, Line, Panel, escaped, picture};
 use crate::sample::random_labels;
 use crate::train::Drawing;
 use crate::{Error, weights};
@@ -142,7 +142,8 @@ pub fn sweep(
 fn draw(points: &[Point], run: &str) -> String {
     let of_point = |point: &Point| [point.length, point.fid, 0.0];
     let line = Line { colour: COLOURS[0], dash: "", points: points.iter().map(of_point).collect() };
-    let panel = Panel { title: "Fréchet distance by the length of the average".into(), lines: vec![line] };
+    let panel =
+        Panel { title: "Fréchet distance by the length of the average".into(), axis: Axis::Zero, lines: vec![line] };
     picture(&[panel], 1, 40.0, |svg| {
         let what = points.first().map_or(String::new(), |p| format!("{run}, step {}, {} images", p.step, p.images));
         let _ = writeln!(svg, "<text x=\"12\" y=\"20\">{}</text>", escaped(&what));

@@ -1,7 +1,7 @@
 //! The log of a run, and its loss as a picture.
 
 use crate::Error;
-use crate::plot::{COLOURS, Line, PANEL, Panel, escaped, picture};
+use crate::plot::{Axis, COLOURS, Line, PANEL, Panel, escaped, picture};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -12,16 +12,25 @@ const POINTS: usize = 500;
 const COLUMNS: [(&str, &str); 5] =
     [("loss", "all"), ("loss_q0", "least noise"), ("loss_q1", "less"), ("loss_q2", "more"), ("loss_q3", "most noise")];
 
-/// The log that is read.
-const LOG: &str = "progress.csv";
+/// The logs that are read, the first of which is there.
+const TABLE: &str = "progress.csv";
+const OBJECTS: [&str; 2] = ["stats.jsonl", "progress.json"];
 
-/// A run's log, column by column in its order; what a line has not is NaN.
+/// A run's log, column by column in its order; what a line has not is NaN. A last line without its end, which a run may be
+/// writing, is left out.
 ///
 /// # Errors
 /// A log that cannot be read.
 pub fn history(run: &Path) -> Result<Vec<(String, Vec<f64>)>, Error> {
-    let log = run.join(LOG);
-    let text = std::fs::read_to_string(&log).map_err(Error::io("read", &log))?;
+    let table = run.join(TABLE);
+    let objects = OBJECTS.map(|name| run.join(name)).into_iter().find(|path| path.is_file());
+    let path = objects.filter(|_| !table.is_file()).unwrap_or_else(|| table.clone());
+    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    Ok(if path == table { of_table(whole) } else { of_objects(whole) })
+}
+
+fn of_table(text: &str) -> Vec<(String, Vec<f64>)> {
     let mut lines = text.lines();
     let names = lines.next().unwrap_or_default().split(',');
     let mut columns: Vec<(String, Vec<f64>)> = names.map(|name| (name.to_string(), Vec::new())).collect();
@@ -31,10 +40,23 @@ pub fn history(run: &Path) -> Result<Vec<(String, Vec<f64>)>, Error> {
             values.push(fields.next().unwrap_or(f64::NAN));
         }
     }
-    Ok(columns)
+    columns
 }
 
-/// A run's loss, in all and by quarter of the timesteps, as SVG, drawn from its `progress.csv`.
+fn of_objects(text: &str) -> Vec<(String, Vec<f64>)> {
+    let lines: Vec<serde_json::Map<String, serde_json::Value>> =
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let mut columns: Vec<(String, Vec<f64>)> = Vec::new();
+    for key in lines.iter().flat_map(|line| line.keys()) {
+        if !columns.iter().any(|(name, _)| name == key) {
+            let value = |line: &serde_json::Map<_, serde_json::Value>| line.get(key)?.as_f64();
+            columns.push((key.clone(), lines.iter().map(|line| value(line).unwrap_or(f64::NAN)).collect()));
+        }
+    }
+    columns
+}
+
+/// A run's loss, in all and by quarter of the timesteps, as SVG, drawn from its log.
 ///
 /// # Errors
 /// A log that cannot be read, or holds no loss yet.
@@ -54,10 +76,14 @@ pub fn loss_curve(run: &Path) -> Result<String, Error> {
         .filter(|(_, line)| line.points.len() > 1)
         .collect();
     if lines.is_empty() {
-        return Err(Error::file(&run.join(LOG), "holds no curve yet: it takes two lines with a loss"));
+        return Err(Error::file(&run.join(TABLE), "holds no curve yet: it takes two lines with a loss"));
     }
     let names: Vec<(&str, &str)> = lines.iter().map(|(name, line)| (*name, line.colour)).collect();
-    let panel = Panel { title: "Loss by step".into(), lines: lines.into_iter().map(|(_, line)| line).collect() };
+    let panel = Panel {
+        title: "Loss by step".into(),
+        axis: Axis::Zero,
+        lines: lines.into_iter().map(|(_, line)| line).collect(),
+    };
     Ok(picture(&[panel], 1, 20.0, |svg| {
         let width = PANEL[0] / names.len() as f64;
         for (i, (name, colour)) in names.iter().enumerate() {

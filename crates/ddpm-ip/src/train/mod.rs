@@ -1,5 +1,6 @@
 //! Training runs.
 
+mod calls;
 mod curve;
 mod gradient;
 mod hook;
@@ -13,6 +14,7 @@ mod task;
 mod trainer;
 mod watch;
 
+pub use calls::{Call, Ending, calls};
 pub use curve::{history, loss_curve};
 pub use hook::{CheckpointHook, GridHook, Hook, Next};
 pub(crate) use hook::{Drawing, due};

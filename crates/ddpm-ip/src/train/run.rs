@@ -1,5 +1,6 @@
 //! A run directory, from the first step or from where it stopped.
 
+use super::calls::Begun;
 use super::remarks::{classes_by_prefix, remarks_on_data};
 use super::watch::WatchHook;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
@@ -58,8 +59,13 @@ pub fn train(
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
+    let mut begun = None;
     // Whatever was being saved is there when it returns.
-    run(config, dir, options.into(), hooks, stop, emit).map_err(|e| with_last_good(e, dir))
+    let result = run(config, dir, options.into(), hooks, stop, emit, &mut begun).map_err(|e| with_last_good(e, dir));
+    if let Some((call, step)) = begun {
+        call.end(step, &result);
+    }
+    result
 }
 
 fn run(
@@ -69,6 +75,7 @@ fn run(
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
+    begun: &mut Option<(Begun, u64)>,
 ) -> Result<Outcome, Error> {
     check_folder("--out", dir, "name a folder for the run")?;
     config.validate()?;
@@ -222,6 +229,7 @@ fn run(
         held
     };
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
+    let begun = begun.insert((Begun::new(dir, first_step, device, trainer.task.precision(&config))?, first_step));
     emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
     if let Device::Cuda(gpu) = device {
         gpu.keep_tuned_in(&engines);
@@ -249,6 +257,7 @@ fn run(
             }
         };
         let mut report = trainer.train_step(&batch)?;
+        begun.1 = trainer.step();
         report.secs = since.elapsed().as_secs_f64();
         if let Some(lg) = trainer.lg_loss_scale().filter(|_| report.overflowed()) {
             let step = trainer.step();

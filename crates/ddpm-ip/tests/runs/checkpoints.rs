@@ -124,7 +124,12 @@ fn a_run_goes_on_from_the_newest_checkpoint_that_is_whole() {
     for (step, what) in [(8, "is empty"), (6, "is damaged")] {
         let name = format!("step_{step:06}");
         let passed = said.iter().find(|line| line.contains("skipped") && line.contains(&name)).unwrap();
-        assert!(passed.contains(what) && passed.contains(&format!("checkpoints/damaged-{name} now")), "{passed}");
+        assert!(
+            passed.contains(what)
+                && passed.contains("renamed to ")
+                && passed.ends_with(&format!("checkpoints/damaged-{name}")),
+            "{passed}"
+        );
         assert!(place("run/checkpoints").join(format!("damaged-{name}")).is_dir());
     }
     assert!(said.iter().any(|line| line.contains("resuming at step 4")), "{said:?}");
