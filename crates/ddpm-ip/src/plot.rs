@@ -111,9 +111,11 @@ impl Panel {
             );
         }
         for tick in ticks(t0, t1) {
+            // A number at the edge would be cut off.
+            let anchor = if x(tick) > left + size[0] - 2.0 * MARGINS[2] { "end" } else { "middle" };
             let _ = writeln!(
                 svg,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
                 x(tick),
                 top + size[1] - 10.0,
                 short(tick)

@@ -126,7 +126,7 @@ fn summary(runs: &[&Run]) -> Markup {
             @for (at, run) in runs.iter().enumerate() {
                 tr {
                     th scope="row" { (named(at, run)) }
-                    td.long { (run.state()) }
+                    td.long[run.state().len() > 30] { (run.state()) }
                     td.number { (run.last("step").map_or("–".into(), grouped)) }
                     td.number { (run.last("samples").map_or("–".into(), grouped)) }
                     td.number { (run.elapsed.map_or("–".into(), time)) }
