@@ -1,4 +1,4 @@
-"""Opens the pages of `report` and `watch` in Chromium: python check_pages.py PROGRAM FOLDER [CHROMIUM]
+"""Opens the pages of `report`, `compare` and `watch` in Chromium: python check_pages.py PROGRAM FOLDER [CHROMIUM]
 
 Trains small runs in FOLDER, looks at their pages wide and narrow, light and dark, and leaves pictures there. Ends with an
 error where a page logs an error, asks for anything from elsewhere, is wider than the window, has text of too little contrast,
@@ -187,6 +187,11 @@ def main():
         run("bias", "--checkpoint", "runs/ip", "--sampler", "ddim", "--timestep-respacing", "5", "--num-samples", "20", "--out", "runs/ip/bias", "--quiet")
     run("report", "runs/base", "runs/ip", "--out", "report.html")
     run("report", "runs/ip", "--out", "one.html")
+    ways = "[[sample]]\nsampler = 'ddim'\nsteps = [5, 10]\nimages = 50\n"
+    variants = "".join(f"[[variant]]\nname = '{name}'\nrun = 'runs/{name}'\n" for name in ("base", "ip"))
+    bias = "[bias]\nsampler = 'ddim'\nsteps = 5\nimages = 20\n"
+    (FOLDER / "plan.toml").write_text(variants + ways + bias)
+    run("compare", "plan.toml")
     long_runs()
     server = subprocess.Popen([PROGRAM, "watch", "runs", "--port", "0"], cwd=FOLDER, stdout=subprocess.PIPE, text=True)
     large = subprocess.Popen([PROGRAM, "watch", "long", "--port", "0"], cwd=FOLDER, stdout=subprocess.PIPE, text=True)
@@ -197,6 +202,7 @@ def main():
             report = (FOLDER / "report.html").resolve().as_uri()
             look(browser, report, "report", ("file:", "data:"))
             look(browser, (FOLDER / "one.html").resolve().as_uri(), "one", ("file:", "data:"))
+            look(browser, (FOLDER / "plan/index.html").resolve().as_uri(), "compare", ("file:", "data:"))
             slide(browser, report)
             own = (f"http://127.0.0.1:{port}/", "data:")
             look(browser, f"http://127.0.0.1:{port}/", "watch", own)

@@ -13,6 +13,8 @@ pub enum Event {
     Begins(String),
     /// A remark that matters even to a user who wants to hear little.
     Warning(String),
+    /// What follows is the training of a run in this directory, until the next one: its logs go there.
+    Enters(PathBuf),
     /// Training begins.
     Started {
         /// Parameters of the network.

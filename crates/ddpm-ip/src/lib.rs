@@ -35,7 +35,7 @@
 //! | [`checkpoint`] | saved runs |
 //! | [`posthoc`] | averages of other lengths, made from those that a run has saved |
 //! | [`evaluate`], [`weights`] | distances between images; weights of feature networks |
-//! | [`report`](mod@report) | runs as a page |
+//! | [`report`](mod@report), [`compare`] | runs as a page; variants trained, sampled, measured and shown |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`](mod@bench), [`memory`] | how fast this machine trains and samples, and how much memory that takes |
 //! | [`convolutions`] | engines of a kind of GPU that is not there |
@@ -46,6 +46,7 @@ pub mod bench;
 pub mod bias;
 pub mod check;
 pub mod checkpoint;
+pub mod compare;
 pub mod config;
 pub mod convert;
 pub mod convolutions;

@@ -3,6 +3,7 @@
 mod bench;
 mod bias;
 mod check;
+mod compare;
 mod completions;
 mod convert;
 mod ema;
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Vec<Command> {
         ema::command(),
         info::command(),
         report::command(),
+        compare::command(),
         watch::command(),
         presets::command(),
         bench::command(),
@@ -173,6 +175,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         "ema" => ema::run(m),
         "info" => info::run(m),
         "report" => report::run(m),
+        "compare" => compare::run(m),
         "watch" => watch::run(m),
         "presets" => presets::run(m),
         "bench" => bench::run(m),

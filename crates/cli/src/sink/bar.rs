@@ -96,6 +96,7 @@ impl Bar {
         match event {
             Event::Started { last_step, time_limit, batch_size, step, .. } => {
                 (self.last_step, self.time_limit, self.batch_size) = (*last_step, *time_limit, *batch_size);
+                self.recent.clear();
                 self.begin(*step as f64 * *batch_size as f64);
             }
             Event::Step { step, elapsed, loss } => {

@@ -74,6 +74,12 @@ impl Sinks {
         }
     }
 
+    /// From now on logs go to the files of a run.
+    pub(crate) fn log_to(&mut self, files: RunFiles) {
+        self.files = Some(files);
+        self.bar = Bar::new(self.quiet);
+    }
+
     /// What was seen in all.
     pub(crate) fn finish(self) -> Seen {
         self.bar.finish();

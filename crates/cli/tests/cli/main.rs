@@ -5,6 +5,7 @@
 mod evaluating;
 mod files;
 mod mistakes;
+mod pages;
 mod reference;
 mod regression;
 mod reports;

@@ -47,12 +47,20 @@ impl Sheet {
     /// # Errors
     /// What writing says.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
+        write_atomic(path, |w| self.write(w))
+    }
+
+    /// The bytes of a PNG.
+    pub(crate) fn png(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes).expect("memory takes what is written");
+        bytes
+    }
+
+    fn write(&self, w: impl std::io::Write) -> std::io::Result<()> {
         let colour = if self.channels == 3 { ExtendedColorType::Rgb8 } else { ExtendedColorType::L8 };
-        write_atomic(path, |w| {
-            PngEncoder::new(w)
-                .write_image(&self.data, self.width as u32, self.height as u32, colour)
-                .map_err(std::io::Error::other)
-        })
+        let encoder = PngEncoder::new(w);
+        encoder.write_image(&self.data, self.width as u32, self.height as u32, colour).map_err(std::io::Error::other)
     }
 }
 

@@ -14,7 +14,7 @@ const POINTS: usize = 400;
 const DASHES: [&str; 4] = ["", "6 3", "2 3", "9 3 2 3"];
 
 /// A picture with what its lines mean: colour, dash, name.
-pub(super) struct Figure {
+pub(crate) struct Figure {
     pub(super) svg: String,
     pub(super) legend: Vec<(&'static str, &'static str, String)>,
 }
@@ -66,7 +66,7 @@ fn of_column(runs: &[&Run], title: &str, axis: Axis, columns: &[&str]) -> Option
 }
 
 /// A figure of named lines; none without two points.
-fn figure(title: &str, axis: Axis, lines: Vec<(String, Line)>) -> Option<Figure> {
+pub(crate) fn figure(title: &str, axis: Axis, lines: Vec<(String, Line)>) -> Option<Figure> {
     let lines: Vec<(String, Line)> = lines.into_iter().filter(|(_, line)| line.points.len() > 1).collect();
     if lines.is_empty() {
         return None;
@@ -136,6 +136,10 @@ fn biases(runs: &[&Run]) -> Vec<Figure> {
     if shown.is_empty() {
         return Vec::new();
     }
-    let panels = bias::panels(&shown);
-    panels.iter().map(|panel| Figure { svg: panel.figure(SIZE), legend: legend.clone() }).collect()
+    bias::panels(&shown).iter().map(|panel| figure_of_panel(panel, &legend)).collect()
+}
+
+/// A panel with what its lines mean.
+pub(crate) fn figure_of_panel(panel: &Panel, legend: &[(&'static str, &'static str, String)]) -> Figure {
+    Figure { svg: panel.figure(SIZE), legend: legend.to_vec() }
 }

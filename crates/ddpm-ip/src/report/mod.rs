@@ -4,7 +4,9 @@ mod figures;
 mod page;
 mod read;
 
+pub(crate) use figures::{figure, figure_of_panel};
 pub use page::{Frame, Links, content, title};
+pub(crate) use page::{figure_block, named, table as table_of};
 pub use read::Run;
 
 use crate::config::ConfigError;
@@ -58,7 +60,7 @@ pub fn write(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
 }
 
 /// Everything is in the page itself.
-struct Inside;
+pub(crate) struct Inside;
 
 impl Links for Inside {
     fn grid(&self, run: &Run, step: u64) -> String {

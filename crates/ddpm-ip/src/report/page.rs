@@ -109,12 +109,12 @@ fn swatch(colour: &str) -> Markup {
 }
 
 /// The name of a run after its colour.
-fn named(at: usize, run: &Run) -> Markup {
-    html! { (swatch(COLOURS[at % COLOURS.len()])) (run.name) }
+pub(crate) fn named(at: usize, name: &str) -> Markup {
+    html! { (swatch(COLOURS[at % COLOURS.len()])) (name) }
 }
 
 /// A table that scrolls by itself where the page is narrow.
-fn table(label: &str, inner: &Markup) -> Markup {
+pub(crate) fn table(label: &str, inner: &Markup) -> Markup {
     html! { div.scroll tabindex="0" role="region" aria-label=(label) { table { (inner) } } }
 }
 
@@ -125,7 +125,7 @@ fn summary(runs: &[&Run]) -> Markup {
         tbody {
             @for (at, run) in runs.iter().enumerate() {
                 tr {
-                    th scope="row" { (named(at, run)) }
+                    th scope="row" { (named(at, &run.name)) }
                     td.long[run.state().len() > 30] { (run.state()) }
                     td.number { (run.last("step").map_or("–".into(), grouped)) }
                     td.number { (run.last("samples").map_or("–".into(), grouped)) }
@@ -161,7 +161,7 @@ fn perturbation(run: &Run) -> String {
     }
 }
 
-fn figure_block(figure: &Figure) -> Markup {
+pub(crate) fn figure_block(figure: &Figure) -> Markup {
     html! {
         figure {
             (PreEscaped(&figure.svg))
@@ -214,7 +214,7 @@ fn grids(runs: &[&Run], links: &dyn Links) -> Markup {
                                 img data-step=(step) loading=[(step != newest).then_some("lazy")] hidden[step != newest] src=(links.grid(run, *step))
                                     alt={ "Samples of " (run.name) " after " (step) " steps" };
                             }
-                            figcaption { (named(at, run)) ": step " span.at { (newest) } }
+                            figcaption { (named(at, &run.name)) ": step " span.at { (newest) } }
                         }
                     }
                 }
@@ -236,7 +236,7 @@ fn evaluations(runs: &[&Run]) -> Markup {
         tbody {
             @for (at, run, e) in rows {
                 tr {
-                    th scope="row" { (named(at, run)) }
+                    th scope="row" { (named(at, &run.name)) }
                     td { (e.samples.source) }
                     td.number { (e.samples.images.map_or("–".into(), |n| grouped(n as f64))) }
                     td { (e.reference.source) }
@@ -301,7 +301,7 @@ fn compared(runs: &[&Run]) -> Markup {
         value.map_or(String::new(), ToString::to_string)
     };
     let inner = html! {
-        thead { tr { th scope="col" { "Setting" } @for (at, run) in runs.iter().enumerate() { th scope="col" { (named(at, run)) } } } }
+        thead { tr { th scope="col" { "Setting" } @for (at, run) in runs.iter().enumerate() { th scope="col" { (named(at, &run.name)) } } } }
         tbody {
             @for key in &keys {
                 tr { th scope="row" { code { (key) } } @for table in &tables { td { code { (value(table, key)) } } } }
@@ -322,7 +322,7 @@ fn machines(runs: &[&Run]) -> Markup {
             @for (at, run) in runs.iter().enumerate() {
                 @for call in &run.calls {
                     tr {
-                        th scope="row" { (named(at, run)) }
+                        th scope="row" { (named(at, &run.name)) }
                         td.date { (call.began) }
                         td.number { (call.from) "–" @if let Some(to) = call.to { (to) } }
                         td.date { (call.ended.as_deref().unwrap_or("–")) }
@@ -343,7 +343,7 @@ fn data(runs: &[&Run], links: &dyn Links) -> Markup {
             ul {
                 @for (at, run) in runs.iter().enumerate() {
                     @if !run.history.is_empty() {
-                        li { a href=(links.log(run)) download={ (run.name.replace('/', "-")) ".csv" } { (named(at, run)) ": log as CSV" } }
+                        li { a href=(links.log(run)) download={ (run.name.replace('/', "-")) ".csv" } { (named(at, &run.name)) ": log as CSV" } }
                     }
                 }
             }
