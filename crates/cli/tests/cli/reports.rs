@@ -17,6 +17,7 @@ fn help_names_the_commands_and_every_setting() {
         "info",
         "bench",
         "bias",
+        "compare",
         "report",
         "watch",
         "check",
