@@ -23,6 +23,7 @@ pub(super) fn command() -> Command {
              celeba64    img_align_celeba, folder or zip; needs --fit\n  \
              ffhq128     thumbnails128x128, folder or zip\n  \
              lsun        LMDB folder such as tower_train_lmdb\n  \
+             emoji       NotoColorEmoji.ttf of Debian's fonts-noto-color-emoji, or another font with colour bitmaps\n  \
              images      folder, zip, tar or tar.gz of image files\n\n\
              Images are sorted by name; those of tar archives and databases keep their own order. If a command was \
              interrupted, repeat it to resume; if it was finished, it finds its npz done.",
@@ -53,7 +54,7 @@ pub(super) fn command() -> Command {
                 .long("image-size")
                 .value_name("N")
                 .value_parser(value_parser!(usize))
-                .help("side in pixels [default: 64 for celeba64, 256 for lsun, the images' own for images]"),
+                .help("side in pixels [default: 64 for celeba64, 256 for lsun, 32 for emoji, the images' own for images]"),
         )
         .arg(
             Arg::new("channels")

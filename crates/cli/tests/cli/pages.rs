@@ -121,4 +121,10 @@ fn a_comparison_trains_draws_measures_and_goes_on() {
     );
     std::fs::write(place.path("wrong.toml"), missing).unwrap();
     place.run(&["compare", "wrong.toml"]).complains(1, &["nothing", "no checkpoint"]);
+    let other = format!(
+        "preset = 'digits'\n{TINY}train.steps = 1\n[[variant]]\nname = 'a'\n[[variant]]\nname = 'b'\nsettings.data.fit = 'pad'\n"
+    );
+    std::fs::write(place.path("wrong.toml"), other).unwrap();
+    place.run(&["compare", "wrong.toml"]).complains(2, &["a and b cannot be compared", "fit differs"]);
+    assert!(!place.path("wrong").exists());
 }

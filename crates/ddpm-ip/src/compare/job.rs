@@ -96,7 +96,11 @@ impl Piece<'_> {
     /// Which of the measured speeds is its, and how much of it.
     fn work(&self, config: &Config) -> (usize, f64) {
         match self {
-            Self::Train => (0, config.train.last_step().unwrap_or(0) as f64 * config.train.batch_size as f64),
+            Self::Train => {
+                let images = config.train.last_step().map(|last| last as f64 * config.train.batch_size as f64);
+                let secs = || config.train.time_limit().ok().flatten().map_or(0.0, |limit| limit.as_secs_f64());
+                (0, images.unwrap_or_else(secs))
+            }
             Self::Draw(sampling, steps) => (1, (sampling.images * steps) as f64),
             Self::Bias(sampling) => (2, (sampling.images * sampling.steps[0].pow(2)) as f64),
         }
@@ -185,10 +189,10 @@ fn check(plan: &Plan, members: &[Member]) -> Result<(), Error> {
             first = Some((member, own));
             continue;
         };
-        let what = ["real images", "size of images", "number of channels", "fit", "feature network"];
+        let what = ["source of real images", "size of images", "number of channels", "fit", "feature network"];
         if let Some(at) = (0..own.len()).find(|&at| own[at] != theirs[at]) {
             let message = format!(
-                "{} and {} cannot be compared: their {} differs ({:?} and {:?})",
+                "{} and {} cannot be compared: the {} differs ({:?} and {:?})",
                 other.variant, member.variant, what[at], theirs[at], own[at]
             );
             return Err(ConfigError(message).into());
@@ -228,9 +232,7 @@ type Done = (Outcome, bool);
 impl Work<'_> {
     fn train(&mut self, member: &Member, of: &str, emit: &mut Emit) -> Result<Done, Error> {
         let Some(config) = &member.config else { return Ok((Outcome::Finished, false)) };
-        let newest = Store::new(&member.run).newest()?.map(|(step, _)| step);
-        let is_done = config.train.last_step().is_some() && newest >= config.train.last_step();
-        if is_done {
+        if is_trained(&member.run, config)? {
             return Ok((Outcome::Finished, false));
         }
         emit(Event::Enters(member.run.clone()));
@@ -425,6 +427,14 @@ impl Work<'_> {
     fn config(folder: &Path) -> Result<Option<Config>, Error> {
         checkpoint::config_of(&checkpoint::resolve(folder)?)
     }
+}
+
+/// Whether a run has come to the end that its settings say, by steps or by time.
+fn is_trained(run: &Path, config: &Config) -> Result<bool, Error> {
+    let Some((step, folder)) = Store::new(run).newest()? else { return Ok(false) };
+    let elapsed = checkpoint::progress(&folder)?.elapsed_secs;
+    let by_time = config.train.time_limit()?.is_some_and(|limit| elapsed >= limit.as_secs_f64());
+    Ok(by_time || config.train.last_step().is_some_and(|last| step >= last))
 }
 
 /// The settings of a network with those of a way to sample.

@@ -142,6 +142,21 @@ pub(crate) fn decode_bytes(bytes: &[u8], rotate: bool) -> Result<Pixels, String>
     Ok(Pixels { width, height, channels, data })
 }
 
+/// A picture in colour, over white where it is transparent; says what is wrong.
+pub(crate) fn decode_over_white(bytes: &[u8]) -> Result<Pixels, String> {
+    let failed = |e: image::ImageError| format!("cannot be decoded ({e})");
+    let decoder = decoder(Cursor::new(bytes)).map_err(failed)?;
+    if decoder.total_bytes() > MOST_DECODED_BYTES {
+        return Err(format!("has too many pixels: {} bytes when decoded", decoder.total_bytes()));
+    }
+    let image = DynamicImage::from_decoder(decoder).map_err(failed)?.into_rgba8();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let over =
+        |value: u8, alpha: u8| (u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255;
+    let data = image.pixels().flat_map(|p| [0, 1, 2].map(|c| over(p.0[c], p.0[3]) as u8)).collect();
+    Ok(Pixels { width, height, channels: 3, data })
+}
+
 fn decoder<'a>(bytes: impl std::io::BufRead + std::io::Seek + 'a) -> image::ImageResult<impl ImageDecoder + 'a> {
     let mut reader = ImageReader::new(bytes).with_guessed_format()?;
     let mut limits = Limits::default();

@@ -5,6 +5,7 @@
 
 mod batch;
 mod cifar;
+mod emoji;
 mod fit;
 mod imagenet;
 mod images;
@@ -45,14 +46,16 @@ pub enum Kind {
     Ffhq128,
     /// A category of LSUN.
     Lsun,
+    /// The bitmaps of a colour font.
+    Emoji,
     /// Any image files.
     Images,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Cifar10, Self::ImageNet32, Self::CelebA64, Self::Ffhq128, Self::Lsun, Self::Images];
+    pub const ALL: [Self; 7] =
+        [Self::Cifar10, Self::ImageNet32, Self::CelebA64, Self::Ffhq128, Self::Lsun, Self::Emoji, Self::Images];
 
     /// The name that users write.
     pub const fn name(self) -> &'static str {
@@ -62,6 +65,7 @@ impl Kind {
             Self::CelebA64 => "celeba64",
             Self::Ffhq128 => "ffhq128",
             Self::Lsun => "lsun",
+            Self::Emoji => "emoji",
             Self::Images => "images",
         }
     }
@@ -148,12 +152,12 @@ fn is_inside(path: &Path, folder: &Path) -> bool {
 
 impl Job {
     fn validate(&self) -> Result<(), ConfigError> {
-        use Kind::{CelebA64, Cifar10, ImageNet32, Images, Lsun};
+        use Kind::{CelebA64, Cifar10, Emoji, ImageNet32, Images, Lsun};
         let name = self.kind.name();
         let settings: [(&str, bool, &[Kind]); 7] = [
             ("split", self.split.is_some(), &[Cifar10, ImageNet32]),
             ("fit", self.fit.is_some(), &[CelebA64, Images]),
-            ("image-size", self.image_size.is_some(), &[CelebA64, Lsun, Images]),
+            ("image-size", self.image_size.is_some(), &[CelebA64, Lsun, Emoji, Images]),
             ("channels", self.channels.is_some(), &[Images]),
             ("labels", self.labels.is_some(), &[Images]),
             ("prefix", self.prefix.is_some(), &[Lsun]),
@@ -214,6 +218,10 @@ impl Job {
             Kind::Lsun => {
                 let form = Form::square(self.image_size.unwrap_or(256), Shaping::BoxCrop);
                 (Box::new(lsun::Lsun::open(path, self.prefix.as_deref())?), form)
+            }
+            Kind::Emoji => {
+                let form = Form::square(self.image_size.unwrap_or(32), Shaping::Fit(Fit::Crop));
+                (Box::new(emoji::Emoji::open(path)?), form)
             }
             Kind::Images => {
                 let images = images::Images::any(path, self.labels())?;

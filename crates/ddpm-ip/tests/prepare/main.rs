@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
 
 mod batches;
+mod emoji;
 mod files;
 mod lsun;
 mod outputs;
