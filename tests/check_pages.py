@@ -116,13 +116,14 @@ def get(port, path, host="localhost"):
 
 def watched(browser, port):
     """A run that trains is followed; what is not for others is refused."""
-    tricks = ["/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/grid/../../config.toml", "/grid/..%2f..%2fconfig.toml/1", "/log/a"]
+    tricks = ["/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/grid/../../config.toml", "/grid/..%2fx/1", "/log/a"]
     check([get(port, path) for path in tricks] == [404] * len(tricks), "paths that lead out lead nowhere")
     check(get(port, "/", "evil.example") == 403 and get(port, "/", "localhost:1234") == 200, "a foreign host is refused")
     # The page's policy forbids what waits for its conditions.
     page = open_page(browser, f"http://127.0.0.1:{port}", 1400, "light", bypass_csp=True)
     trainer = subprocess.Popen(
-        [PROGRAM, "train", "--out", "runs/live", "--steps", "100000", "--log-interval", "5", "--set", "train.grid_interval=20", "--quiet"],
+        [PROGRAM, "train", "--out", "runs/live", "--steps", "100000", "--log-interval", "5", "--quiet"]
+        + ["--set", "train.grid_interval=20"],
         cwd=FOLDER,
     )
     try:
@@ -136,8 +137,9 @@ def watched(browser, port):
 def follow(page, port, trainer):
     page.wait_for_function("document.body.innerText.includes('running, of 100 000 steps')", timeout=60_000)
     page.wait_for_function("document.querySelectorAll('.grids figure').length === 3", timeout=60_000)
-    step = "Number([...document.querySelectorAll('tbody tr')].find((r) => r.innerText.includes('live')).cells[2].innerText.replace(' ', ''))"
-    grid = "[...document.querySelectorAll('.grids figure')].find((f) => f.innerText.includes('live')).querySelector('.at').innerText"
+    live = "find((part) => part.innerText.includes('live'))"
+    step = f"Number([...document.querySelectorAll('tbody tr')].{live}.cells[2].innerText.replace(' ', ''))"
+    grid = f"[...document.querySelectorAll('.grids figure')].{live}.querySelector('.at').innerText"
     # As many connections as it can be asked for, while it trains.
     sockets = []
     for _ in range(1000):
@@ -184,7 +186,8 @@ def main():
     if not (FOLDER / "runs/ip").exists():
         train("base", "--gamma", "0", "--evaluation-interval", "60", "--evaluation-images", "20")
         train("ip", "--gamma", "0.1", "--evaluation-interval", "60", "--evaluation-images", "20")
-        run("bias", "--checkpoint", "runs/ip", "--sampler", "ddim", "--timestep-respacing", "5", "--num-samples", "20", "--out", "runs/ip/bias", "--quiet")
+        few = ["--sampler", "ddim", "--timestep-respacing", "5", "--num-samples", "20", "--quiet"]
+        run("bias", "--checkpoint", "runs/ip", "--out", "runs/ip/bias", *few)
     run("report", "runs/base", "runs/ip", "--out", "report.html")
     run("report", "runs/ip", "--out", "one.html")
     ways = "[[sample]]\nsampler = 'ddim'\nsteps = [5, 10]\nimages = 50\n"

@@ -307,7 +307,10 @@ mod tests {
         let good = warm().state().unwrap().clone();
         let mut sampler = TimeSampler::new(TimeSamplerKind::LossSecondMoment, STEPS + 1);
         let message = sampler.restore(good.clone()).unwrap_err().to_string();
-        assert!(message.starts_with("the saved time-sampler state is for 5 timesteps, this run has 6"), "{message}");
+        assert!(
+            message.starts_with("the saved time-sampler state is for 5 timesteps, but this run has 6"),
+            "{message}"
+        );
 
         let mut sampler = TimeSampler::new(TimeSamplerKind::LossSecondMoment, STEPS);
         let fresh = sampler.clone();

@@ -40,15 +40,15 @@ pub(super) fn command() -> Command {
         .about("Train, sample and measure the variants of a plan, and write one page about them")
         .long_about(
             "Train the variants of a plan that are not trained yet, draw from each in several ways, measure how close the samples \
-             are to real images, and write one HTML page: distances by steps with intervals over seeds, exposure bias, samples from \
-             the same noise side by side, and what `report` shows. The same command resumes an interrupted comparison and adds what \
-             a plan has more than before.",
+             are to real images, and write one HTML page: distances by steps with intervals over seeds, exposure bias, samples \
+             from the same noise side by side, and what `report` shows. The same command resumes an interrupted comparison and \
+             adds what a plan has more than before.",
         )
         .after_help(PLAN)
         .arg(
             Arg::new("plan")
                 .value_name("PLAN")
-                .help("a TOML file, see below; or run directories, which are sampled by DDIM in 10, 20 and 50 steps and by ddpm in 50")
+                .help("a TOML file, see below; or run directories, to be sampled by ddim in 10, 20 and 50 steps, by ddpm in 50")
                 .required(true)
                 .num_args(1..)
                 .value_parser(value_parser!(PathBuf)),

@@ -126,8 +126,8 @@ fn distances(variants: &[&str], results: &Results) -> Markup {
         section {
             h2 { "Fréchet distance" }
             p {
-                "From " code { (any.reference) } " by " (any.features) ". Means over seeds with intervals of 95 % (Student's t), and each \
-                 seed in brackets. Distances of different numbers of images do not compare."
+                "From " code { (any.reference) } " by " (any.features) ". Means over seeds with intervals of 95 % \
+                 (Student's t), and each seed in brackets. Distances of different numbers of images do not compare."
             }
             (table("Fréchet distances", &inner))
             div.figures { @for figure in figures { (figure_block(&figure)) } }

@@ -35,7 +35,8 @@ pub(super) fn figures(runs: &[&Run]) -> Vec<(&'static str, &'static str, Vec<Fig
         ),
         (
             "Exposure bias",
-            "Over the noise levels that the sampler visits; a band is one standard error. Networks compare under the same sampler and steps.",
+            "Over the noise levels that the sampler visits; a band is one standard error. Networks compare under the same sampler \
+             and steps.",
             biases(runs),
         ),
     ];

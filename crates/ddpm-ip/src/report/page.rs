@@ -211,7 +211,9 @@ fn grids(runs: &[&Run], links: &dyn Links) -> Markup {
                     @if let Some(newest) = shown.last() {
                         figure {
                             @for step in shown {
-                                img data-step=(step) loading=[(step != newest).then_some("lazy")] hidden[step != newest] src=(links.grid(run, *step))
+                                @let is_hidden = step != newest;
+                                img data-step=(step) loading=[is_hidden.then_some("lazy")] hidden[is_hidden]
+                                    src=(links.grid(run, *step))
                                     alt={ "Samples of " (run.name) " after " (step) " steps" };
                             }
                             figcaption { (named(at, &run.name)) ": step " span.at { (newest) } }
@@ -301,7 +303,12 @@ fn compared(runs: &[&Run]) -> Markup {
         value.map_or(String::new(), ToString::to_string)
     };
     let inner = html! {
-        thead { tr { th scope="col" { "Setting" } @for (at, run) in runs.iter().enumerate() { th scope="col" { (named(at, &run.name)) } } } }
+        thead {
+            tr {
+                th scope="col" { "Setting" }
+                @for (at, run) in runs.iter().enumerate() { th scope="col" { (named(at, &run.name)) } }
+            }
+        }
         tbody {
             @for key in &keys {
                 tr { th scope="row" { code { (key) } } @for table in &tables { td { code { (value(table, key)) } } } }
@@ -343,7 +350,8 @@ fn data(runs: &[&Run], links: &dyn Links) -> Markup {
             ul {
                 @for (at, run) in runs.iter().enumerate() {
                     @if !run.history.is_empty() {
-                        li { a href=(links.log(run)) download={ (run.name.replace('/', "-")) ".csv" } { (named(at, &run.name)) ": log as CSV" } }
+                        @let file = format!("{}.csv", run.name.replace('/', "-"));
+                        li { a href=(links.log(run)) download=(file) { (named(at, &run.name)) ": log as CSV" } }
                     }
                 }
             }
