@@ -71,7 +71,7 @@ def test_settings_are_read_as_the_program_reads_them(run, tmp_path):
     ]:
         with pytest.raises(ddpm_ip.ConfigError, match=said):
             mistake()
-    with pytest.raises(TypeError, match="returned"):
+    with pytest.raises(TypeError, match="returns"):
         model.sample(2, out="x.npz")
     with pytest.raises(ddpm_ip.FileError, match="num-channels 32"):
         ddpm_ip.load(run.path, num_channels=64)
