@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-/// A number in four digits, without a power of ten where none is needed.
+/// A number in four digits, or all before its point, without a power of ten where none is needed.
 pub fn number(v: f64) -> String {
     if v == 0.0 || !v.is_finite() {
         return v.to_string();

@@ -101,8 +101,8 @@ pub enum Correction {
     Noise(f64),
 }
 
-/// How a correction is written.
-const FORMS: [&str; 10] = [
+/// How each correction is written.
+pub const CORRECTION_FORMS: [&str; 10] = [
     "es:λ",
     "es-linear:k,b",
     "es-euler:λ",
@@ -119,7 +119,7 @@ const FORMS: [&str; 10] = [
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CorrectionError {
     /// No such correction.
-    #[error("there is no correction {0:?}: write one of {forms}", forms = FORMS.join(", "))]
+    #[error("there is no correction {0:?}: write one of {forms}", forms = CORRECTION_FORMS.join(", "))]
     Unknown(String),
     /// Numbers that are missing, too many or none.
     #[error("cannot read the correction {given:?}: write it as {form}")]
@@ -200,7 +200,7 @@ impl FromStr for Correction {
     fn from_str(text: &str) -> Result<Self, CorrectionError> {
         let text = text.trim();
         let (name, rest) = text.split_once(':').unwrap_or((text, ""));
-        let form = FORMS.iter().find(|form| form.split(':').next() == Some(name));
+        let form = CORRECTION_FORMS.iter().find(|form| form.split(':').next() == Some(name));
         let form = *form.ok_or_else(|| CorrectionError::Unknown(text.into()))?;
         let malformed = || CorrectionError::Malformed { given: text.into(), form };
         let check = |ok: bool, reason| {

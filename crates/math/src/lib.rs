@@ -93,7 +93,7 @@ pub mod timestep;
 pub mod variance;
 
 pub use beta::{NoiseSchedule, betas};
-pub use correct::{Call, Correction, CorrectionError, Corrections, DcwMode};
+pub use correct::{CORRECTION_FORMS, Call, Correction, CorrectionError, Corrections, DcwMode};
 pub use guidance::Guidance;
 pub use haar::{Bands, haar_correct, haar_energy};
 pub use jackknife::{jackknife_error, jackknife_groups, mean_and_error};

@@ -51,6 +51,12 @@ pub(crate) fn path(name: &'static str, value: &'static str, help: &'static str) 
     Arg::new(name).long(name).value_name(value).value_parser(clap::value_parser!(PathBuf)).help(help)
 }
 
+/// The network that a command uses.
+pub(crate) fn checkpoint() -> Arg {
+    let help = "run directory (its newest checkpoint), checkpoint folder, .safetensors or PyTorch file";
+    path("checkpoint", "PATH", help).required(true).visible_alias("model-path")
+}
+
 /// Where the classes of a folder's images come from.
 pub(crate) const LABELS: [(&str, Labels); 3] =
     [("none", Labels::None), ("prefix", Labels::Prefix), ("folder", Labels::Folder)];

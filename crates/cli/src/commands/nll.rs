@@ -34,15 +34,7 @@ pub(super) fn command() -> Command {
              Images are taken in order and are not mirrored. The result depends on --seed, not on --batch-size. If a \
              command was interrupted, repeat it to resume; if it was finished, it finds its result done.",
         )
-        .arg(
-            args::path(
-                "checkpoint",
-                "PATH",
-                "run directory (its newest checkpoint), checkpoint folder, .safetensors or PyTorch file",
-            )
-            .required(true)
-            .visible_alias("model-path"),
-        )
+        .arg(args::checkpoint())
         .arg(args::path("out", "DIR", "folder for the terms [default: the current folder]"))
         .arg(args::untrained())
         .arg(args::switch("quiet", "show no progress"))

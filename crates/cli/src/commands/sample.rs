@@ -5,7 +5,7 @@ use crate::output::{complain_all, print};
 use crate::sink::Sinks;
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
-use ddpm_ip::config::{Arch, Config, ConfigError, Layers};
+use ddpm_ip::config::{Arch, CORRECTION_FORMS, Config, ConfigError, Layers};
 use ddpm_ip::sample::{GuideJob, Order, SmallImages};
 use ddpm_ip::{Event, Outcome, checkpoint, sample};
 use std::path::{Path, PathBuf};
@@ -46,20 +46,11 @@ pub(super) fn command(kind: &Kind) -> Command {
              Settings come from the checkpoint; --config, --set and flags override them, in this order. Image i depends \
              only on --seed and on i. If a command was interrupted, repeat it to resume; if it was finished, it finds its \
              file done. A file that another command wrote is replaced only with --overwrite.\n\n\
-             Corrections of exposure bias for --correct: es:λ, es-linear:k,b, es-euler:λ, es-auto:bias.json, \
-             time-shift:window,cutoff, time-shift-released:window,cutoff, shift:Δ, \
-             dcw:low|high|double|pixel,c[,c_high][,constant], ideal-ip:γ, noise:S. docs/exposure-bias.md explains them.",
-            kind.about
+             Corrections of exposure bias for --correct: {}. docs/exposure-bias.md explains them.",
+            kind.about,
+            CORRECTION_FORMS.join(", ")
         ))
-        .arg(
-            args::path(
-                "checkpoint",
-                "PATH",
-                "run directory (its newest checkpoint), checkpoint folder, .safetensors or PyTorch file",
-            )
-            .required(true)
-            .visible_alias("model-path"),
-        )
+        .arg(args::checkpoint())
         .arg(args::path("out", "PATH", "the npz to write, or a folder for it [default: the current folder]"))
         .arg(args::path("grid", "PNG", "also write a picture of the first images, at most 256"))
         .arg(

@@ -1,5 +1,4 @@
 // Looks every few seconds whether the runs have gone on, and keeps what the reader has chosen.
-let tag = null;
 async function look() {
   const note = document.getElementById("note");
   try {
@@ -28,4 +27,4 @@ async function look() {
   }
   setTimeout(look, document.hidden ? 15000 : 2000);
 }
-look();
+setTimeout(look, 2000);

@@ -58,7 +58,7 @@ pub(crate) fn serve(listener: std::net::TcpListener, site: Site, stop: &AtomicBo
             tokio::spawn(async move {
                 let service = service_fn(move |request| respond(Arc::clone(&site), request));
                 let mut server = http1::Builder::new();
-                server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(true);
+                server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
                 // A client that breaks off is no error of ours.
                 let _ = server.serve_connection(TokioIo::new(stream), service).await;
                 drop(permit);

@@ -30,14 +30,19 @@ pub(super) struct Answer {
 
 impl Answer {
     fn new(kind: &'static str, body: Vec<u8>) -> Self {
-        let mut hasher = DefaultHasher::new();
-        body.hash(&mut hasher);
-        Self { status: 200, kind, tag: Some(format!("\"{:016x}\"", hasher.finish())), body }
+        Self { status: 200, kind, tag: Some(tag(&body)), body }
     }
 
     pub(super) fn refused(status: u16, text: &str) -> Self {
         Self { status, kind: "text/plain; charset=utf-8", body: text.into(), tag: None }
     }
+}
+
+/// What tells a body from others, as an `ETag`.
+fn tag(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    format!("\"{:016x}\"", hasher.finish())
 }
 
 /// Runs, and who may see them.
@@ -138,7 +143,11 @@ impl Site {
             self.places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
         );
         let title = if runs.is_empty() { empty } else { title(&runs) };
-        Frame { title: &title, note: "Live.", others: &others, script: LIVE }.around(&content(&runs, &Here))
+        let content = content(&runs, &Here);
+        // The script asks for what is newer than this.
+        let tag = tag(content.0.as_bytes());
+        let script = format!("let tag = {};\n{LIVE}", serde_json::Value::from(tag));
+        Frame { title: &title, note: "Live.", others: &others, script: &script }.around(&content)
     }
 
     fn runs(&self, paths: &[PathBuf]) -> Vec<Arc<Run>> {

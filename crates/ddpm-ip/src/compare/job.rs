@@ -73,7 +73,6 @@ pub(super) struct Drawn {
     pub(super) sampler: String,
     pub(super) steps: usize,
     pub(super) file: PathBuf,
-    folder: PathBuf,
 }
 
 /// Everything that is there of a comparison.
@@ -87,16 +86,16 @@ pub(super) struct Results {
 
 /// A piece of the work.
 enum Piece<'a> {
-    Train,
+    Train(&'a Config),
     Draw(&'a Sampling, usize),
     Bias(&'a Sampling),
 }
 
 impl Piece<'_> {
     /// Which of the measured speeds is its, and how much of it.
-    fn work(&self, config: &Config) -> (usize, f64) {
+    fn work(&self) -> (usize, f64) {
         match self {
-            Self::Train => {
+            Self::Train(config) => {
                 let images = config.train.last_step().map(|last| last as f64 * config.train.batch_size as f64);
                 let secs = || config.train.time_limit().ok().flatten().map_or(0.0, |limit| limit.as_secs_f64());
                 (0, images.unwrap_or_else(secs))
@@ -126,41 +125,33 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let mut work = Work { job, lines, earlier, results: Results::default(), device, stop, yardstick: None };
     let pieces = pieces(&job.plan, &members);
     let mut speeds = [(0.0, Duration::ZERO); 3];
-    let any = members.iter().find_map(|member| member.config.clone()).unwrap_or_default();
-    let config_of = |at: usize| members[at].config.as_ref().unwrap_or(&any);
+    let mut outcome = Outcome::Finished;
     for (done, (at, piece)) in pieces.iter().enumerate() {
-        let left: f64 = pieces[done..]
-            .iter()
-            .map(|(at, piece)| {
-                let (kind, work) = piece.work(config_of(*at));
-                work * speeds[kind].1.as_secs_f64() / speeds[kind].0
-            })
-            .sum();
+        let secs = |(kind, work): (usize, f64)| work * speeds[kind].1.as_secs_f64() / speeds[kind].0;
+        let left: f64 = pieces[done..].iter().map(|(_, piece)| secs(piece.work())).sum();
         let left = if left.is_finite() { format!(", about {} left", time(left)) } else { String::new() };
         let (member, of) = (&members[*at], format!("{} of {}{left}", done + 1, pieces.len()));
         let begin = Instant::now();
-        let (outcome, is_new) = match piece {
-            Piece::Train => work.train(member, &of, emit)?,
+        let (ended, is_new) = match piece {
+            Piece::Train(config) => work.train(member, config, &of, emit)?,
             Piece::Draw(sampling, steps) => work.draw(*at, member, sampling, *steps, &of, emit)?,
             Piece::Bias(sampling) => work.bias(*at, member, sampling, &of, emit)?,
         };
+        outcome = ended;
         if outcome == Outcome::Interrupted {
-            page::write(job, &members, &work.results)?;
-            return Ok(outcome);
+            break;
         }
         if is_new {
-            let (kind, amount) = piece.work(config_of(*at));
+            let (kind, amount) = piece.work();
             speeds[kind] = (speeds[kind].0 + amount, speeds[kind].1 + begin.elapsed());
             page::write(job, &members, &work.results)?;
         }
     }
-    if let Some(real) = &job.plan.real
-        && !work.real(real, emit)?
-    {
-        return Ok(Outcome::Interrupted);
+    if let (Some(real), Outcome::Finished) = (&job.plan.real, outcome) {
+        outcome = work.real(real, emit)?;
     }
     page::write(job, &members, &work.results)?;
-    Ok(Outcome::Finished)
+    Ok(outcome)
 }
 
 /// Refuses networks whose distances would not compare, and ways to sample that they do not allow.
@@ -169,7 +160,10 @@ fn check(plan: &Plan, members: &[Member]) -> Result<(), Error> {
     for member in members {
         let config = match &member.config {
             Some(config) => Some(config.clone()),
-            None => Store::new(&member.run).newest()?.map(|(_, folder)| Work::config(&folder)).transpose()?.flatten(),
+            None => match Store::new(&member.run).newest()? {
+                Some((_, folder)) => checkpoint::config_of(&checkpoint::resolve(&folder)?)?,
+                None => None,
+            },
         };
         let Some(config) = config else {
             return Err(Error::file(&member.run, "holds no checkpoint with settings: name a run directory"));
@@ -202,12 +196,10 @@ fn check(plan: &Plan, members: &[Member]) -> Result<(), Error> {
 }
 
 /// All that is to be done, in order, each with its network.
-fn pieces<'a>(plan: &'a Plan, members: &[Member]) -> Vec<(usize, Piece<'a>)> {
+fn pieces<'a>(plan: &'a Plan, members: &'a [Member]) -> Vec<(usize, Piece<'a>)> {
     let mut pieces = Vec::new();
     for (at, member) in members.iter().enumerate() {
-        if member.config.is_some() {
-            pieces.push((at, Piece::Train));
-        }
+        pieces.extend(member.config.iter().map(|config| (at, Piece::Train(config))));
         let draws = plan.sample.iter().flat_map(|sampling| sampling.steps.iter().map(move |&steps| (sampling, steps)));
         pieces.extend(draws.map(|(sampling, steps)| (at, Piece::Draw(sampling, steps))));
         let is_first = members[..at].iter().all(|before| before.variant != member.variant);
@@ -223,15 +215,15 @@ struct Work<'a> {
     results: Results,
     device: Device,
     stop: &'a AtomicBool,
-    yardstick: Option<Yardstick>,
+    /// Made with the settings of the first network that was drawn from.
+    yardstick: Option<(Yardstick, Config)>,
 }
 
 /// How a piece ended, and whether it took work.
 type Done = (Outcome, bool);
 
 impl Work<'_> {
-    fn train(&mut self, member: &Member, of: &str, emit: &mut Emit) -> Result<Done, Error> {
-        let Some(config) = &member.config else { return Ok((Outcome::Finished, false)) };
+    fn train(&mut self, member: &Member, config: &Config, of: &str, emit: &mut Emit) -> Result<Done, Error> {
         if is_trained(&member.run, config)? {
             return Ok((Outcome::Finished, false));
         }
@@ -285,7 +277,7 @@ impl Work<'_> {
             )));
         }
         let job = sample::Job {
-            checkpoint: folder.clone(),
+            checkpoint: folder,
             config: config.clone(),
             order: sample::Order::default(),
             out: Some(file.clone()),
@@ -295,7 +287,7 @@ impl Work<'_> {
         if is_new && sample::run(&job, self.device, self.stop, emit)? == Outcome::Interrupted {
             return Ok((Outcome::Interrupted, true));
         }
-        self.results.drawn.push(Drawn { member: at, sampler: sampler.clone(), steps, file: file.clone(), folder });
+        self.results.drawn.push(Drawn { member: at, sampler: sampler.clone(), steps, file: file.clone() });
         let point = Point {
             variant: Some(member.variant.clone()),
             seed: member.seed,
@@ -315,9 +307,10 @@ impl Work<'_> {
     /// Measures a file of samples, unless that was done before; whether it came to its end.
     fn measure(&mut self, mut point: Point, config: &Config, file: &Path, emit: &mut Emit) -> Result<bool, Error> {
         if self.yardstick.is_none() {
-            self.yardstick = Yardstick::new(config, &self.job.settings, self.device, self.stop, emit)?;
+            let yardstick = Yardstick::new(config, &self.job.settings, self.device, self.stop, emit)?;
+            self.yardstick = yardstick.map(|yardstick| (yardstick, config.clone()));
         }
-        let Some(yardstick) = &self.yardstick else { return Ok(false) };
+        let Some((yardstick, _)) = &self.yardstick else { return Ok(false) };
         let written = file.metadata().and_then(|about| about.modified()).map_err(Error::io("read", file))?;
         let all = serde_json::json!([
             point.variant,
@@ -381,10 +374,10 @@ impl Work<'_> {
         Ok((Outcome::Finished, is_new))
     }
 
-    /// Measures real images that nothing was trained on, as many as were drawn; whether it came to its end.
-    fn real(&mut self, real: &str, emit: &mut Emit) -> Result<bool, Error> {
-        let (Some(yardstick), Some(drawn)) = (&self.yardstick, self.results.drawn.first()) else { return Ok(true) };
-        let Some(mut config) = Self::config(&drawn.folder)? else { return Ok(true) };
+    /// Measures real images that nothing was trained on, as many as were drawn.
+    fn real(&mut self, real: &str, emit: &mut Emit) -> Result<Outcome, Error> {
+        let Some((yardstick, config)) = &self.yardstick else { return Ok(Outcome::Finished) };
+        let mut config = config.clone();
         config.data.data_dir = real.into();
         let data = open_data_of_network(&config)?;
         let counts: BTreeSet<usize> = self.results.points.iter().map(|point| point.images).collect();
@@ -412,7 +405,7 @@ impl Work<'_> {
                 }
                 Ok(!self.stop.load(Ordering::Relaxed))
             })?;
-            let Some(fid) = distance else { return Ok(false) };
+            let Some(fid) = distance else { return Ok(Outcome::Interrupted) };
             let (reference, features) = (yardstick.name.clone(), yardstick.features().into());
             let (sampler, variant) = (format!("real images of {real}"), None);
             let point =
@@ -420,12 +413,7 @@ impl Work<'_> {
             append(&self.lines, &point)?;
             self.results.points.push(point);
         }
-        Ok(true)
-    }
-
-    /// The settings that a checkpoint carries.
-    fn config(folder: &Path) -> Result<Option<Config>, Error> {
-        checkpoint::config_of(&checkpoint::resolve(folder)?)
+        Ok(Outcome::Finished)
     }
 }
 

@@ -3,15 +3,15 @@
 use super::job::{Drawn, Job, Point, Results, SHOWN};
 use super::plan::Member;
 use crate::Error;
-use crate::bias;
 use crate::data::contact_sheet;
 use crate::file::write_atomic;
 use crate::npz::Npz;
 use crate::plot::{Axis, COLOURS, Line};
-use crate::report::{self, Frame, Inside, Run, figure, figure_block, figure_of_panel, named, table_of as table};
+use crate::report::{self, Frame, Inside, Run, bias_figures, figure, figure_block, named, table_of as table};
 use crate::words::number;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ddpm_math::mean_and_error;
 use maud::{Markup, html};
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -22,14 +22,11 @@ const STUDENT: [f64; 12] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.
 
 /// The mean of some values and half the width of its interval of 95 % over seeds; NaN of a single one.
 pub(super) fn interval(values: &[f64]) -> (f64, f64) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    if values.len() < 2 {
-        return (mean, f64::NAN);
-    }
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let t = STUDENT.get(values.len() - 2).copied().unwrap_or(1.96 + 2.4 / (n - 1.0));
-    (mean, t * (variance / n).sqrt())
+    let Some((mean, error)) = mean_and_error(values) else {
+        return (values.first().copied().unwrap_or(f64::NAN), f64::NAN);
+    };
+    let freedom = values.len() - 1;
+    (mean, error * STUDENT.get(freedom - 1).copied().unwrap_or(1.96 + 2.4 / freedom as f64))
 }
 
 /// Writes the page of what is there so far.
@@ -40,11 +37,11 @@ pub(super) fn write(job: &Job, members: &[Member], results: &Results) -> Result<
             variants.push(&member.variant);
         }
     }
-    let first = |variant: &str| members.iter().find(|member| member.variant == variant);
-    let mut runs: Vec<Run> = variants.iter().filter_map(|v| Run::read(&first(v)?.run).ok()).collect();
-    for (run, variant) in runs.iter_mut().zip(&variants) {
-        run.name = (*variant).to_string();
-    }
+    let first = |variant: &&str| {
+        let member = members.iter().find(|member| member.variant == **variant)?;
+        Some(Run { name: (*variant).to_string(), ..Run::read(&member.run).ok()? })
+    };
+    let runs: Vec<Run> = variants.iter().filter_map(first).collect();
     let runs: Vec<&Run> = runs.iter().collect();
     let content = html! {
         (distances(&variants, results))
@@ -146,26 +143,17 @@ fn words(all: &[f64]) -> String {
 }
 
 fn biases(variants: &[&str], members: &[Member], results: &Results) -> Markup {
-    let colour = |at: usize| {
-        let place = variants.iter().position(|variant| *variant == members[at].variant).unwrap_or(0);
-        COLOURS[place % COLOURS.len()]
-    };
-    let entries: Vec<(&'static str, &bias::Entry, String)> = results
-        .bias
-        .iter()
-        .flat_map(|(at, report)| report.checkpoints.iter().map(move |entry| (*at, entry)))
-        .map(|(at, entry)| (colour(at), entry, format!("{}: {}", members[at].variant, entry.describe())))
-        .collect();
-    if entries.is_empty() {
+    let place = |name: &str| variants.iter().position(|variant| *variant == name).unwrap_or(0);
+    let reports = results.bias.iter().map(|(at, report)| (members[*at].variant.as_str(), report));
+    let figures = bias_figures(&reports.map(|(name, report)| (place(name), name, report)).collect::<Vec<_>>());
+    if figures.is_empty() {
         return Markup::default();
     }
-    let legend: Vec<_> = entries.iter().map(|(colour, _, name)| (*colour, "", name.clone())).collect();
-    let panels = bias::panels(&entries.iter().map(|(colour, entry, _)| (*colour, *entry)).collect::<Vec<_>>());
     html! {
         section {
             h2 { "Exposure bias" }
             p { "Of each variant's first seed; a band is one standard error over images." }
-            div.figures { @for panel in &panels { (figure_block(&figure_of_panel(panel, &legend))) } }
+            div.figures { @for figure in &figures { (figure_block(figure)) } }
         }
     }
 }

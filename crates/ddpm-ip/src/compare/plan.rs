@@ -192,6 +192,16 @@ impl Plan {
         if self.sample.iter().chain(&self.bias).any(|sampling| sampling.steps.is_empty() || sampling.images < 2) {
             return refuse("steps and at least 2 images are needed wherever something is drawn".into());
         }
+        for (section, keys) in self.sample.iter().chain(&self.bias).flat_map(|sampling| &sampling.settings) {
+            let own = ["sampler", "timestep_respacing", "num_samples", "seed"];
+            let keys = keys.as_table().filter(|_| section == "sample");
+            if keys.is_none_or(|keys| own.iter().any(|key| keys.contains_key(*key))) {
+                return refuse(format!(
+                    "[[sample]] and [bias] take settings of the section sample alone, without {}",
+                    own.join(", ")
+                ));
+            }
+        }
         if self.bias.as_ref().is_some_and(|bias| bias.steps.len() != 1) {
             return refuse("[bias] takes one number of steps".into());
         }
@@ -281,6 +291,14 @@ mod tests {
             ("variant = []\n".into(), &["no [[variant]]"]),
             (format!("{variant}[[sample]]\nsampler = 'ddpm'\nsteps = []\n"), &["steps and at least 2 images"]),
             (format!("{variant}[[sample]]\nsampler = 'dpm'\nsteps = 5\n"), &["unknown variant `dpm`"]),
+            (
+                format!("{variant}[bias]\nsampler = 'ddim'\nsteps = 5\nsettings.sample.seed = 1\n"),
+                &["without sampler", "seed"],
+            ),
+            (
+                format!("{variant}[bias]\nsampler = 'ddim'\nsteps = 5\nsettings.model.dropout = 1\n"),
+                &["section sample alone"],
+            ),
         ] {
             let error = plan(&text).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");

@@ -23,8 +23,8 @@ use crate::data::{Fit, Labels, OnBadImage};
 use crate::diffusion::{Diffusion, Reverse};
 use ddpm_math::posthoc;
 pub use ddpm_math::{
-    Corrections, LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, Spacing, Strength, TimeSamplerKind,
-    Variance,
+    CORRECTION_FORMS, Corrections, LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, Spacing, Strength,
+    TimeSamplerKind, Variance,
 };
 pub use ddpm_net::Precision;
 pub use ddpm_net::network::Pool;

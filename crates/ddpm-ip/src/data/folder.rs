@@ -116,15 +116,7 @@ pub(crate) fn decode_bytes(bytes: &[u8], rotate: bool) -> Result<Pixels, String>
     if is_cut_off_jpeg(bytes) {
         return Err("the JPEG is cut off".into());
     }
-    let failed = |e: image::ImageError| match e {
-        ImageError::Limits(_) => "has too many pixels".into(),
-        e => format!("cannot be decoded ({e})"),
-    };
-    let mut decoder = decoder(Cursor::new(bytes))
-        .map_err(|e| kind::tell(&bytes[..bytes.len().min(kind::BYTES)]).map_or(failed(e), |kind| kind.to_string()))?;
-    if decoder.total_bytes() > MOST_DECODED_BYTES {
-        return Err(format!("has too many pixels: {} bytes when decoded", decoder.total_bytes()));
-    }
+    let mut decoder = decoder_of(bytes)?;
     let turn = if rotate { decoder.orientation().map_err(failed)? } else { Orientation::NoTransforms };
     let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
     image.apply_orientation(turn);
@@ -144,17 +136,30 @@ pub(crate) fn decode_bytes(bytes: &[u8], rotate: bool) -> Result<Pixels, String>
 
 /// A picture in colour, over white where it is transparent; says what is wrong.
 pub(crate) fn decode_over_white(bytes: &[u8]) -> Result<Pixels, String> {
-    let failed = |e: image::ImageError| format!("cannot be decoded ({e})");
-    let decoder = decoder(Cursor::new(bytes)).map_err(failed)?;
-    if decoder.total_bytes() > MOST_DECODED_BYTES {
-        return Err(format!("has too many pixels: {} bytes when decoded", decoder.total_bytes()));
-    }
-    let image = DynamicImage::from_decoder(decoder).map_err(failed)?.into_rgba8();
+    let image = DynamicImage::from_decoder(decoder_of(bytes)?).map_err(failed)?.into_rgba8();
     let (width, height) = (image.width() as usize, image.height() as usize);
     let over =
         |value: u8, alpha: u8| (u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255;
     let data = image.pixels().flat_map(|p| [0, 1, 2].map(|c| over(p.0[c], p.0[3]) as u8)).collect();
     Ok(Pixels { width, height, channels: 3, data })
+}
+
+/// What is wrong with an image.
+fn failed(error: ImageError) -> String {
+    match error {
+        ImageError::Limits(_) => "has too many pixels".into(),
+        e => format!("cannot be decoded ({e})"),
+    }
+}
+
+/// A decoder of an image in memory, whose pixels are not too many; says what is wrong.
+fn decoder_of(bytes: &[u8]) -> Result<impl ImageDecoder, String> {
+    let decoder = decoder(Cursor::new(bytes))
+        .map_err(|e| kind::tell(&bytes[..bytes.len().min(kind::BYTES)]).map_or(failed(e), |kind| kind.to_string()))?;
+    if decoder.total_bytes() > MOST_DECODED_BYTES {
+        return Err(format!("has too many pixels: {} bytes when decoded", decoder.total_bytes()));
+    }
+    Ok(decoder)
 }
 
 fn decoder<'a>(bytes: impl std::io::BufRead + std::io::Seek + 'a) -> image::ImageResult<impl ImageDecoder + 'a> {

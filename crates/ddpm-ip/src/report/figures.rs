@@ -126,21 +126,19 @@ fn distances(runs: &[&Run]) -> Vec<Figure> {
 }
 
 fn biases(runs: &[&Run]) -> Vec<Figure> {
-    let entries: Vec<(String, &'static str, &bias::Entry)> = runs
-        .iter()
-        .enumerate()
-        .flat_map(|(at, run)| run.bias.iter().flat_map(|report| &report.checkpoints).map(move |entry| (at, run, entry)))
-        .map(|(at, run, entry)| (format!("{}: {}", run.name, entry.describe()), colour(at), entry))
-        .collect();
-    let legend: Vec<_> = entries.iter().map(|(name, colour, _)| (*colour, "", name.clone())).collect();
-    let shown: Vec<(&'static str, &bias::Entry)> = entries.iter().map(|(_, colour, entry)| (*colour, *entry)).collect();
-    if shown.is_empty() {
-        return Vec::new();
-    }
-    bias::panels(&shown).iter().map(|panel| figure_of_panel(panel, &legend)).collect()
+    let all = runs.iter().enumerate();
+    let all = all.flat_map(|(at, run)| run.bias.iter().map(move |report| (at, run.name.as_str(), report)));
+    bias_figures(&all.collect::<Vec<_>>())
 }
 
-/// A panel with what its lines mean.
-pub(crate) fn figure_of_panel(panel: &Panel, legend: &[(&'static str, &'static str, String)]) -> Figure {
-    Figure { svg: panel.figure(SIZE), legend: legend.to_vec() }
+/// What the instruments read, each report in its place's colour and under its name.
+pub(crate) fn bias_figures(reports: &[(usize, &str, &bias::Report)]) -> Vec<Figure> {
+    let all = || reports.iter().flat_map(|(at, name, report)| report.checkpoints.iter().map(move |e| (*at, *name, e)));
+    let legend: Vec<_> = all().map(|(at, name, e)| (colour(at), "", format!("{name}: {}", e.describe()))).collect();
+    let entries: Vec<(&'static str, &bias::Entry)> = all().map(|(at, _, entry)| (colour(at), entry)).collect();
+    if entries.is_empty() {
+        return Vec::new();
+    }
+    let figure = |panel: &Panel| Figure { svg: panel.figure(SIZE), legend: legend.clone() };
+    bias::panels(&entries).iter().map(figure).collect()
 }

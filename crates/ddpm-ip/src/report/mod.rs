@@ -4,7 +4,7 @@ mod figures;
 mod page;
 mod read;
 
-pub(crate) use figures::{figure, figure_of_panel};
+pub(crate) use figures::{bias_figures, figure};
 pub use page::{Frame, Links, content, title};
 pub(crate) use page::{figure_block, named, table as table_of};
 pub use read::Run;
@@ -27,7 +27,7 @@ const MOST_LINES: usize = 5000;
 ///
 /// # Errors
 /// No directory, one that holds no run, one that is named twice.
-pub fn read(paths: &[PathBuf]) -> Result<Vec<Run>, Error> {
+fn read(paths: &[PathBuf]) -> Result<Vec<Run>, Error> {
     let mut runs = Vec::new();
     for (at, path) in paths.iter().enumerate() {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -43,7 +43,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Run>, Error> {
 /// Writes a page about some runs, with pictures and logs in the file.
 ///
 /// # Errors
-/// As [`read`]; failing writes.
+/// No directory, one that holds no run, one that is named twice; failing writes.
 pub fn write(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
     if out.is_dir() {
         return Err(

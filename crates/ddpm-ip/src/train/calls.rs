@@ -61,7 +61,11 @@ fn now() -> String {
 }
 
 /// A call that has begun.
-pub(super) struct Begun(PathBuf);
+pub(super) struct Begun {
+    path: PathBuf,
+    /// Steps that are behind now.
+    pub(super) step: u64,
+}
 
 impl Begun {
     /// Notes that a call begins at a step.
@@ -70,17 +74,17 @@ impl Begun {
         let on = format!("{}, {}", device::place(device), precision.name());
         let path = run.join(FILE);
         append(&path, &Begin { began: now(), step, program, on })?;
-        Ok(Self(path))
+        Ok(Self { path, step })
     }
 
     /// Notes how it ended. A run that cannot write it has worse to say.
-    pub(super) fn end(self, step: u64, result: &Result<Outcome, Error>) {
+    pub(super) fn end(self, result: &Result<Outcome, Error>) {
         let ending = match result {
             Ok(Outcome::Finished) => Ending::Finished,
             Ok(Outcome::Interrupted) => Ending::Interrupted,
             Err(error) => Ending::Failed(error.to_string()),
         };
-        let _ = append(&self.0, &End { ended: now(), step, ending });
+        let _ = append(&self.path, &End { ended: now(), step: self.step, ending });
     }
 }
 
@@ -106,8 +110,9 @@ mod tests {
     fn calls_are_read_as_they_were_noted_and_one_that_was_killed_has_no_end() {
         let folder = tempfile::tempdir().unwrap();
         let begin = |step| Begun::new(folder.path(), step, Device::Cpu, Precision::F32).unwrap();
-        begin(0).end(10, &Ok(Outcome::Interrupted));
-        begin(10).end(20, &Err(Error::Diverged { step: 21, what: "loss", last_good: None }));
+        let end = |from, step, result| Begun { step, ..begin(from) }.end(&result);
+        end(0, 10, Ok(Outcome::Interrupted));
+        end(10, 20, Err(Error::Diverged { step: 21, what: "loss", last_good: None }));
         begin(20);
         let found = calls(folder.path());
         let ends: Vec<(u64, Option<u64>)> = found.iter().map(|call| (call.from, call.to)).collect();

@@ -62,8 +62,8 @@ pub fn train(
     let mut begun = None;
     // Whatever was being saved is there when it returns.
     let result = run(config, dir, options.into(), hooks, stop, emit, &mut begun).map_err(|e| with_last_good(e, dir));
-    if let Some((call, step)) = begun {
-        call.end(step, &result);
+    if let Some(call) = begun {
+        call.end(&result);
     }
     result
 }
@@ -75,7 +75,7 @@ fn run(
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
-    begun: &mut Option<(Begun, u64)>,
+    begun: &mut Option<Begun>,
 ) -> Result<Outcome, Error> {
     check_folder("--out", dir, "name a folder for the run")?;
     config.validate()?;
@@ -229,7 +229,7 @@ fn run(
         held
     };
     write_atomic(&dir.join("config.toml"), |w| w.write_all(config.to_toml().as_bytes()))?;
-    let begun = begun.insert((Begun::new(dir, first_step, device, trainer.task.precision(&config))?, first_step));
+    let call = begun.insert(Begun::new(dir, first_step, device, trainer.task.precision(&config))?);
     emit(Event::Started { parameters, images, step: trainer.step(), last_step, time_limit, batch_size });
     if let Device::Cuda(gpu) = device {
         gpu.keep_tuned_in(&engines);
@@ -257,7 +257,7 @@ fn run(
             }
         };
         let mut report = trainer.train_step(&batch)?;
-        begun.1 = trainer.step();
+        call.step = trainer.step();
         report.secs = since.elapsed().as_secs_f64();
         if let Some(lg) = trainer.lg_loss_scale().filter(|_| report.overflowed()) {
             let step = trainer.step();
