@@ -273,8 +273,9 @@ mod tests {
         assert!(status == 200 && page.contains("2 runs") && page.contains("b &lt;i&gt;") && !page.contains("<i>"));
         let id = number(&runs.join("a"));
         assert!(page.contains(&format!("/?run={id}")) && page.contains(&format!("/grid/{id}/2")));
+        let log_of_b = format!("/log/{}", number(&runs.join("b <i>")));
         let (_, one) = answer(&site, "/", &format!("run={id}"));
-        assert!(one.contains("<h1>a</h1>") && !one.contains("/grid/b"));
+        assert!(page.contains(&log_of_b) && one.contains("<h1>a</h1>") && !one.contains(&log_of_b));
         assert_eq!(answer(&site, &format!("/grid/{id}/2"), ""), (200, "PNG".into()));
         // The last line has no end yet.
         assert_eq!(answer(&site, &format!("/log/{id}"), ""), (200, "step,loss\n1,0.5\n2,0.25\n".into()));
