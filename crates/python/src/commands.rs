@@ -18,10 +18,10 @@ use std::ffi::OsString;
 /// reference, samples: each images uint8 [N, H, W, C] with C 1 or 3, or [N, H, W]; or what `ddpm-ip evaluate` takes: a folder, an
 /// .npz, "digits", a run directory, a file of statistics. reference_labels, labels: int [N], the classes of arrays, for
 /// per_class=True. settings: flags of `ddpm-ip evaluate` with underscores, such as features="grey", metrics="fid", num_images=1000,
-/// extrapolate=True. The networks' features of arrays are kept like those of files, by content.
+/// extrapolate=True. Features are cached by the content of the images, for arrays as for files.
 ///
 /// Returns a dict: fid, fid_parts, sfid, inception_score [mean, deviation], precision, recall, kid [mean, deviation], features,
-/// resize, reference and samples with what is known of each; None for what was not computed.
+/// resize, and dicts about reference and samples. What was not computed is None.
 /// Raises ConfigError, DataError, FileError.
 #[pyfunction]
 #[pyo3(name = "evaluate", signature = (reference, samples, *, reference_labels = None, labels = None, device = "auto",
@@ -64,14 +64,14 @@ pub(crate) fn compare<'py>(
     json(py, &report.ok_or_else(|| error(py, Kind::Error, "the comparison was stopped"))?)
 }
 
-/// Measure exposure bias: what a network meets in sampling against what it was trained on.
+/// Measure exposure bias: how the inputs of a network in sampling differ from those in training.
 ///
 /// checkpoints: one path or several, what load() takes. data: images as in train() [default: those of the run]. out: a folder for
 /// bias.json, bias.npz and bias.svg [default: none are kept]. settings: flags of `ddpm-ip bias` with underscores, such as
 /// sampler="ddim", timestep_respacing=20, num_samples=512, correct="es:1.01".
 ///
-/// Returns a dict, what bias.json holds: for each of "checkpoints" its "readings", curves over the timesteps with "value" and
-/// "error", and "suggestions". Raises ConfigError, DataError, FileError.
+/// Returns the content of bias.json as a dict: for each of "checkpoints" its "readings", curves over the timesteps with "value" and
+/// "error", and its "suggestions". Raises ConfigError, DataError, FileError.
 #[pyfunction]
 #[pyo3(signature = (checkpoints, data = None, *, labels = None, out = None, device = "auto", callback = None,
     progress = true, **settings))]
@@ -125,8 +125,8 @@ pub(crate) fn bias<'py>(
 
 /// Run any command of the program, such as command("prepare", "cifar10", "cifar-10-python.tar.gz", out="cifar10.npz").
 ///
-/// words: as on the command line. flags: with underscores; a list where there are several values. Returns what the command reports
-/// with --json as dicts and lists, or its text where it has no --json. Raises what the other functions raise.
+/// words: as on the command line. flags: with underscores; a list where there are several values. Returns the report that the
+/// command prints with --json, as dicts and lists, or its text if it has no --json. Raises the same exceptions as the other functions.
 #[pyfunction]
 #[pyo3(signature = (name, *words, callback = None, progress = true, **flags))]
 pub(crate) fn command<'py>(
@@ -156,7 +156,7 @@ pub(crate) fn presets(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     command(py, "presets", &PyTuple::empty(py), None, false, None)
 }
 
-/// What this machine can compute on, in lines of text; or what is missing for a GPU, with what installs it.
+/// The devices of this machine, a line of text for each. If a GPU cannot be used, a line says what is missing and what installs it.
 #[pyfunction]
 pub(crate) fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     let lines = py.detach(ddpm_ip::devices).map_err(|e| config_error(py, e.0))?;

@@ -19,8 +19,8 @@ use pyo3::prelude::*;
 ///     images = run.model().sample(100, sampler="unipc", steps=20)       # uint8 [100, 8, 8, 1]
 ///     ddpm_ip.evaluate("digits", images, metrics=["fid"])["fid"]
 ///
-/// Arrays of images are uint8 [N, H, W, C]; what networks see and give is float32 [N, C, H, W] in [-1, 1]. Long work leaves the
-/// interpreter free, tells the logger "ddpm_ip" what there is to be said, and stops at Ctrl-C.
+/// Arrays of images are uint8 [N, H, W, C]; inputs and outputs of networks are float32 [N, C, H, W], images in [-1, 1]. Long work
+/// releases the GIL, reports to the logger "ddpm_ip", and stops at Ctrl-C.
 #[pymodule]
 fn ddpm_ip(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -19,11 +19,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Load a network with its parameters.
 ///
 /// path: a run directory (the average of its newest checkpoint), a checkpoint folder, a .safetensors or a PyTorch file; whatever
-/// `ddpm-ip sample --checkpoint` takes. device: "cpu", "cuda", "cuda:1", … or "auto". network: settings that the file does not
-/// tell, as flags of `ddpm-ip sample` with underscores, such as noise_schedule="cosine" or num_head_channels=32; network="ema" takes
-/// that one of several in a file.
+/// `ddpm-ip sample --checkpoint` takes. device: "cpu", "cuda", "cuda:1", … or "auto". network: settings that cannot be read
+/// from the file, as flags of `ddpm-ip sample` with underscores, such as noise_schedule="cosine" or num_head_channels=32;
+/// network="ema" chooses one of several networks in a file.
 ///
-/// Raises FileError for what is no checkpoint or is damaged, ConfigError for settings that are not the file's.
+/// Raises FileError if the file is damaged or no checkpoint, ConfigError if the settings contradict it.
 #[pyfunction]
 #[pyo3(signature = (path, *, device = "auto", **network))]
 pub(crate) fn load(
@@ -50,8 +50,8 @@ pub(crate) fn load(
 
 /// A network with parameters, made by load().
 ///
-/// Called on images it gives the network's answer; sample() draws images. It may be used by several threads. close() gives its
-/// memory back, also at the end of a `with` block.
+/// Call it on noised images to get its prediction; sample() draws images. Several threads may use it at the same time. close()
+/// frees its memory, as does the end of a `with` block.
 #[pyclass(module = "ddpm_ip", frozen)]
 pub(crate) struct Model {
     file: PathBuf,
@@ -69,7 +69,7 @@ impl Model {
 
 #[pymethods]
 impl Model {
-    /// The network's answer to noised images.
+    /// The network's prediction for noised images.
     ///
     /// x: floats [N, C, H, W], images in [-1, 1] with their noise. t: [N] times as the network was told them in training, from 0 to
     /// T - 1. y: [N] classes, for a network with classes. low_res: floats [N, C, h, h], for one that enlarges images. Returns
@@ -212,13 +212,13 @@ impl Model {
         Ok(self.loaded(py)?.parameter_count())
     }
 
-    /// Steps of training behind it, or None where the file does not tell.
+    /// The training step of its parameters, or None if the file does not say.
     #[getter]
     fn step(&self) -> Option<u64> {
         Origin::of(&self.file).step
     }
 
-    /// Give its memory back. It cannot be used any more.
+    /// Free its memory. It cannot be used afterwards.
     fn close(&self) {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

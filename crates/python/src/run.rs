@@ -43,7 +43,7 @@ impl Drop for Turn {
     }
 }
 
-/// Train a network, or go on with a run that is there.
+/// Train a network, or resume a run.
 ///
 /// preset: "digits", "cifar10", … (see presets()); without preset and data it is "digits". data: what `--data-dir` takes, a path or
 /// "digits"; or images uint8 [N, H, W, C] with C 1 or 3, or [N, H, W], which the run keeps as images.npz; labels: int [N] their
@@ -53,10 +53,10 @@ impl Drop for Turn {
 /// `ddpm-ip train` with underscores, such as gamma=0.15, steps=2000, lr=1e-4, batch_size=128; settings={"sample.sampler": "ddim"} sets
 /// what has no flag.
 ///
-/// Ctrl-C, and a callback that raises, save a checkpoint first; the same call goes on from there. One training at a time runs in a
-/// process. The run is the one that the program trains with the same flags, bit for bit.
+/// On Ctrl-C, or if the callback raises, the run saves a checkpoint first, and the same call resumes it. A process trains one run at
+/// a time. The result equals that of the program with the same flags, bit for bit.
 ///
-/// Returns the Run. Raises ConfigError, DataError, FileError; DivergedError where the loss is no longer finite.
+/// Returns the Run. Raises ConfigError, DataError, FileError; DivergedError if the loss is no longer finite.
 #[pyfunction]
 #[pyo3(signature = (preset = None, data = None, *, labels = None, out = None, device = "auto", command = "train",
     callback = None, progress = true, **settings))]
@@ -133,8 +133,8 @@ fn kept(py: Python<'_>, array: &ImageArray, folder: &Path, line: &[OsString]) ->
 
 /// A run directory, made by train() or `ddpm-ip train`.
 ///
-/// Its properties read the files that are there now, so that they follow a run that trains elsewhere. In a notebook it shows its
-/// loss and its newest grid.
+/// Its properties read the files as they are now, so they also follow a run that another process trains. A notebook shows its loss
+/// and its newest grid.
 #[pyclass(module = "ddpm_ip", frozen)]
 pub(crate) struct Run {
     path: PathBuf,
@@ -159,8 +159,8 @@ impl Run {
         &self.path
     }
 
-    /// What train() reported: outcome, step, images, elapsed_secs, loss, images_per_sec, best, grid, checkpoint. None where the run
-    /// was not trained by this object.
+    /// What train() reported: outcome, step, images, elapsed_secs, loss, images_per_sec, best, grid, checkpoint. None if
+    /// this object did not train the run.
     #[getter]
     fn report(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.report.as_ref().map(|report| report.clone_ref(py))
@@ -172,7 +172,7 @@ impl Run {
         parsed(py, &self.text(py, "config.toml")?)
     }
 
-    /// Steps behind its newest checkpoint; 0 if there is none.
+    /// The step of its newest checkpoint; 0 if there is none.
     #[getter]
     fn step(&self, py: Python<'_>) -> PyResult<u64> {
         let newest = Store::new(&self.path).newest().map_err(|e| raised(py, &e.into()))?;
@@ -196,7 +196,7 @@ impl Run {
         grids
     }
 
-    /// Its log by column, each float64 with one entry per line of progress.csv: step, loss, lr, … What a line has not is NaN.
+    /// Its log by column, each float64 with one entry per line of progress.csv: step, loss, lr, … A value that a line lacks is NaN.
     #[getter]
     fn history<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let columns = history(&self.path).map_err(|e| raised(py, &e.into()))?;
@@ -207,7 +207,7 @@ impl Run {
         Ok(history)
     }
 
-    /// What evaluations found, oldest first: the lines of evaluations.jsonl.
+    /// The results of its evaluations, oldest first: the lines of evaluations.jsonl.
     #[getter]
     fn evaluations<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         if !self.path.join("evaluations.jsonl").exists() {

@@ -17,7 +17,7 @@ fn named<T: std::str::FromStr<Err: Display>>(py: Python<'_>, name: &str) -> PyRe
 /// empty: all. Index i is the i-th timestep that is kept, times[i] what it is in the whole process. Computed as the reference
 /// computes them (guided-diffusion's gaussian_diffusion.py and respace.py).
 ///
-/// Raises ConfigError for names and numbers that make no process.
+/// Raises ConfigError for unknown names and impossible numbers.
 #[pyclass(module = "ddpm_ip", frozen)]
 pub(crate) struct Schedule(Tables);
 
@@ -76,7 +76,7 @@ impl Schedule {
     }
 }
 
-/// Input perturbation: what a network of your own is shown and asked for.
+/// Input perturbation: inputs and targets for a network of your own.
 ///
 /// gamma: γ, its strength; published: 0.15 for CIFAR-10, else 0.1. mode: "sampled" draws ξ as the paper does; "equivalent" has it
 /// averaged out: the same expected gradient with less variance and half the noise; "target-scaled" is the paper's ablation.
