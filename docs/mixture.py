@@ -10,6 +10,7 @@ matplotlib; a few minutes of one core. docs/mixture.md has the formulas and what
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -113,26 +114,30 @@ def right_gamma(v, steps, sampler, **errors):
     return brentq(miss, 0, 1) if miss(1.0) > 0 else np.nan
 
 
-# A mixture: a dark ground, grey, and a bright stroke, as a pixel of a small grey image
+class Mixture(NamedTuple):
+    """A mixture of Gaussians."""
 
-WEIGHTS, MEANS, DEVIATIONS = np.array([0.5, 0.2, 0.3]), np.array([-0.9, 0.0, 0.8]), np.array([0.03, 0.2, 0.1])
+    weights: np.ndarray
+    means: np.ndarray
+    deviations: np.ndarray
+
+    def eps(self, x, alpha_bar, blur=0.0):
+        """ε*(x), of the data convolved with N(0, blur²)."""
+        alpha, variance = np.sqrt(alpha_bar), 1 - alpha_bar
+        seen = alpha_bar * (self.deviations**2 + blur**2) + variance
+        away = x[:, None] - alpha * self.means
+        log = np.log(self.weights) - 0.5 * np.log(seen) - 0.5 * away**2 / seen
+        share = np.exp(log - log.max(1, keepdims=True))
+        share /= share.sum(1, keepdims=True)
+        return np.sqrt(variance) * (share * away / seen).sum(1)
+
+    def quantiles(self):
+        x = np.unique(np.concatenate([m + d * np.linspace(-9, 9, 4001) for m, d in zip(self.means, self.deviations)]))
+        return np.interp(P, (self.weights * ndtr((x[:, None] - self.means) / self.deviations)).sum(1), x)
 
 
-def exact(x, alpha_bar, blur=0.0):
-    """ε*(x), of the data convolved with N(0, blur²)."""
-    alpha, variance = np.sqrt(alpha_bar), 1 - alpha_bar
-    seen = alpha_bar * (DEVIATIONS**2 + blur**2) + variance
-    away = x[:, None] - alpha * MEANS
-    log = np.log(WEIGHTS) - 0.5 * np.log(seen) - 0.5 * away**2 / seen
-    share = np.exp(log - log.max(1, keepdims=True))
-    share /= share.sum(1, keepdims=True)
-    return np.sqrt(variance) * (share * away / seen).sum(1)
-
-
-def quantiles():
-    """Those of the data."""
-    x = np.unique(np.concatenate([m + d * np.linspace(-9, 9, 4001) for m, d in zip(MEANS, DEVIATIONS)]))
-    return np.interp(P, (WEIGHTS * ndtr((x[:, None] - MEANS) / DEVIATIONS)).sum(1), x)
+# A dark ground, grey, and a bright stroke, as a pixel of a small grey image.
+PIXEL = Mixture(np.array([0.5, 0.2, 0.3]), np.array([-0.9, 0.0, 0.8]), np.array([0.03, 0.2, 0.1]))
 
 
 def with_noise(x, deviation):
@@ -172,7 +177,7 @@ CORRECTIONS = {
 }
 
 
-def samples(steps, sampler, gamma=0.0, scale=1.0, shift=0.0, window=0, dcw=0.0, more_noise=1.0, excess=0.0, blur=0.0, noise=0.0, late=0.0):
+def samples(data, steps, sampler, gamma=0.0, scale=1.0, shift=0.0, window=0, dcw=0.0, more_noise=1.0, excess=0.0, blur=0.0, noise=0.0, late=0.0):
     """Quantiles of what a chain ends with."""
     x = ndtri(P)
     for t, step in chain(steps, sampler):
@@ -184,7 +189,7 @@ def samples(steps, sampler, gamma=0.0, scale=1.0, shift=0.0, window=0, dcw=0.0, 
         # The ideal network answers for the noise that it was trained to see.
         s = np.sqrt(1 + gamma**2)
         kappa2 = called + s**2 * (1 - called)
-        eps = exact(x / np.sqrt(kappa2), called / kappa2, blur) / s * (1 + excess) / scale
+        eps = data.eps(x / np.sqrt(kappa2), called / kappa2, blur) / s * (1 + excess) / scale
         y = step(x, eps)
         if dcw:
             y = y + dcw * step.sigma * (y - (x - step.sigma * eps) / step.alpha)
@@ -216,16 +221,16 @@ def gaussian_tables():
 
 
 def mixture_tables():
-    real = quantiles()
+    real = PIXEL.quantiles()
     table = {"gamma": [0.0] + CORRECTIONS["training with γ"][1], "curves": {}, "corrections": {}}
     for sampler, steps in [("ddim", 20), ("ddim", 100), ("ddpm", 20), ("ddpm", 100)]:
         for error, planted in ERRORS.items():
-            plain = distance(samples(steps, sampler, **planted), real)
+            plain = distance(samples(PIXEL, steps, sampler, **planted), real)
             best = {"nothing": [plain, None]}
             for correction, (name, values) in CORRECTIONS.items():
                 if name == "more_noise" and sampler == "ddim":
                     continue
-                tried = [distance(samples(steps, sampler, **planted, **{name: value}), real) for value in values]
+                tried = [distance(samples(PIXEL, steps, sampler, **planted, **{name: value}), real) for value in values]
                 if name == "gamma":
                     table["curves"][f"{sampler}, {steps}, {error}"] = [plain, *tried]
                 best[correction] = [min(tried), values[int(np.argmin(tried))]]
@@ -239,13 +244,11 @@ def checks():
         fine = [variance_ratio(0.25, 1000, sampler, gamma) / variance_ratio(0.25, 1000, sampler) for gamma in [0.1, 0.2]]
         limits = [limit_ratio(0.25, sampler, gamma) / limit_ratio(0.25, sampler, 0) for gamma in [0.1, 0.2]]
         assert np.allclose(fine, limits, rtol=0.02), (sampler, fine, limits)
-    global WEIGHTS, MEANS, DEVIATIONS
-    kept, (WEIGHTS, MEANS, DEVIATIONS) = (WEIGHTS, MEANS, DEVIATIONS), (np.array([1.0]), np.array([0.0]), np.array([0.5]))
+    gaussian = Mixture(np.array([1.0]), np.array([0.0]), np.array([0.5]))
     ideal = ndtri(P).var()
     for sampler, planted in [("ddim", {"gamma": 0.1}), ("ddpm", {"gamma": 0.2}), ("ddim", {"noise": 0.05}), ("ddpm", {"excess": 0.01})]:
-        moved, followed = samples(20, sampler, **planted).var() / ideal * 4, variance_ratio(0.25, 20, sampler, **planted)
+        moved, followed = samples(gaussian, 20, sampler, **planted).var() / ideal * 4, variance_ratio(0.25, 20, sampler, **planted)
         assert abs(moved / followed - 1) < 0.01, (sampler, planted, moved, followed)
-    WEIGHTS, MEANS, DEVIATIONS = kept
 
 
 def draw(gaussian, mixture, path):
