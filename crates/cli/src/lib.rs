@@ -6,7 +6,10 @@ mod curve;
 pub mod host;
 mod interrupt;
 pub mod memory;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod output;
+mod ranks;
 mod sink;
 mod watch;
 
@@ -27,7 +30,18 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> u8 {
     let matches = commands::parse(words);
     let run = || ddpm_ip::net::Device::guard(|| commands::run(&matches)).map_err(anyhow::Error::from)?;
     interrupt::save_flag();
-    match ddpm_ip::instruction_set().map_err(anyhow::Error::from).and_then(|_| run()) {
+    let joined = || ranks::join(matches.subcommand_name().unwrap_or_default());
+    let result = ddpm_ip::instruction_set().map_err(anyhow::Error::from).and_then(|_| Ok(joined()?));
+    let result = result.and_then(|works| if works { run() } else { Ok(ddpm_ip::Outcome::Finished) });
+    let result = ranks::conclude(result);
+    let code = exit_code_of(result);
+    ranks::leave();
+    code
+}
+
+/// Says what went wrong, and gives the exit code.
+fn exit_code_of(result: anyhow::Result<ddpm_ip::Outcome>) -> u8 {
+    match result {
         Ok(ddpm_ip::Outcome::Finished) => 0,
         Ok(ddpm_ip::Outcome::Interrupted) => interrupt::EXIT_CODE,
         Err(error) if output::is_broken_pipe(&error) => 0,

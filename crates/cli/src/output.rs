@@ -1,13 +1,13 @@
 //! What goes to the terminal.
 
-use crate::host;
+use crate::{host, ranks};
 use ddpm_ip::Event;
 use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 
 /// Prints a report to standard output, or gives it to the host.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    if host::report(text).is_some() {
+    if host::report(text).is_some() || !ranks::speaks() {
         return Ok(());
     }
     writeln!(std::io::stdout(), "{}", harmless(text)).map_err(anyhow::Error::from)
@@ -22,7 +22,7 @@ pub(crate) fn complain_all(remarks: &[String]) {
 
 /// Prints a remark to standard error, or tells the host; where standard error is closed nobody listens.
 pub(crate) fn complain(text: &str) {
-    if host::tell(&Event::Notice(text.into())).is_some() {
+    if host::tell(&Event::Notice(text.into())).is_some() || !ranks::speaks() {
         return;
     }
     let _ = writeln!(std::io::stderr(), "{}", harmless(text));

@@ -42,6 +42,24 @@ pub enum Error {
     /// A device failed.
     #[error(transparent)]
     Device(#[from] ddpm_net::DeviceError),
+    /// Another process of the run ended.
+    #[error("rank {rank} on {host}: {message}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// The machine that it is on.
+        host: String,
+        /// Why.
+        message: String,
+    },
+    /// Another process of the run cannot be reached.
+    #[error("rank {rank} has lost the other processes: {cause}")]
+    Gone {
+        /// This process.
+        rank: usize,
+        /// What the link said.
+        cause: std::io::Error,
+    },
     /// Training met a loss or gradient that is not finite.
     #[error(
         "training diverged at step {step}: the {what} is not finite. {}Try a lower --lr or --grad-clip 1.",

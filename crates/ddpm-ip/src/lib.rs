@@ -38,6 +38,7 @@
 //! | [`report`](mod@report), [`compare`] | runs as a page; variants trained, sampled, measured and shown |
 //! | [`predict`], [`info`] | one network call; what a file is |
 //! | [`bench`](mod@bench), [`memory`] | how fast this machine trains and samples, and how much memory that takes |
+//! | [`ranks`] | processes that share a run |
 //! | [`convolutions`] | engines of a kind of GPU that is not there |
 //! | [`torch`], [`npz`] | PyTorch's files, NumPy's archives: of `ddpm-formats`, a crate of its own |
 //! | [`convert`], [`file`](mod@file), [`words`] | from one kind of checkpoint to another; files that are whole or not there; numbers for people |
@@ -66,6 +67,7 @@ mod plot;
 pub mod posthoc;
 pub mod predict;
 pub mod prepare;
+pub mod ranks;
 mod record;
 pub mod report;
 pub mod sample;

@@ -64,5 +64,5 @@ pub use graph::{Graph, Value};
 pub use kind::{Precision, Shape};
 pub use linear::linear;
 pub use plan::{GradientPlace, Plan, Plans};
-pub use shards::{Accumulator, Gradient, Shards};
+pub use shards::{Accumulator, Gradient, Shards, add_partial_sums, partial_sums};
 pub use state::{Init, Layout, Parameters, Spec};

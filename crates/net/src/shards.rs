@@ -96,6 +96,18 @@ impl Gradient {
         }
     }
 
+    /// Takes other values, as many.
+    ///
+    /// # Panics
+    /// If they are more or fewer.
+    pub fn set(&mut self, values: &[f32]) {
+        assert_eq!(values.len(), self.len, "values of the same parameters");
+        match &mut self.memory {
+            GradientMemory::Host(memory) => memory.values(self.len).copy_from_slice(values),
+            GradientMemory::Gpu(memory) => *memory = done(memory.gpu().upload(values)),
+        }
+    }
+
     /// This one plus another.
     fn plus(mut self, mut other: Self) -> Self {
         /// Values that a thread adds at a time.
@@ -151,6 +163,50 @@ impl Tree {
             (level, at) = (level + 1, at / 2);
         }
     }
+}
+
+/// What a balanced binary tree over pieces `0..count` adds first: the largest power of two of them, and the rest.
+fn halves(pieces: &Range<usize>) -> [Range<usize>; 2] {
+    let middle = pieces.start + pieces.len().next_power_of_two() / 2;
+    [pieces.start..middle, middle..pieces.end]
+}
+
+/// The fewest sums of the tree over pieces `0..count` that together hold some of its pieces: for whoever computes only those.
+/// They are one if the pieces are aligned to a power of two.
+pub fn partial_sums(count: usize, pieces: &Range<usize>) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut open = vec![0..count];
+    while let Some(sum) = open.pop() {
+        if pieces.start <= sum.start && sum.end <= pieces.end {
+            found.push(sum);
+        } else if sum.start < pieces.end && pieces.start < sum.end {
+            let [left, right] = halves(&sum);
+            open.extend([right, left]);
+        }
+    }
+    found
+}
+
+/// The sum of a tree's pieces from partial sums of all of them, in order: the same bits as if one had added up all pieces.
+///
+/// # Panics
+/// Of none, and of partial sums that no tree has.
+pub fn add_partial_sums(mut sums: Vec<(Range<usize>, Vec<f32>)>) -> Vec<f32> {
+    fn sum(
+        of: &Range<usize>,
+        sums: &mut std::iter::Peekable<std::vec::IntoIter<(Range<usize>, Vec<f32>)>>,
+    ) -> Vec<f32> {
+        if let Some((_, values)) = sums.next_if(|(pieces, _)| pieces == of) {
+            return values;
+        }
+        assert!(of.len() > 1, "sums of a tree");
+        let [mut left, right] = halves(of).map(|half| sum(&half, sums));
+        left.iter_mut().zip(&right).for_each(|(left, right)| *left += right);
+        left
+    }
+    sums.sort_by_key(|(pieces, _)| pieces.start);
+    let count = sums.last().expect("partial sums").0.end;
+    sum(&(0..count), &mut sums.into_iter().peekable())
 }
 
 /// The same tree over gradients that come one after another, such as those of microbatches: it holds one partial sum for
@@ -223,6 +279,35 @@ mod tests {
             prop_assert_eq!(&*sum.values(), &[plain(&pieces)]);
             prop_assert_eq!(most, Accumulator::most_held(pieces.len()));
         }
+    }
+
+    proptest! {
+        #[test]
+        fn partial_sums_of_any_shares_add_up_to_the_same_bits(
+            pieces in prop::collection::vec(-1e3f32..1e3, 1..40), cuts in prop::collection::vec(0usize..40, 0..6),
+        ) {
+            let count = pieces.len();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % (count + 1)).chain([0, count]).collect();
+            cuts.sort_unstable();
+            let mut sums = Vec::new();
+            for share in cuts.windows(2) {
+                for part in partial_sums(count, &(share[0]..share[1])) {
+                    let mut sum = Accumulator::default();
+                    part.clone().for_each(|piece| sum.add(gradient(&[pieces[piece]])));
+                    sums.push((part, sum.sum().expect("a sum").values().to_vec()));
+                }
+            }
+            prop_assert_eq!(add_partial_sums(sums), &[plain(&pieces)]);
+        }
+    }
+
+    #[test]
+    fn an_aligned_share_is_one_partial_sum() {
+        assert_eq!(partial_sums(8, &(4..8)), [4..8]);
+        assert_eq!(partial_sums(6, &(4..6)), [4..6]);
+        assert_eq!(partial_sums(6, &(2..4)), [2..4]);
+        assert_eq!(partial_sums(6, &(3..6)), [3..4, 4..6]);
+        assert_eq!(partial_sums(6, &(3..3)), []);
     }
 
     #[test]

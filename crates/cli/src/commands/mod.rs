@@ -88,6 +88,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> ArgMatches {
             crate::output::complain(&format!("error: {message}"));
             std::process::exit(crate::USAGE.into());
         }
+        if !crate::ranks::speaks() {
+            std::process::exit(error.exit_code());
+        }
         error.exit()
     })
 }

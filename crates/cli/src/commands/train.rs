@@ -103,6 +103,14 @@ pub(super) fn command(kind: &Kind) -> Command {
              machine lacks (a100, h100, h200, b200, rtx3090, rtx4090, rtx5090), for which cuDNN plans",
         ))
         .arg(args::switch("ignore-memory-limit", "train even if the machine seems to have too little memory"))
+        .arg(
+            Arg::new("batch-size-per-rank")
+                .long("batch-size-per-rank")
+                .value_name("N")
+                .value_parser(clap::value_parser!(usize))
+                .conflicts_with("train.batch_size")
+                .help("images of a step for each of several processes, in place of --batch-size for all of them"),
+        )
         .arg(args::switch("quiet", "show no progress"))
         .arg(args::switch("json", "print the report as JSON"))
         .args(args::device_args())
@@ -135,6 +143,9 @@ fn resolve(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches) -> anyhow
         }
     }
     let (mut config, notices) = kind.settings.resolve(layers, matches)?;
+    if let Some(per_rank) = matches.get_one::<usize>("batch-size-per-rank") {
+        config.train.batch_size = per_rank * crate::ranks::ranks().count();
+    }
     if config.data.fit == Fit::Pad && args::given(matches, "data.random_crop").is_none() {
         config.data.random_crop = false;
     }
@@ -171,6 +182,22 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         }
         return Ok(Outcome::Finished);
     }
+    let ranks = crate::ranks::ranks();
+    if !ranks.leads() {
+        let options = RunOptions {
+            device,
+            ignore_memory_limit: matches.get_flag("ignore-memory-limit"),
+            save: crate::interrupt::save_flag(),
+            ranks,
+        };
+        let stop = crate::interrupt::flag()?;
+        let mut own = |event| {
+            if let Event::Warning(text) = event {
+                crate::ranks::say(&text);
+            }
+        };
+        return Ok(ddpm_ip::train::train(&config, &out, options, Vec::new(), &stop, &mut own)?);
+    }
     let quiet = matches.get_flag("quiet") || !formats.terminal;
     let mut sinks = Sinks::new(quiet, Some(RunFiles::new(&out, formats)));
     for notice in notices {
@@ -186,6 +213,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
             device,
             ignore_memory_limit: matches.get_flag("ignore-memory-limit"),
             save: crate::interrupt::save_flag(),
+            ranks: ranks.clone(),
         };
         ddpm_ip::train::train(&config, &out, options, hooks, stop, &mut emit)
     });

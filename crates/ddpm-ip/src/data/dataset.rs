@@ -3,9 +3,10 @@
 use super::memory::Memory;
 use super::source::{Kind, square};
 use super::{DataError, Fit, Labels, OnBadImage, Pixels, folder};
-use crate::Error;
 use crate::config::listed;
+use crate::{Error, weights};
 use ddpm_math::{Domain, Stream};
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// How images are brought into shape.
@@ -183,6 +184,19 @@ impl Dataset {
     pub fn check_batch(&self, batch_size: usize) -> Result<(), DataError> {
         let images = self.len();
         if images < batch_size { Err(DataError::TooFew { images, batch_size }) } else { Ok(()) }
+    }
+
+    /// What tells data sets apart: how many images, their classes, and the values of a few.
+    pub fn fingerprint(&self) -> String {
+        const LOOKS: usize = 8;
+        let mut hasher = Sha256::new();
+        hasher.update(self.len().to_le_bytes());
+        hasher.update(bytemuck::cast_slice::<u32, u8>(self.labels.as_deref().unwrap_or_default()));
+        for i in (0..self.len()).step_by(self.len().div_ceil(LOOKS).max(1)) {
+            // One that does not read is said when its turn comes.
+            hasher.update(bytemuck::cast_slice::<f32, u8>(&self.plain_example(i).unwrap_or_default()));
+        }
+        weights::hex(&hasher.finalize())
     }
 
     /// Class of each image.

@@ -2,6 +2,7 @@
 
 use super::{DataError, Dataset, OnBadImage};
 use crate::Error;
+use crate::ranks::Share;
 use ddpm_math::{Domain, philox::permutation};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// Class of each image `[N]`.
     pub labels: Option<Vec<u32>>,
-    /// Images the run has seen before this batch.
+    /// Images of the run before the first of these.
     pub position: u64,
 }
 
@@ -34,7 +35,7 @@ pub struct Loader {
 /// What the decoding thread works from.
 struct Producer {
     dataset: Arc<Dataset>,
-    batch_size: usize,
+    share: Share,
     seed: u64,
     skipped: Skipped,
     /// The epoch whose order is at hand.
@@ -44,26 +45,28 @@ struct Producer {
 impl Loader {
     /// Starts delivering from `position` (images the run has seen), with `workers` decoding threads that stay up to
     /// `prefetch` batches ahead. Position p is image p mod N of epoch p div N's own order, so batches run across the
-    /// ends of epochs and what they hold depends on seed and position alone.
+    /// ends of epochs and what they hold depends on seed and position alone. A [`Share`] of batches delivers some images of
+    /// each.
     ///
     /// # Errors
     /// Fewer images than one batch; threads that the system refuses.
     pub fn start(
         dataset: Arc<Dataset>,
-        batch_size: usize,
+        share: impl Into<Share>,
         seed: u64,
         position: u64,
         workers: usize,
         prefetch: usize,
     ) -> Result<Self, Error> {
-        dataset.check_batch(batch_size)?;
+        let share = share.into();
+        dataset.check_batch(share.batch)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(workers.max(1))
             .build()
             .map_err(|e| Error::io("start decoding for", std::path::Path::new("the data"))(std::io::Error::other(e)))?;
         let skipped = Skipped::default();
         let order = (u64::MAX, Vec::new());
-        let mut producer = Producer { dataset: dataset.clone(), batch_size, seed, skipped: skipped.clone(), order };
+        let mut producer = Producer { dataset: dataset.clone(), share, seed, skipped: skipped.clone(), order };
         let (sender, batches) = sync_channel(prefetch);
         let thread = std::thread::spawn(move || {
             let mut position = position;
@@ -74,7 +77,7 @@ impl Loader {
                 if sender.send(batch).is_err() || failed {
                     return;
                 }
-                position += producer.batch_size as u64;
+                position += producer.share.batch as u64;
             }
         });
         Ok(Self { batches: Some(batches), thread: Some(thread), dataset, skipped })
@@ -109,8 +112,10 @@ impl Drop for Loader {
 impl Producer {
     fn batch(&mut self, position: u64) -> Result<Batch, DataError> {
         let n = self.dataset.len() as u64;
-        let mut places = Vec::with_capacity(self.batch_size);
-        for p in position..position + self.batch_size as u64 {
+        let images = &self.share.images;
+        let position = position + images.start as u64;
+        let mut places = Vec::with_capacity(images.len());
+        for p in position..position + images.len() as u64 {
             let epoch = p / n;
             if self.order.0 != epoch {
                 self.order = (epoch, permutation(self.seed, Domain::Order, epoch, n as usize));

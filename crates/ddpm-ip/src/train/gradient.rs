@@ -49,7 +49,7 @@ impl Trainer {
         scale: f64,
         gradients: &mut Accumulator,
     ) -> Terms {
-        let share = scale / draws.t.len() as f64;
+        let share = scale / self.share_of(draws.t.len()).batch as f64;
         let size = self.config.model.image_size;
         match &self.task {
             Task::Diffusion(engine) => {

@@ -12,6 +12,7 @@ use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, create_folder, quoted, write_atomic};
 use crate::memory::{self, Memory};
 use crate::posthoc::PosthocHook;
+use crate::ranks::Ranks;
 use crate::sample::SmallImages;
 use ddpm_net::{Device, GPU_AVERAGES};
 use std::collections::BTreeSet;
@@ -37,6 +38,8 @@ pub struct RunOptions {
     pub ignore_memory_limit: bool,
     /// Whoever sets it has a checkpoint saved after the step at hand; saving clears it.
     pub save: Arc<AtomicBool>,
+    /// The processes that share the run. All of them call [`train`]; rank 0 alone writes files and has hooks.
+    pub ranks: Ranks,
 }
 
 impl From<Device> for RunOptions {
@@ -71,12 +74,15 @@ pub fn train(
 fn run(
     config: &Config,
     dir: &Path,
-    RunOptions { device, ignore_memory_limit, save }: RunOptions,
+    RunOptions { device, ignore_memory_limit, save, ranks }: RunOptions,
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
     begun: &mut Option<Begun>,
 ) -> Result<Outcome, Error> {
+    let (leads, mut nobody) = (ranks.leads(), |_: Event| {});
+    // What all ranks would say, rank 0 says.
+    let (emit, own): (&mut Emit, Option<&mut Emit>) = if leads { (emit, None) } else { (&mut nobody, Some(emit)) };
     check_folder("--out", dir, "name a folder for the run")?;
     config.validate()?;
     if config.sample.guidance_scale != 1.0 {
@@ -87,14 +93,23 @@ fn run(
     let mut config = with_classes(config, &dataset)?;
     let store = Store::new(dir);
     // Nobody else moves what is there.
-    let held = store.exists().then(|| lock(dir)).transpose()?;
-    let newest = store.newest_whole(&mut |folder, aside, problem| {
-        let (folder, aside) = (folder.display(), aside.display());
-        emit(Event::Warning(format!("skipped {folder}, which is damaged ({problem}); it was renamed to {aside}")));
-    })?;
+    let held = (leads && store.exists()).then(|| lock(dir)).transpose()?;
+    let newest = if leads {
+        store.newest_whole(&mut |folder, aside, problem| {
+            let (folder, aside) = (folder.display(), aside.display());
+            emit(Event::Warning(format!("skipped {folder}, which is damaged ({problem}); it was renamed to {aside}")));
+        })?
+    } else {
+        None
+    };
     let before = newest.as_ref().map(|(_, path)| checkpoint::config_of(&path.join("model.safetensors")));
     let before = before.transpose()?.flatten();
+    same_work(&ranks, &config, &dataset)?;
     config.settle(device, before.as_ref());
+    ranks.cut(&mut config.train, before.as_ref().map(|before| &before.train))?;
+    let data_dir = std::mem::take(&mut config.data.data_dir);
+    let mut config = Config::from_toml(&String::from_utf8_lossy(&ranks.told(config.to_toml().as_bytes())?))?;
+    config.data.data_dir = data_dir;
     if let (Some((step, _)), Some(before)) = (&newest, &before) {
         check_beginning(&config, before, dir, *step)?;
     }
@@ -139,7 +154,8 @@ fn run(
             }
             Some(state)
         }
-        None => beginning(&config, &task, emit)?,
+        None if leads => beginning(&config, &task, emit)?,
+        None => None,
     };
     if held.is_some() {
         // What a call before had no time to finish, and those that it had no time to remove.
@@ -150,7 +166,7 @@ fn run(
         }
     }
     let parameters = task.parameter_count();
-    let mut trainer = Trainer::new(config, task, state)?;
+    let mut trainer = Trainer::new(config, task, state)?.among(ranks.clone())?;
     let gpu = crate::device::engines(device);
     match (&trainer.state.progress.gpu, &gpu) {
         (Some(before), None) => {
@@ -178,6 +194,9 @@ fn run(
     let mut grid = GridHook::new(dir.join("samples"), small, stop);
     let first_step = trainer.step();
     if over(first_step, trainer.state.progress.elapsed_secs) {
+        if !leads {
+            return Ok(Outcome::Finished);
+        }
         if !changed.is_empty() {
             let message = format!(
                 "{} holds a complete run of {first_step} steps with other settings: choose another --out, or raise \
@@ -211,8 +230,11 @@ fn run(
     }
     let images = dataset.len();
     let (batch_size, seed, seen) = (config.train.batch_size, config.train.seed, trainer.state.progress.images);
-    let mut validation = Validation::open(&config, first_step)?;
-    let mut loader = Loader::start(dataset, batch_size, seed, seen, config.data.workers, PREFETCH)?;
+    let mut validation = if leads { Validation::open(&config, first_step)? } else { None };
+    let mut loader = Loader::start(dataset, trainer.share(), seed, seen, config.data.workers, PREFETCH)?;
+    if let Some(emit) = own {
+        return follow(&mut trainer, &mut loader, stop, &save, over, emit);
+    }
     // A new directory is not made before all is known to be well.
     let _held = if let Some(held) = held {
         held
@@ -235,7 +257,7 @@ fn run(
         gpu.keep_tuned_in(&engines);
     }
     let (mut log, mut saving, mut watch) =
-        (LogHook::new(), CheckpointHook::new(&store, save), WatchHook::new(&trainer));
+        (LogHook::new(), CheckpointHook::new(&store, save.clone()), WatchHook::new(&trainer));
     let mut posthoc = PosthocHook::new(dir, &trainer, emit)?;
 
     if first_step > 0 {
@@ -269,14 +291,9 @@ fn run(
             report.validation = validation.after(&trainer)?;
         }
         let elapsed = before + begin.elapsed().saturating_sub(in_hooks);
-        trainer.state.progress.elapsed_secs = elapsed.as_secs_f64();
         emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
-        let finished = over(trainer.step(), elapsed.as_secs_f64());
-        let next = match (finished, stop.load(Ordering::Relaxed)) {
-            (true, _) => Next::Finish,
-            (false, true) => Next::Interrupt,
-            (false, false) => Next::Step,
-        };
+        let next = agree(&mut trainer, elapsed.as_secs_f64(), stop, &save, over)?;
+        let finished = next == Next::Finish;
         watch.see(&trainer, &batch);
         // A checkpoint comes before what takes long; averages come before it, as what follows it is done again after a crash.
         let own: [&mut dyn Hook; 5] = [&mut log, &mut posthoc, &mut saving, &mut watch, &mut grid];
@@ -289,9 +306,7 @@ fn run(
         }
         in_hooks += since.elapsed();
         if next != Next::Step {
-            for (image, reason) in loader.skipped() {
-                emit(Event::Warning(format!("skipped {image}: {reason}")));
-            }
+            skipped(&loader, emit);
             // The run may be complete, but not what was to be done at its end.
             let cut_short = stop.load(Ordering::Relaxed) && (grid.is_missing(&trainer) || !hooks.is_empty());
             if finished && cut_short {
@@ -300,6 +315,87 @@ fn run(
             return Ok(if finished && !cut_short { Outcome::Finished } else { Outcome::Interrupted });
         }
     }
+}
+
+/// Trains as rank 0 does, and leaves files to it.
+fn follow(
+    trainer: &mut Trainer,
+    loader: &mut Loader,
+    stop: &AtomicBool,
+    save: &AtomicBool,
+    over: impl Fn(u64, f64) -> bool,
+    emit: &mut Emit,
+) -> Result<Outcome, Error> {
+    loop {
+        let batch = loader.next()?;
+        trainer.train_step(&batch)?;
+        let next = agree(trainer, 0.0, stop, save, &over)?;
+        if next != Next::Step {
+            skipped(loader, emit);
+            return Ok(if next == Next::Finish { Outcome::Finished } else { Outcome::Interrupted });
+        }
+    }
+}
+
+/// Says which images were passed over.
+fn skipped(loader: &Loader, emit: &mut Emit) {
+    for (image, reason) in loader.skipped() {
+        emit(Event::Warning(format!("skipped {image}: {reason}")));
+    }
+}
+
+/// What follows a step, on all ranks: by the clock of rank 0, and whoever was asked to stop or to save.
+fn agree(
+    trainer: &mut Trainer,
+    elapsed: f64,
+    stop: &AtomicBool,
+    save: &AtomicBool,
+    over: impl Fn(u64, f64) -> bool,
+) -> Result<Next, Error> {
+    let flag = |flag: &AtomicBool| f64::from(u8::from(flag.load(Ordering::Relaxed)));
+    let said = trainer.ranks.gather_numbers(&[elapsed, flag(stop), flag(save)])?;
+    let any = |which: usize| said.iter().any(|said| said[which] != 0.0);
+    stop.fetch_or(any(1), Ordering::Relaxed);
+    if trainer.ranks.leads() {
+        save.fetch_or(any(2), Ordering::Relaxed);
+    } else {
+        save.store(false, Ordering::Relaxed);
+    }
+    let elapsed = said[0][0];
+    trainer.state.progress.elapsed_secs = elapsed;
+    Ok(match (over(trainer.step(), elapsed), any(1)) {
+        (true, _) => Next::Finish,
+        (false, true) => Next::Interrupt,
+        (false, false) => Next::Step,
+    })
+}
+
+/// Refuses ranks that were given other work than rank 0.
+fn same_work(ranks: &Ranks, config: &Config, dataset: &Dataset) -> Result<(), Error> {
+    // Each host may have the images at a place of its own.
+    let mut settings = config.clone();
+    settings.data.data_dir.clear();
+    let work = [env!("CARGO_PKG_VERSION").into(), settings.to_toml(), dataset.fingerprint()];
+    let read = |said: &Vec<u8>| serde_json::from_slice::<[String; 3]>(said).unwrap_or_default();
+    let said = ranks.gather(&serde_json::to_vec(&work).expect("texts"))?;
+    let [version, settings, images] = read(&said[0]);
+    for (rank, said) in said.iter().enumerate() {
+        let [their_version, their_settings, their_images] = read(said);
+        let what = if their_version != version {
+            format!("version {their_version} of the program, but rank 0 has {version}")
+        } else if their_settings != settings {
+            let [theirs, ours] = [their_settings, settings].map(|text| Config::from_toml(&text));
+            let change = theirs?.changes_from(&ours?).into_iter().next();
+            let named = |(key, theirs, ours)| format!("{key} = {theirs}, but rank 0 has {ours}");
+            change.map_or("other classes than rank 0".into(), named)
+        } else if their_images != images {
+            format!("other images in {} than rank 0", config.data.data_dir)
+        } else {
+            continue;
+        };
+        return Err(ConfigError(format!("rank {rank} has {what}: start all processes with the same command")).into());
+    }
+    Ok(())
 }
 
 /// What is said when a run is complete and its end was interrupted.

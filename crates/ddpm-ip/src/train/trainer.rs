@@ -8,6 +8,7 @@ use crate::checkpoint::State;
 use crate::config::{Config, Precision};
 use crate::data::Batch;
 use crate::diffusion::Diffusion;
+use crate::ranks::{Ranks, Share};
 use ddpm_kernels::AdamW;
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind, posthoc};
 use ddpm_net::{Accumulator, Clip, Feed, Gradient, Norm, Parameters};
@@ -60,6 +61,29 @@ impl StepReport {
         self.grad_norm.as_ref().is_some_and(|norm| !norm.get().is_finite())
     }
 
+    /// Learns what the other processes saw, in the order of the images.
+    fn gather(&mut self, ranks: &Ranks) -> Result<(), Error> {
+        if ranks.count() == 1 {
+            return Ok(());
+        }
+        let t: Vec<f64> = self.t.iter().map(|&t| t as f64).collect();
+        let terms = self.terms.iter().map(|(_, values)| values);
+        let mine: Vec<f64> = [&t, &self.weights, &self.constant].into_iter().chain(terms).flatten().copied().collect();
+        let mut columns = vec![Vec::new(); 3 + self.terms.len()];
+        for theirs in ranks.gather_numbers(&mine)? {
+            let images = theirs.len() / columns.len();
+            columns
+                .iter_mut()
+                .zip(theirs.chunks(images.max(1)))
+                .for_each(|(all, theirs)| all.extend_from_slice(theirs));
+        }
+        let mut columns = columns.into_iter();
+        let mut next = || columns.next().unwrap_or_default();
+        (self.t, self.weights, self.constant) = (next().iter().map(|&t| t as usize).collect(), next(), next());
+        self.terms.iter_mut().for_each(|(_, values)| *values = next());
+        Ok(())
+    }
+
     pub(super) fn extend(&mut self, terms: Vec<(&'static str, Vec<f64>)>) {
         for (name, values) in terms {
             match self.terms.iter_mut().find(|(n, _)| *n == name) {
@@ -78,6 +102,8 @@ pub struct Trainer {
     pub(crate) state: State,
     pub(crate) time_sampler: TimeSampler,
     pub(super) mail: Mail,
+    /// Who takes a share of each step.
+    pub(super) ranks: Ranks,
     /// The norm of the newest gradient, if a GPU has not sent it yet when the step is counted.
     late: Option<Norm>,
 }
@@ -112,7 +138,49 @@ impl Trainer {
         if let Some(history) = history.filter(|_| config.train.schedule_sampler == TimeSamplerKind::LossSecondMoment) {
             time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
         }
-        Ok(Self { config, task, diffusion, state, time_sampler, mail: Mail::default(), late: None })
+        Ok(Self {
+            config,
+            task,
+            diffusion,
+            state,
+            time_sampler,
+            mail: Mail::default(),
+            ranks: Ranks::default(),
+            late: None,
+        })
+    }
+
+    /// The trainer of one of several processes, with the state of rank 0. From now on it trains on its [share](Ranks::share) of
+    /// each batch, and all of them come to the same state.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn among(mut self, ranks: Ranks) -> Result<Self, Error> {
+        if ranks.count() > 1 {
+            let progress = serde_json::to_vec(&self.state.progress).expect("numbers");
+            let progress = serde_json::from_slice(&ranks.told(&progress)?);
+            self.state.progress = progress.map_err(|e| ranks.failure(0, &format!("sent no progress: {e}")))?;
+            let State { parameters, ema, posthoc, moments, .. } = &mut self.state;
+            let averages = ema.iter_mut().chain(posthoc).map(|(_, average)| average);
+            averages.chain(moments).chain([parameters]).try_for_each(|values| ranks.spread(values))?;
+            if let Some(history) =
+                self.state.progress.time_sampler.clone().filter(|_| self.time_sampler.state().is_some())
+            {
+                self.time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
+            }
+        }
+        self.ranks = ranks;
+        Ok(self)
+    }
+
+    /// The images of each step that it trains on.
+    pub fn share(&self) -> Share {
+        self.ranks.share(&self.config.train)
+    }
+
+    /// The share of a step that so many images are. A process alone trains on as many as it is given.
+    pub(super) fn share_of(&self, images: usize) -> Share {
+        if self.ranks.count() == 1 { images.into() } else { self.share() }
     }
 
     /// Steps done.
@@ -233,19 +301,29 @@ impl Trainer {
             ..StepReport::default()
         };
         let scale = report.lg_loss_scale.map_or(1.0, f64::exp2);
-        let micro = self.config.train.microbatch_size();
-        let mut gradients = Accumulator::default();
-        for from in (0..count).step_by(micro) {
-            let images = from..(from + micro).min(count);
-            report.extend(self.gradient(batch, &draws, images, micro >= count, scale, &mut gradients));
+        let (micro, share) = (self.config.train.microbatch_size(), self.share_of(count));
+        let pieces = share.batch.div_ceil(micro);
+        let sums = self.ranks.partial_sums(self.ranks.rank(), pieces);
+        let alone = sums.len() == 1 && sums[0].len() == 1;
+        let mut gradients = Vec::with_capacity(sums.len());
+        for sum in sums {
+            let mut gradient = Accumulator::default();
+            for piece in sum {
+                let images = piece * micro..((piece + 1) * micro).min(share.batch);
+                let images = images.start - share.images.start..images.end - share.images.start;
+                report.extend(self.gradient(batch, &draws, images, alone, scale, &mut gradient));
+            }
+            gradients.extend(gradient.sum());
         }
         (report.t, report.weights) = (draws.t, draws.weights);
+        report.gather(&self.ranks)?;
         if !report.mean_loss().is_finite() {
             return Err(diverged("loss"));
         }
         // What the GPU was still at work on when this step began.
         self.settle()?;
-        let norm = self.update(gradients.sum().expect("a batch has images"), report.lr, scale);
+        let gradient = self.ranks.sum(gradients, pieces)?;
+        let norm = self.update(gradient, report.lr, scale);
         report.grad_norm = Some(norm.clone());
         let mut overflowed = false;
         let mut next_scale = None;
@@ -270,7 +348,7 @@ impl Trainer {
             self.time_sampler.update(&report.t, &comparable);
         }
         self.state.progress.step += 1;
-        self.state.progress.images += count as u64;
+        self.state.progress.images += share.batch as u64;
         self.state.progress.time_sampler = self.time_sampler.state().cloned();
         Ok(report)
     }

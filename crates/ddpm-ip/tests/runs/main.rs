@@ -16,6 +16,7 @@ mod perturbation;
 mod posthoc;
 mod precision;
 mod predicting;
+mod ranks;
 mod regression;
 mod samplers;
 mod sampling;
