@@ -36,7 +36,8 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> u8 {
     let result = ranks::conclude(result);
     let code = exit_code_of(result);
     ranks::leave();
-    code
+    // Launchers end all processes at once where one fails: the first has to have said why.
+    if ranks::speaks() { code } else { 0 }
 }
 
 /// Says what went wrong, and gives the exit code.

@@ -1,5 +1,6 @@
 //! MPI between processes. One thread makes all calls of MPI, as not every MPI takes calls from several.
 
+use ddpm_ip::config::ConfigError;
 use ddpm_ip::ranks::Link;
 use mpi::Threading;
 use mpi::datatype::{Partition, PartitionMut};
@@ -28,19 +29,23 @@ pub(crate) struct Mpi {
 
 impl Mpi {
     /// Meets the others.
-    pub(crate) fn start() -> Self {
+    ///
+    /// # Errors
+    /// An MPI that does not begin.
+    pub(crate) fn start() -> std::result::Result<Self, ConfigError> {
         let (calls, asked) = channel();
         let (tell, told) = channel();
         let thread = std::thread::spawn(move || {
-            let (universe, _) = mpi::initialize_with_threading(Threading::Funneled).expect("MPI begins once");
+            let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else { return };
             let world = universe.world();
             let _ = tell.send((world.rank() as usize, world.size() as usize));
             serve(&world, &asked);
             // Here MPI ends.
         });
-        let (rank, count) = told.recv().expect("MPI ends a process that cannot begin");
+        let began = told.recv();
+        let (rank, count) = began.map_err(|_| ConfigError("MPI has begun in this process already".into()))?;
         *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some((calls, thread));
-        Self { rank, count }
+        Ok(Self { rank, count })
     }
 }
 

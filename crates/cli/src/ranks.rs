@@ -1,13 +1,16 @@
 //! Which of several processes this one is, and what joins it with the others.
 
-use ddpm_ip::Error;
+use ddpm_ip::Device;
 use ddpm_ip::config::ConfigError;
-use ddpm_ip::ranks::{Link, Ranks};
-use std::sync::Arc;
-use std::sync::OnceLock;
+use ddpm_ip::ranks::Place;
+use ddpm_ip::ranks::{Link, Pulse, Ranks, Watch};
+use ddpm_ip::{Error, Outcome};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Commands whose processes share their work. Others are done by rank 0.
-const SHARED: [&str; 3] = ["train", "classifier-train", "super-res-train"];
+const SHARED: [&str; 7] =
+    ["train", "classifier-train", "super-res-train", "sample", "classifier-sample", "super-res-sample", "nll"];
 
 /// What launchers tell a process of its number, how many there are, and its number on its host: Open MPI, MPICH and its kin, Slurm
 /// (inside of `srun` alone), `torchrun`.
@@ -45,6 +48,12 @@ impl Launched {
 }
 
 static RANKS: OnceLock<Ranks> = OnceLock::new();
+static PULSE: Mutex<Option<Pulse>> = Mutex::new(None);
+
+/// Where this process works.
+pub(crate) fn place(device: Device) -> Place {
+    Place { device, ranks: ranks() }
+}
 
 /// The processes that share this one's work.
 pub(crate) fn ranks() -> Ranks {
@@ -89,8 +98,27 @@ pub(crate) fn join(command: &str) -> Result<bool, Error> {
         ))
         .into());
     }
-    let _ = RANKS.set(Ranks::meet(link, &host())?);
+    let ranks = Ranks::meet(link, &host())?;
+    let watch = Watch {
+        port: number("DDPM_IP_PORT")?.unwrap_or_default(),
+        silence: number("DDPM_IP_SILENCE")?
+            .map_or(Watch::default().silence, |secs| Duration::from_secs(u64::from(secs))),
+    };
+    // Whoever waits inside of MPI cannot be asked to end.
+    let lost = |error: &Error| {
+        say(&format!("error: {error}: ending"));
+        std::process::exit(1);
+    };
+    let pulse = Pulse::begin(&ranks, watch, lost)?;
+    *PULSE.lock().unwrap_or_else(PoisonError::into_inner) = Some(pulse);
+    let _ = RANKS.set(ranks);
     Ok(true)
+}
+
+/// The number in a variable of the environment.
+fn number(name: &str) -> Result<Option<u16>, ConfigError> {
+    let read = |text: String| text.parse().map_err(|_| ConfigError(format!("{name} is {text}: it has to be a number")));
+    std::env::var(name).ok().map(read).transpose()
 }
 
 /// The name of this machine.
@@ -101,7 +129,7 @@ fn host() -> String {
 
 #[cfg(feature = "mpi")]
 fn link(_: Launched) -> Result<Arc<dyn Link>, ConfigError> {
-    Ok(Arc::new(crate::mpi::Mpi::start()))
+    Ok(Arc::new(crate::mpi::Mpi::start()?))
 }
 
 #[cfg(not(feature = "mpi"))]
@@ -113,10 +141,11 @@ fn link(Launched { count, .. }: Launched) -> Result<Arc<dyn Link>, ConfigError> 
 }
 
 /// Ends together: what came of this process's work, once all are known to be well or why not.
-pub(crate) fn conclude<T>(result: anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn conclude(result: anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
     let Some(ranks) = RANKS.get() else { return result };
     match result {
-        Ok(done) => ranks.gather(&[]).map(|_| done).map_err(anyhow::Error::from),
+        Ok(done) => ranks.finish().map(|()| done).map_err(anyhow::Error::from),
+        Err(error) if matches!(error.downcast_ref(), Some(Error::Over)) => Ok(Outcome::Finished),
         Err(error) if matches!(error.downcast_ref(), Some(Error::Rank { .. } | Error::Gone { .. })) => Err(error),
         Err(error) => {
             let message = format!("{error:#}");
@@ -130,6 +159,7 @@ pub(crate) fn conclude<T>(result: anyhow::Result<T>) -> anyhow::Result<T> {
 
 /// Takes leave of the others, after which nothing may be sent.
 pub(crate) fn leave() {
+    drop(PULSE.lock().unwrap_or_else(PoisonError::into_inner).take());
     #[cfg(feature = "mpi")]
     crate::mpi::leave();
 }

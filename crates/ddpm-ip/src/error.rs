@@ -52,6 +52,9 @@ pub enum Error {
         /// Why.
         message: String,
     },
+    /// Rank 0 has nothing left to do: no mistake, but the end of the others' work.
+    #[error("the work is done")]
+    Over,
     /// Another process of the run cannot be reached.
     #[error("rank {rank} has lost the other processes: {cause}")]
     Gone {

@@ -9,13 +9,15 @@ use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, create_folder, stamp, write_atomic};
 use crate::npz::NpzWriter;
 use crate::partial::Partial;
+use crate::ranks::Place;
 use crate::record::Record;
 use crate::train::open_data_of_network;
 use ddpm_math::{Domain, Stream};
 use ddpm_net::network::Unet;
-use ddpm_net::{Device, Engine, Feed, Parameters};
+use ddpm_net::{Engine, Feed, Parameters};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -143,7 +145,13 @@ pub struct Report {
 ///
 /// # Errors
 /// Settings that do not fit the checkpoint or the images, damaged files, failing reads or writes.
-pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Result<(Outcome, Option<Report>), Error> {
+pub fn run(
+    job: &Job,
+    place: impl Into<Place>,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<(Outcome, Option<Report>), Error> {
+    let Place { device, ranks } = place.into();
     let mut config = job.config.clone();
     if config.sample.num_samples == 0 {
         config.sample.num_samples = MOST_BY_DEFAULT;
@@ -166,9 +174,37 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         return Err(ConfigError(message).into());
     }
     let labels = labels_of(&dataset, loaded.classes())?;
+    let steps = diffusion.schedule.len();
+    let bound =
+        Bound { diffusion: &diffusion, network, parameters: &loaded.parameters, clip_denoised: settings.clip_denoised };
+    let (size, channels) = (config.model.image_size, config.model.in_channels);
+    let mut make = |batch: Range<usize>| {
+        let per_image = channels * size * size;
+        let images = batch.clone().map(|i| dataset.plain_example(i)).collect::<Result<Vec<_>, _>>()?.concat();
+        let noise = |i: usize| {
+            let mut values = vec![0.0; batch.len() * per_image];
+            values.par_chunks_mut(per_image).zip(batch.clone()).for_each(|(values, image)| {
+                Stream::new(settings.seed, Domain::Likelihood, image as u64, i as u32).fill_normal(values);
+            });
+            values
+        };
+        let go_on = || !stop.load(Ordering::Relaxed);
+        let labels = labels.map(|l| &l[batch.clone()]);
+        let Some(terms) = bound.terms(&images, batch.len(), [size; 2], labels, noise, go_on) else { return Ok(None) };
+        if terms.iter().any(|terms| !terms.total().is_finite()) {
+            let message = "its network gives images a bound that is not finite: check the file, and the settings \
+                           that differ from the checkpoint's";
+            return Err(Error::file(file, message));
+        }
+        Ok(Some(terms.iter().flat_map(Terms::to_bytes).collect()))
+    };
+    let mut done = 0;
+    if !ranks.leads() {
+        let whole = ranks.share_out(&mut done, total, settings.batch_size, &mut make, |_, _| Ok(true))?;
+        return Ok((if whole { Outcome::Finished } else { Outcome::Interrupted }, None));
+    }
     check_folder("--out", &job.out, "name a folder")?;
     create_folder(&job.out)?;
-    let steps = diffusion.schedule.len();
     let identity = identity(job, file)?;
     let what = format!(
         "{total} image(s) of {} by {}: {steps} steps, seed {}",
@@ -184,41 +220,19 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
         emit(Event::Found(job.out.clone()));
         return Ok((Outcome::Finished, Some(report)));
     }
-    let (mut partial, mut done) =
-        Partial::open(&job.out.join("nll"), &identity, Terms::size(steps), false, device, emit)?;
-    done = done.min(total);
-    let bound =
-        Bound { diffusion: &diffusion, network, parameters: &loaded.parameters, clip_denoised: settings.clip_denoised };
-    let (size, channels) = (config.model.image_size, config.model.in_channels);
+    let (mut partial, first) = Partial::open(&job.out.join("nll"), &identity, Terms::size(steps), false, device, emit)?;
+    done = first.min(total);
     emit(Event::Begins(format!("bounding {what}")));
     emit(Event::Bounded { done, total, bits_per_dim: None });
     let mut sum = 0.0;
-    let first = done;
-    while done < total {
-        let batch = done..(done + settings.batch_size).min(total);
-        let per_image = channels * size * size;
-        let images = batch.clone().map(|i| dataset.plain_example(i)).collect::<Result<Vec<_>, _>>()?.concat();
-        let noise = |i: usize| {
-            let mut values = vec![0.0; batch.len() * per_image];
-            values.par_chunks_mut(per_image).zip(batch.clone()).for_each(|(values, image)| {
-                Stream::new(settings.seed, Domain::Likelihood, image as u64, i as u32).fill_normal(values);
-            });
-            values
-        };
-        let go_on = || !stop.load(Ordering::Relaxed);
-        let labels = labels.map(|l| &l[batch.clone()]);
-        let Some(terms) = bound.terms(&images, batch.len(), [size; 2], labels, noise, go_on) else {
-            return Ok((Outcome::Interrupted, None));
-        };
-        if terms.iter().any(|terms| !terms.total().is_finite()) {
-            let message = "its network gives images a bound that is not finite: check the file, and the settings \
-                           that differ from the checkpoint's";
-            return Err(Error::file(file, message));
-        }
-        partial.append(&terms.iter().flat_map(Terms::to_bytes).collect::<Vec<u8>>())?;
-        sum += terms.iter().map(Terms::total).sum::<f64>();
-        done = batch.end;
+    let take = |bytes: &[u8], done| {
+        partial.append(bytes)?;
+        sum += bytes.chunks_exact(Terms::size(steps)).map(|terms| Terms::from_bytes(terms).total()).sum::<f64>();
         emit(Event::Bounded { done, total, bits_per_dim: Some(sum / (done - first) as f64) });
+        Ok(true)
+    };
+    if !ranks.share_out(&mut done, total, settings.batch_size, make, take)? {
+        return Ok((Outcome::Interrupted, None));
     }
     let report = write(&mut partial, total, steps, &job.out, record)?;
     partial.remove()?;

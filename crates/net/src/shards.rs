@@ -174,16 +174,17 @@ fn halves(pieces: &Range<usize>) -> [Range<usize>; 2] {
 /// The fewest sums of the tree over pieces `0..count` that together hold some of its pieces: for whoever computes only those.
 /// They are one if the pieces are aligned to a power of two.
 pub fn partial_sums(count: usize, pieces: &Range<usize>) -> Vec<Range<usize>> {
-    let mut found = Vec::new();
-    let mut open = vec![0..count];
-    while let Some(sum) = open.pop() {
+    fn collect(sum: Range<usize>, pieces: &Range<usize>, found: &mut Vec<Range<usize>>) {
         if pieces.start <= sum.start && sum.end <= pieces.end {
             found.push(sum);
         } else if sum.start < pieces.end && pieces.start < sum.end {
-            let [left, right] = halves(&sum);
-            open.extend([right, left]);
+            for half in halves(&sum) {
+                collect(half, pieces, found);
+            }
         }
     }
+    let mut found = Vec::new();
+    collect(0..count, pieces, &mut found);
     found
 }
 

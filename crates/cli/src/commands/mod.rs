@@ -36,7 +36,9 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration
     OPENAI_LOG_FORMAT  logs of a training run: some of stdout,log,csv,json,tensorboard\n  \
     RAYON_NUM_THREADS  number of CPU threads\n  \
     DDPM_IP_ISA        instruction set: portable, avx2, avx512, avx512-bf16, amx-bf16; on ARM neon\n  \
-    DDPM_IP_CACHE      folder for cached features and downloaded weights\n\n\
+    DDPM_IP_CACHE      folder for cached features and downloaded weights\n  \
+    DDPM_IP_PORT       port on which the first of several processes listens for the others [default: a free one]\n  \
+    DDPM_IP_SILENCE    seconds after which a process that does not answer ends all [default: 30]\n\n\
     \"The reference\" in these texts is the PyTorch implementation of the paper, github.com/forever208/DDPM-IP.";
 
 /// All commands.
@@ -84,12 +86,13 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> ArgMatches {
     let words = WORDS.get_or_init(|| words.into_iter().collect());
     let mut command = command();
     command.try_get_matches_from_mut(words.iter().cloned().map(kebab_case)).unwrap_or_else(|error| {
+        // One of several processes says it.
+        if !crate::ranks::speaks() {
+            std::process::exit(0);
+        }
         if let Some(message) = unknown_flag(&command, words, &error) {
             crate::output::complain(&format!("error: {message}"));
             std::process::exit(crate::USAGE.into());
-        }
-        if !crate::ranks::speaks() {
-            std::process::exit(error.exit_code());
         }
         error.exit()
     })

@@ -55,14 +55,15 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let (config, mut notices) = SETTINGS.resolve(layers, matches)?;
     args::check_timesteps(matches, &config)?;
     notices.extend(args::training_only(matches, &config));
-    let quiet = matches.get_flag("quiet");
+    let place = crate::ranks::place(device);
+    let quiet = matches.get_flag("quiet") || !place.ranks.leads();
     if !quiet {
         complain_all(&notices);
     }
     let out = path("out").or_else(args::log_dir).unwrap_or_else(|| ".".into());
     let job = nll::Job { checkpoint, config, out };
     let mut sinks = Sinks::new(quiet, None);
-    let result = nll::run(&job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let result = nll::run(&job, place, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, report) = result?;
     let Some(report) = report else {

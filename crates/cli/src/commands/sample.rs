@@ -205,13 +205,14 @@ pub(super) fn job(
 pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let device = args::device(matches)?;
     let (job, notices) = job(kind, matches, None)?;
-    let quiet = matches.get_flag("quiet");
+    let place = crate::ranks::place(device);
+    let quiet = matches.get_flag("quiet") || !place.ranks.leads();
     if !quiet {
         complain_all(&notices);
     }
     let mut sinks = Sinks::new(quiet, None);
     let (mut found, mut steps) = (false, None);
-    let outcome = sample::run(&job, device, &*crate::interrupt::flag()?, &mut |e| {
+    let outcome = sample::run(&job, place, &*crate::interrupt::flag()?, &mut |e| {
         match &e {
             Event::Found(_) => found = true,
             Event::Sampling { steps: of_each, .. } => steps = Some(*of_each),

@@ -191,6 +191,7 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
             ranks,
         };
         let stop = crate::interrupt::flag()?;
+        crate::interrupt::work_begins();
         let mut own = |event| {
             if let Event::Warning(text) = event {
                 crate::ranks::say(&text);

@@ -21,7 +21,7 @@ const CRASHES: [&str; 4] = ["kill", "lose", "empty", "torn"];
 const ERRORS: [&str; 3] = ["ENOSPC", "EIO", "EACCES"];
 
 /// Operations that are tried of a job in each way, if not all.
-const SOME: u64 = 6;
+const SOME: u64 = 3;
 
 /// The smallest network.
 const TINY: &str = "--num-channels 32 --channel-mult 1 --attention-resolutions= --class-cond false --batch-size 4 \

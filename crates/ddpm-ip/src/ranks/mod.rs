@@ -11,12 +11,14 @@
 //! it is finite.
 
 mod link;
+mod pulse;
 
 pub use link::{Alone, Link};
+pub use pulse::{Pulse, Watch};
 
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
-use ddpm_net::{Gradient, Parameters, add_partial_sums, partial_sums};
+use ddpm_net::{Device, Gradient, Parameters, add_partial_sums, partial_sums};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -41,6 +43,21 @@ impl std::fmt::Debug for Ranks {
     }
 }
 
+/// Where work is done.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// The device of this process.
+    pub device: Device,
+    /// The processes that share the work. All of them call the same function; rank 0 alone writes files and knows the result.
+    pub ranks: Ranks,
+}
+
+impl From<Device> for Place {
+    fn from(device: Device) -> Self {
+        Self { device, ..Self::default() }
+    }
+}
+
 /// The images of a step that a process takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
@@ -57,9 +74,10 @@ impl From<usize> for Share {
     }
 }
 
-/// What a process says before its bytes: that it is well, or why it ends.
-const WELL: u8 = 0;
+/// What a process says before its bytes: that it is at work, why it ends, or that its work is done.
+const WORKS: u8 = 0;
 const FAILED: u8 = 1;
+const DONE: u8 = 2;
 
 impl Ranks {
     /// Meets the processes that a link joins, from a machine of this name.
@@ -194,12 +212,69 @@ impl Ranks {
         if self.count() == 1 {
             return Ok(vec![mine.to_vec()]);
         }
-        let said = self.call(|link| link.gather(&[&[WELL], mine].concat()))?;
+        let said = self.call(|link| link.gather(&[&[WORKS], mine].concat()))?;
         let failed = said.iter().enumerate().find(|(_, said)| said.first() == Some(&FAILED));
         if let Some((rank, said)) = failed {
             return Err(self.failure(rank, &String::from_utf8_lossy(&said[1..])));
         }
-        Ok(said.into_iter().map(|said| said[1..].to_vec()).collect())
+        // What rank 0 finds done, nobody has to do.
+        if said[0].first() == Some(&DONE) {
+            return Err(Error::Over);
+        }
+        Ok(said.into_iter().map(|mut said| said.split_off(1)).collect())
+    }
+
+    /// Says that this process's work is done, and waits until all others' is.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
+    pub fn finish(&self) -> Result<(), Error> {
+        if self.count() == 1 {
+            return Ok(());
+        }
+        let said = self.call(|link| link.gather(&[DONE]))?;
+        let failed = said.iter().enumerate().find(|(_, said)| said.first() == Some(&FAILED));
+        failed.map_or(Ok(()), |(rank, said)| Err(self.failure(rank, &String::from_utf8_lossy(&said[1..]))))
+    }
+
+    /// Makes images `done..total` in batches of at most so many, which all ranks take in turn, and passes the bytes of each batch
+    /// on to `take` at rank 0, in order. `make` gives none if it was stopped. Whether all were made; `done` counts those that
+    /// were.
+    ///
+    /// # Errors
+    /// What `make` and `take` say, and as [`gather`](Self::gather).
+    pub(crate) fn share_out(
+        &self,
+        done: &mut usize,
+        total: usize,
+        batch: usize,
+        mut make: impl FnMut(Range<usize>) -> Result<Option<Vec<u8>>, Error>,
+        mut take: impl FnMut(&[u8], usize) -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
+        let told = self.told(&(*done as u64).to_le_bytes())?;
+        *done = u64::from_le_bytes(told.try_into().unwrap_or_default()) as usize;
+        let mut go_on = true;
+        while *done < total && go_on {
+            let batch = batch.min((total - *done).div_ceil(self.count()));
+            let of_rank = |rank: usize| {
+                let begin = (*done + rank * batch).min(total);
+                begin..(begin + batch).min(total)
+            };
+            let mine = of_rank(self.rank());
+            let made = if mine.is_empty() { Some(Vec::new()) } else { make(mine)? };
+            let said = self.gather(&made.map_or_else(Vec::new, |bytes| [&[1], &bytes[..]].concat()))?;
+            let shares: Vec<Range<usize>> = (0..self.count()).map(of_rank).collect();
+            for (share, said) in shares.iter().zip(&said) {
+                let Some((_, bytes)) = said.split_first() else { return Ok(false) };
+                if !share.is_empty() {
+                    *done = share.end;
+                    go_on &= take(bytes, *done)?;
+                }
+            }
+            // Whoever stops, all do.
+            go_on = self.gather(&[u8::from(go_on)])?.iter().all(|said| said == &[1]);
+        }
+        Ok(*done == total)
     }
 
     /// Numbers of each rank, in order.

@@ -8,9 +8,11 @@ use crate::config::{Arch, ClassesConfig, Config, ConfigError, Respacing, SampleC
 use crate::diffusion::{Diffusion, Reverse, to_u8};
 use crate::event::{Emit, Event, Outcome};
 use crate::memory;
+use crate::ranks::Ranks;
 use ddpm_math::{Domain, Stream};
 use ddpm_net::network::{Classifier, Network};
 use ddpm_net::{Device, Engine};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -133,7 +135,7 @@ pub fn draw(
     drawer.begin(0, emit);
     let (shape, total) = (drawer.shape(), drawer.total());
     let mut images = Vec::with_capacity(shape.iter().product());
-    let outcome = drawer.draw(0, stop, emit, &mut |batch| {
+    let outcome = drawer.draw(0, &Ranks::default(), stop, emit, &mut |batch| {
         images.extend_from_slice(batch);
         Ok(())
     })?;
@@ -244,10 +246,12 @@ impl<'a> Drawer<'a> {
         }
     }
 
-    /// Draws the images from number `done` on, and passes the bytes `[n, H, W, C]` of each batch on.
+    /// Draws the images from number `done` on, which all ranks share, and passes the bytes `[n, H, W, C]` of each batch on at
+    /// rank 0.
     pub(super) fn draw(
         &self,
         mut done: usize,
+        ranks: &Ranks,
         stop: &AtomicBool,
         emit: &mut Emit,
         take: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
@@ -282,30 +286,36 @@ impl<'a> Drawer<'a> {
         let chain = Chain { reverse: scaled.as_ref().unwrap_or(&self.reverse), ..chain };
         let seeded = Seeded(settings.seed);
         let draws: &dyn Draws = self.given.as_ref().map_or(&seeded, |given| given);
-        while done < total {
-            let batch = settings.batch_size.min(total - done);
-            let images: Vec<u64> = (done..done + batch).map(|i| i as u64).collect();
+        let emit = std::cell::RefCell::new(emit);
+        let (count, stopped) = (ranks.count(), || stop.load(Ordering::Relaxed));
+        let make = |batch: Range<usize>| {
+            let images: Vec<u64> = batch.clone().map(|i| i as u64).collect();
             let labels = self.labels(&images)?;
             let low_res = self.small.as_ref().map(|small| small.enlarged(&images, size));
             let (labels, low_res) = (labels.as_deref(), low_res.as_deref());
             let drawn = chain.draw(Subjects { images: &images, labels, low_res, draws }, |step| {
-                emit(Event::SampleStep { done, step, batch });
-                !stop.load(Ordering::Relaxed)
+                // The others are about as far.
+                let batch_of_all = (count * batch.len()).min(total - batch.start);
+                emit.borrow_mut()(Event::SampleStep { done: batch.start, step, batch: batch_of_all });
+                !stopped()
             });
-            let Some(drawn) = drawn else { return Ok(Outcome::Interrupted) };
+            let Some(drawn) = drawn else { return Ok(None) };
             if !drawn.iter().all(|v| v.is_finite()) {
                 let message = "its network draws images that are not finite: check the file, the noise given, and \
                                the settings that differ from the checkpoint's";
                 return Err(Error::file(&self.network.file, message));
             }
-            take(&to_u8(&drawn, channels, size * size))?;
-            done += batch;
-            emit(Event::Sampled { done });
-            if stop.load(Ordering::Relaxed) && done < total {
-                return Ok(Outcome::Interrupted);
+            Ok(Some(to_u8(&drawn, channels, size * size)))
+        };
+        let pass_on = |bytes: &[u8], done| {
+            if ranks.leads() {
+                take(bytes)?;
             }
-        }
-        Ok(Outcome::Finished)
+            emit.borrow_mut()(Event::Sampled { done });
+            Ok(!stopped())
+        };
+        let whole = ranks.share_out(&mut done, total, settings.batch_size, make, pass_on)?;
+        Ok(if whole { Outcome::Finished } else { Outcome::Interrupted })
     }
 
     /// The class of each image, if there are classes to choose from.

@@ -10,8 +10,8 @@ use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, create_folder, stamp, write_atomic};
 use crate::npz::{Npz, NpzWriter};
 use crate::partial::Partial;
+use crate::ranks::Place;
 use crate::record::Record;
-use ddpm_net::Device;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -53,11 +53,15 @@ impl Job {
 /// # Errors
 /// Settings that do not fit the checkpoint, damaged files, failing reads or writes. Finished images are kept in
 /// `OUT.partial` until the npz is complete.
-pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
+pub fn run(job: &Job, place: impl Into<Place>, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
+    let Place { device, ranks } = place.into();
     job.config.validate()?;
     let network = Loaded::open(&job.checkpoint, &job.config, device)?;
     let (file, config) = (&network.file, &network.config);
     let drawer = Drawer::new(&network, config, &job.order, emit)?;
+    if !ranks.leads() {
+        return drawer.draw(0, &ranks, stop, emit, &mut |_| Ok(()));
+    }
     let (settings, steps) = (&config.sample, drawer.steps());
     let shape @ [total, size, _, channels] = drawer.shape();
     let out = job.out_path();
@@ -127,7 +131,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     let there = if done > 0 { format!(", {done} are there") } else { String::new() };
     emit(Event::Begins(format!("drawing {total} image(s) of {what}{there}")));
     drawer.begin(done, emit);
-    let outcome = drawer.draw(done, stop, emit, &mut |batch| partial.append(batch))?;
+    let outcome = drawer.draw(done, &ranks, stop, emit, &mut |batch| partial.append(batch))?;
     if outcome == Outcome::Interrupted {
         return Ok(outcome);
     }

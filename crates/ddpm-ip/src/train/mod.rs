@@ -11,6 +11,7 @@ mod penalty;
 mod remarks;
 mod run;
 mod task;
+mod together;
 mod trainer;
 mod watch;
 

@@ -217,7 +217,10 @@ fn other_settings_and_images_are_named() {
         image::GrayImage::new(8, 8).save(black.join(format!("{}_{i}.png", i % 10))).unwrap();
     }
     let black = black.to_str().unwrap();
-    let images = |rank| settings("2", &[("data_dir", if rank == 1 { black } else { "digits" }), ("labels", "prefix")]);
+    let images = |rank| {
+        let data = if rank == 1 { black } else { "digits" };
+        settings("2", &[("data_dir", data), ("class_cond", "false")])
+    };
     says(&images, &["rank 1 has other images"]);
     says(
         &|_| settings("2", &[("train.batch_size", "2"), ("microbatch", "-1")]),

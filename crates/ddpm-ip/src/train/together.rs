@@ -1,0 +1,105 @@
+//! What the processes that share a run agree on, and what those do that leave its files to rank 0.
+
+use super::{Next, Trainer};
+use crate::Error;
+use crate::config::{Config, ConfigError};
+use crate::data::{Dataset, Loader};
+use crate::event::{Emit, Event, Outcome};
+use crate::ranks::Ranks;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Steps after which ranks compare their parameters.
+const CHECK: u64 = 100;
+
+/// Trains as rank 0 does, and leaves files to it.
+pub(super) fn follow(
+    trainer: &mut Trainer,
+    loader: &mut Loader,
+    stop: &AtomicBool,
+    save: &AtomicBool,
+    over: impl Fn(u64, f64) -> bool,
+    emit: &mut Emit,
+) -> Result<Outcome, Error> {
+    loop {
+        let batch = loader.next()?;
+        trainer.train_step(&batch)?;
+        let next = agree(trainer, 0.0, stop, save, &over)?;
+        if next != Next::Step {
+            skipped(loader, emit);
+            return Ok(if next == Next::Finish { Outcome::Finished } else { Outcome::Interrupted });
+        }
+    }
+}
+
+/// Says which images were passed over.
+pub(super) fn skipped(loader: &Loader, emit: &mut Emit) {
+    for (image, reason) in loader.skipped() {
+        emit(Event::Warning(format!("skipped {image}: {reason}")));
+    }
+}
+
+/// What follows a step, on all ranks: by the clock of rank 0, and whoever was asked to stop or to save.
+pub(super) fn agree(
+    trainer: &mut Trainer,
+    elapsed: f64,
+    stop: &AtomicBool,
+    save: &AtomicBool,
+    over: impl Fn(u64, f64) -> bool,
+) -> Result<Next, Error> {
+    let flag = |flag: &AtomicBool| f64::from(u8::from(flag.load(Ordering::Relaxed)));
+    let step = trainer.step();
+    let sum = match trainer.ranks.count() {
+        2.. if step.is_multiple_of(CHECK) => crc32fast::hash(bytemuck::cast_slice(trainer.state.parameters.values())),
+        _ => 0,
+    };
+    let said = trainer.ranks.gather_numbers(&[elapsed, flag(stop), flag(save), f64::from(sum)])?;
+    if let Some(rank) = said.iter().position(|theirs| theirs[3] != said[0][3]) {
+        let message = format!(
+            "has other parameters than rank 0 after step {step}: its machine or its memory computes something else. Repeat the \
+             command without it to resume from the newest checkpoint"
+        );
+        return Err(trainer.ranks.failure(rank, &message));
+    }
+    let any = |which: usize| said.iter().any(|said| said[which] != 0.0);
+    stop.fetch_or(any(1), Ordering::Relaxed);
+    if trainer.ranks.leads() {
+        save.fetch_or(any(2), Ordering::Relaxed);
+    } else {
+        save.store(false, Ordering::Relaxed);
+    }
+    let elapsed = said[0][0];
+    trainer.state.progress.elapsed_secs = elapsed;
+    Ok(match (over(trainer.step(), elapsed), any(1)) {
+        (true, _) => Next::Finish,
+        (false, true) => Next::Interrupt,
+        (false, false) => Next::Step,
+    })
+}
+
+/// Refuses ranks that were given other work than rank 0.
+pub(super) fn same_work(ranks: &Ranks, config: &Config, dataset: &Dataset) -> Result<(), Error> {
+    // Each host may have the images at a place of its own.
+    let mut settings = config.clone();
+    settings.data.data_dir.clear();
+    let work = [env!("CARGO_PKG_VERSION").into(), settings.to_toml(), dataset.fingerprint()];
+    let read = |said: &Vec<u8>| serde_json::from_slice::<[String; 3]>(said).unwrap_or_default();
+    let said = ranks.gather(&serde_json::to_vec(&work).expect("texts"))?;
+    let [version, settings, images] = read(&said[0]);
+    for (rank, said) in said.iter().enumerate() {
+        let [their_version, their_settings, their_images] = read(said);
+        let what = if their_version != version {
+            format!("version {their_version} of the program, but rank 0 has {version}")
+        } else if their_settings != settings {
+            let [theirs, ours] = [their_settings, settings].map(|text| Config::from_toml(&text));
+            let change = theirs?.changes_from(&ours?).into_iter().next();
+            let named = |(key, theirs, ours)| format!("{key} = {theirs}, but rank 0 has {ours}");
+            change.map_or("other classes than rank 0".into(), named)
+        } else if their_images != images {
+            format!("other images in {} than rank 0", config.data.data_dir)
+        } else {
+            continue;
+        };
+        return Err(ConfigError(format!("rank {rank} has {what}: start all processes with the same command")).into());
+    }
+    Ok(())
+}
