@@ -9,8 +9,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Commands whose processes share their work. Others are done by rank 0.
-const SHARED: [&str; 7] =
-    ["train", "classifier-train", "super-res-train", "sample", "classifier-sample", "super-res-sample", "nll"];
+const SHARED: [&str; 9] = [
+    "train",
+    "classifier-train",
+    "super-res-train",
+    "sample",
+    "classifier-sample",
+    "super-res-sample",
+    "nll",
+    "evaluate",
+    "statistics",
+];
 
 /// What launchers tell a process of its number, how many there are, and its number on its host: Open MPI, MPICH and its kin, Slurm
 /// (inside of `srun` alone), `torchrun`.

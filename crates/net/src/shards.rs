@@ -304,11 +304,14 @@ mod tests {
 
     #[test]
     fn an_aligned_share_is_one_partial_sum() {
-        assert_eq!(partial_sums(8, &(4..8)), [4..8]);
-        assert_eq!(partial_sums(6, &(4..6)), [4..6]);
-        assert_eq!(partial_sums(6, &(2..4)), [2..4]);
-        assert_eq!(partial_sums(6, &(3..6)), [3..4, 4..6]);
-        assert_eq!(partial_sums(6, &(3..3)), []);
+        let sums = |count, pieces| -> Vec<[usize; 2]> {
+            partial_sums(count, &pieces).into_iter().map(|sum| [sum.start, sum.end]).collect()
+        };
+        assert_eq!(sums(8, 4..8), [[4, 8]]);
+        assert_eq!(sums(6, 4..6), [[4, 6]]);
+        assert_eq!(sums(6, 2..4), [[2, 4]]);
+        assert_eq!(sums(6, 3..6), [[3, 4], [4, 6]]);
+        assert!(sums(6, 3..3).is_empty());
     }
 
     #[test]

@@ -270,9 +270,9 @@ pub(super) fn job(matches: &ArgMatches) -> anyhow::Result<Job> {
 
 pub(super) fn evaluate(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let job = job(matches)?;
-    let device = args::device(matches)?;
-    let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
-    let result = evaluate::evaluate(&job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+    let place = crate::ranks::place(args::device(matches)?);
+    let mut sinks = Sinks::new(matches.get_flag("quiet") || !place.ranks.leads(), None);
+    let result = evaluate::evaluate(&job, place, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, report) = result?;
     print(&match report {
@@ -294,10 +294,10 @@ pub(super) fn statistics(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     if out.extension().is_none_or(|e| e != "npz") {
         return Err(ConfigError(format!("{} is not the name of an npz: end it in .npz", out.display())).into());
     }
-    let device = args::device(matches)?;
-    let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
+    let place = crate::ranks::place(args::device(matches)?);
+    let mut sinks = Sinks::new(matches.get_flag("quiet") || !place.ranks.leads(), None);
     let result =
-        evaluate::statistics(images, out, &settings, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
+        evaluate::statistics(images, out, &settings, place, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));
     sinks.finish();
     let (outcome, statistics) = result?;
     print(&match statistics {

@@ -122,6 +122,7 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
 #[test]
 fn one_to_four_processes_give_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
+    let mut evaluations = Vec::new();
     for count in 1..=4 {
         let dir = folder.path().join(count.to_string());
         std::fs::create_dir(&dir).unwrap();
@@ -132,8 +133,14 @@ fn one_to_four_processes_give_the_same_bits() {
             "sample --checkpoint run --num-samples 11 --batch-size 4 --timestep-respacing 5 --out run/a.npz",
         );
         well(&dir, count, "nll --checkpoint run --num-samples 7 --batch-size 2 --timestep-respacing 5 --out run");
+        let words = "evaluate digits run/a.npz --metrics fid,is --batch-size 3 --json --no-cache --quiet";
+        evaluations.push(text(&well(&dir, count, words).stdout));
         assert_same(&dir.join("run"), &folder.path().join("1/run"));
     }
+    assert!(
+        evaluations[0].contains("\"fid\"") && evaluations.iter().all(|report| *report == evaluations[0]),
+        "{evaluations:?}"
+    );
     // What is done is found done, by all.
     well(&folder.path().join("3"), 3, &format!("{TRAIN} --steps 5"));
     well(&folder.path().join("3"), 3, "nll --checkpoint run --num-samples 7 --timestep-respacing 5 --out run");

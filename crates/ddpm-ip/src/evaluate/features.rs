@@ -1,12 +1,14 @@
 //! Features of image sets: computed once, and kept by the images' content.
 
-use super::network::FeatureNetwork;
+use super::Settings;
+use super::network::{FeatureNetwork, Rows};
 use super::pixels::{PixelStatistics, PixelSums};
 use super::statistics::Statistics;
 use crate::data::ImageSet;
 use crate::event::{Emit, Event};
 use crate::file::{create_folder, sync_folder, write_atomic};
 use crate::partial::Partial;
+use crate::ranks::Ranks;
 use crate::{Error, weights};
 use fidelity::{FidelityError, Gaussian, Moments};
 use sha2::{Digest, Sha256};
@@ -104,7 +106,7 @@ pub(super) fn content(set: &ImageSet, stop: &AtomicBool) -> Result<Option<Conten
     Ok(Some(Content { hash: weights::hex(&hasher.finalize()), pixels: pixels.finish() }))
 }
 
-/// Statistics and features of a set whose [`content`] has that hash, from the folder `cache` if they are there, and kept
+/// Statistics and features of a set whose [`content`] has that hash, from the folder of the cache if they are there, and kept
 /// there if one is given. An interrupted call gives nothing; the same call goes on from where it stopped if there is a cache.
 ///
 /// # Errors
@@ -113,12 +115,12 @@ pub(super) fn measure(
     set: &ImageSet,
     hash: &str,
     network: &FeatureNetwork,
-    batch: usize,
-    cache: Option<&Path>,
+    settings: &Settings,
+    ranks: &Ranks,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Option<Measured>, Error> {
-    let shape = set.image_shape();
+    let cache = settings.cache.as_deref();
     let temporary = if cache.is_some() {
         None
     } else {
@@ -142,40 +144,26 @@ pub(super) fn measure(
     };
     if let Some(statistics) = kept(&features_path, &statistics_path, &identity, set.len() * network.width()) {
         emit(Event::Measuring { what: set.name().into(), done: set.len(), total: set.len() });
+        nothing_to_share(set, ranks)?;
         return Ok(Some(Measured { statistics, features: file(temporary) }));
     }
 
     let row = network.width() + network.spatial_width();
     let device = network.device();
-    let (mut partial, mut done) = Partial::open(&folder.join(hash), &identity, 4 * row, false, device, emit)?;
+    let (mut partial, done) = Partial::open(&folder.join(hash), &identity, 4 * row, false, device, emit)?;
     // Another call may have finished them while this one looked.
     if let Some(statistics) = kept(&features_path, &statistics_path, &identity, set.len() * network.width()) {
+        nothing_to_share(set, ranks)?;
         return Ok(Some(Measured { statistics, features: file(temporary) }));
     }
-    done = done.min(set.len());
+    let done = done.min(set.len());
     let progress = |done: usize| Event::Measuring { what: set.name().into(), done, total: set.len() };
     emit(Event::Begins(format!("making features of {} images of {} by {}", set.len(), set.name(), network.name())));
     emit(progress(done));
-    let mut bad = None;
-    set.batches(done, batch, &mut |images| {
-        let n = images.len() / shape.iter().product::<usize>();
-        let rows = network.features(images, [n, shape[0], shape[1], shape[2]])?;
-        if let Some(i) =
-            first_bad(&rows.features, network.width()).or(first_bad(&rows.spatial, network.spatial_width()))
-        {
-            bad = Some(done + i);
-            return Ok(false);
-        }
-        let mut bytes = Vec::with_capacity(n * row * 4);
-        for i in 0..n {
-            for (values, width) in [(&rows.features, network.width()), (&rows.spatial, network.spatial_width())] {
-                bytes.extend(values[i * width..(i + 1) * width].iter().flat_map(|v| v.to_le_bytes()));
-            }
-        }
-        partial.append(&bytes)?;
-        done += n;
+    let (done, bad) = share(set, network, settings.batch_size, done, ranks, stop, |rows, done| {
+        partial.append(rows)?;
         emit(progress(done));
-        Ok(!stop.load(Ordering::Relaxed))
+        Ok(())
     })?;
     if let Some(image) = bad {
         partial.remove()?;
@@ -191,6 +179,93 @@ pub(super) fn measure(
     partial.remove()?;
     sync_folder(&folder);
     Ok(Some(Measured { statistics, features: file(temporary) }))
+}
+
+/// Tells all ranks that the features of a set are there.
+fn nothing_to_share(set: &ImageSet, ranks: &Ranks) -> Result<(), Error> {
+    ranks.told(&(set.len() as u64).to_le_bytes()).map(|_| ())
+}
+
+/// Features of the images from number `done` of rank 0 on, whose batches all ranks take in turn; passes the bytes of the rows of
+/// each batch on, in order, with how many are done then. How many are done in the end, and the first image whose features are not
+/// finite.
+///
+/// # Errors
+/// Images that cannot be read, what `take` says, and processes that are gone.
+pub(super) fn share(
+    set: &ImageSet,
+    network: &FeatureNetwork,
+    batch: usize,
+    done: usize,
+    ranks: &Ranks,
+    stop: &AtomicBool,
+    mut take: impl FnMut(&[u8], usize) -> Result<(), Error>,
+) -> Result<(usize, Option<usize>), Error> {
+    let told = ranks.told(&(done as u64).to_le_bytes())?;
+    let mut done = u64::from_le_bytes(told.try_into().unwrap_or_default()) as usize;
+    let row = 4 * (network.width() + network.spatial_width());
+    let [height, width, channels] = set.image_shape();
+    let (mut turn, mut read, mut mine, mut bad) = (0, done, Made::default(), None);
+    if done >= set.len() {
+        return Ok((done, None));
+    }
+    set.batches(done, batch, &mut |images| {
+        let n = images.len() / (height * width * channels);
+        if turn == ranks.rank() {
+            mine = Made::new(&network.features(images, [n, height, width, channels])?, network);
+        }
+        (turn, read) = (turn + 1, read + n);
+        if turn < ranks.count() && read < set.len() {
+            return Ok(true);
+        }
+        turn = 0;
+        let made = std::mem::take(&mut mine);
+        let said =
+            ranks.gather(&[&serde_json::to_vec(&made.bad).expect("a number"), &b"\n"[..], &made.rows].concat())?;
+        for said in &said {
+            let (first_bad, rows) = said.split_at(said.iter().position(|&byte| byte == b'\n').unwrap_or(0));
+            if let Some(i) = serde_json::from_slice::<Option<usize>>(first_bad).ok().flatten() {
+                bad = Some(done + i);
+                return Ok(false);
+            }
+            let rows = rows.get(1..).unwrap_or_default();
+            if !rows.is_empty() {
+                done += rows.len() / row;
+                take(rows, done)?;
+            }
+        }
+        // Whoever stops, all do.
+        let go_on = ranks.gather(&[u8::from(!stop.load(Ordering::Relaxed))])?;
+        Ok(go_on.iter().all(|said| said == &[1]))
+    })?;
+    Ok((done, bad))
+}
+
+/// The rows of a batch.
+#[derive(Default)]
+struct Made {
+    /// Of each image its features, then its spatial ones.
+    rows: Vec<u8>,
+    /// The first image with a value that is not finite; then there are no rows.
+    bad: Option<usize>,
+}
+
+impl Made {
+    fn new(made: &Rows, network: &FeatureNetwork) -> Self {
+        let both = [(&made.features, network.width()), (&made.spatial, network.spatial_width())];
+        let bad = both.iter().find_map(|(values, width)| first_bad(values, *width));
+        if bad.is_some() {
+            return Self { rows: Vec::new(), bad };
+        }
+        let count = made.features.len() / network.width();
+        let mut rows = Vec::with_capacity(4 * (made.features.len() + made.spatial.len()));
+        for i in 0..count {
+            for (values, width) in both {
+                rows.extend(values[i * width..(i + 1) * width].iter().flat_map(|v| v.to_le_bytes()));
+            }
+        }
+        Self { rows, bad }
+    }
 }
 
 /// The first row with a value that is not finite.

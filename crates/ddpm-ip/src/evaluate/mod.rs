@@ -29,13 +29,13 @@ use crate::config::ConfigError;
 use crate::data::{ImageArray, ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{append, create_folder};
+use crate::ranks::Place;
 use crate::record::Record;
 use compare::compare;
-use ddpm_net::Device;
 use fidelity::{FrechetParts, InceptionScore, LEAST_EXTRAPOLATED, Subsets};
 use neighbours::Neighbours;
 use serde::Serialize;
-use side::{Side, know, network, run_of};
+use side::{Side, help, know, network, run_of};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -247,10 +247,11 @@ pub struct Report {
 /// Sets that cannot be read or compared, missing weights, failing writes.
 pub fn evaluate(
     job: &Job,
-    device: Device,
+    place: impl Into<Place>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<Report>), Error> {
+    let Place { device, ranks } = place.into();
     let settings = &job.settings;
     let mut reference = Side::open(&job.reference, settings)?;
     let mut samples = Side::open(&job.samples, settings)?;
@@ -283,10 +284,16 @@ pub fn evaluate(
     if !(reference.go_through(&network, stop)? && samples.go_through(&network, stop)?) {
         return Ok((Outcome::Interrupted, None));
     }
-    let Some(reference) = know(reference, &network, settings, stop, emit)? else {
+    if !ranks.leads() {
+        for side in [&reference, &samples] {
+            help(side, &network, settings, &ranks, stop)?;
+        }
+        return Ok((Outcome::Finished, None));
+    }
+    let Some(reference) = know(reference, &network, settings, &ranks, stop, emit)? else {
         return Ok((Outcome::Interrupted, None));
     };
-    let Some(samples) = know(samples, &network, settings, stop, emit)? else {
+    let Some(samples) = know(samples, &network, settings, &ranks, stop, emit)? else {
         return Ok((Outcome::Interrupted, None));
     };
     let report = compare(&reference, &samples, &network, job, emit)?;
@@ -307,10 +314,11 @@ pub fn statistics(
     images: &str,
     out: &Path,
     settings: &Settings,
-    device: Device,
+    place: impl Into<Place>,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<(Outcome, Option<Statistics>), Error> {
+    let Place { device, ranks } = place.into();
     let mut side = Side::open(&images.into(), settings)?;
     side.remark().into_iter().for_each(&mut *emit);
     // They are computed anew, whatever stands beside the images.
@@ -327,6 +335,10 @@ pub fn statistics(
     if !side.go_through(&network, stop)? {
         return Ok((Outcome::Interrupted, None));
     }
+    if !ranks.leads() {
+        help(&side, &network, settings, &ranks, stop)?;
+        return Ok((Outcome::Finished, None));
+    }
     let (content, count) = match (&side.content, &side.images) {
         (Some(content), Some(set)) => (content.hash.clone(), set.len()),
         _ => (String::new(), 0),
@@ -339,7 +351,9 @@ pub fn statistics(
         emit(Event::Found(out.to_path_buf()));
         return Ok((Outcome::Finished, Some(statistics)));
     }
-    let Some(known) = know(side, &network, settings, stop, emit)? else { return Ok((Outcome::Interrupted, None)) };
+    let Some(known) = know(side, &network, settings, &ranks, stop, emit)? else {
+        return Ok((Outcome::Interrupted, None));
+    };
     if let Some(remark) = network.remark() {
         emit(Event::Notice(remark));
     }

@@ -1,6 +1,6 @@
 //! The two sides of a comparison: what they are, and what can be known of them.
 
-use super::features::{Content, FeatureFile, Measured, content, measure};
+use super::features::{Content, FeatureFile, Measured, content, measure, share};
 use super::network::{CLEAN, Resize};
 use super::pixels::PixelStatistics;
 use super::{Choice, FID_INCEPTION, FeatureNetwork, Settings, SideReport, Source, Statistics};
@@ -8,6 +8,7 @@ use crate::Error;
 use crate::data::{ImageSet, is_run};
 use crate::event::{Emit, Event};
 use crate::npz::Npz;
+use crate::ranks::Ranks;
 use ddpm_net::Device;
 use fidelity::Gaussian;
 use std::path::{Path, PathBuf};
@@ -173,24 +174,44 @@ pub(super) fn network(sides: &[&Side], settings: &Settings, device: Device) -> R
     Ok(FeatureNetwork::open(&choice, &settings.weights, device)?.with_resize(settings.resize)?)
 }
 
+/// Whether features of a side's images have to be made. Statistics of a file do for a Fréchet distance, and for nothing else.
+fn needs_features(side: &Side, settings: &Settings) -> bool {
+    let wanted =
+        !settings.metrics.is_empty() || settings.extrapolate || settings.per_class || settings.neighbours.is_some();
+    side.statistics.is_none() || wanted
+}
+
+/// Makes a share of what rank 0 needs to [`know`] a side.
+pub(super) fn help(
+    side: &Side,
+    network: &FeatureNetwork,
+    settings: &Settings,
+    ranks: &Ranks,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
+    match (&side.images, &side.content) {
+        (Some(set), Some(_)) if needs_features(side, settings) => {
+            share(set, network, settings.batch_size, 0, ranks, stop, |_, _| Ok(())).map(|_| ())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Statistics of a side that was gone through, from its file or its images, and their features; none if `stop` was set.
 pub(super) fn know(
     side: Side,
     network: &FeatureNetwork,
     settings: &Settings,
+    ranks: &Ranks,
     stop: &AtomicBool,
     emit: &mut Emit,
 ) -> Result<Option<Known>, Error> {
-    // Statistics of a file do for a Fréchet distance, and for nothing else.
-    let wanted =
-        !settings.metrics.is_empty() || settings.extrapolate || settings.per_class || settings.neighbours.is_some();
     let measured = match (&side.images, &side.content) {
-        (Some(set), Some(content)) if side.statistics.is_none() || wanted => {
+        (Some(set), Some(content)) if needs_features(&side, settings) => {
             if set.image_shape()[2] == 1 && network.is_for_colour() {
                 emit(Event::Notice(format!("{}: grey images count as three equal channels", side.name)));
             }
-            let cache = settings.cache.as_deref();
-            let measured = measure(set, &content.hash, network, settings.batch_size, cache, stop, emit)?;
+            let measured = measure(set, &content.hash, network, settings, ranks, stop, emit)?;
             let Some(measured) = measured else { return Ok(None) };
             Some(measured)
         }

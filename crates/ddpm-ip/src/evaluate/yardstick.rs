@@ -6,6 +6,7 @@ use super::{FeatureNetwork, Settings};
 use crate::config::Config;
 use crate::data::Shape;
 use crate::event::{Emit, Event};
+use crate::ranks::Ranks;
 use crate::{Error, weights};
 use ddpm_net::Device;
 use fidelity::{Gaussian, frechet_distance};
@@ -59,7 +60,7 @@ impl Yardstick {
         if let Some(remark) = network.remark() {
             emit(Event::Notice(remark));
         }
-        let Some(reference) = know(side, &network, &settings, stop, emit)? else { return Ok(None) };
+        let Some(reference) = know(side, &network, &settings, &Ranks::default(), stop, emit)? else { return Ok(None) };
         let identity = format!("{} {content}", network.name());
         Ok(Some(Self { network, reference: reference.statistics.features, name: name.clone(), identity }))
     }

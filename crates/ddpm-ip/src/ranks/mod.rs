@@ -221,6 +221,9 @@ impl Ranks {
         if said[0].first() == Some(&DONE) {
             return Err(Error::Over);
         }
+        if let Some(rank) = said.iter().position(|said| said.first() == Some(&DONE)) {
+            return Err(self.failure(rank, "ended before the others"));
+        }
         Ok(said.into_iter().map(|mut said| said.split_off(1)).collect())
     }
 

@@ -162,7 +162,9 @@ fn settings(steps: &str, other: &[(&str, &str)]) -> Config {
 /// The newest checkpoint of a run of some ranks that all end well.
 fn run_of(count: usize, dir: &Path, config: &Config) -> PathBuf {
     let results = shared(count, dir, |_| config.clone(), |_, _, _| {});
-    results.into_iter().for_each(|result| assert_eq!(result.unwrap(), Outcome::Finished));
+    for result in results {
+        assert_eq!(result.unwrap(), Outcome::Finished);
+    }
     ddpm_ip::checkpoint::Store::new(dir).newest().unwrap().unwrap().1
 }
 
@@ -244,6 +246,8 @@ fn a_rank_that_stops_or_fails_ends_all() {
             }
         },
     );
-    results.into_iter().for_each(|result| assert_eq!(result.unwrap(), Outcome::Interrupted));
+    for result in results {
+        assert_eq!(result.unwrap(), Outcome::Interrupted);
+    }
     assert_eq!(ddpm_ip::checkpoint::Store::new(&stopped).newest().unwrap().unwrap().0, 2);
 }
