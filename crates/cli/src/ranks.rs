@@ -2,9 +2,9 @@
 
 use ddpm_ip::Device;
 use ddpm_ip::config::ConfigError;
-use ddpm_ip::ranks::Place;
-use ddpm_ip::ranks::{Link, Pulse, Ranks, Watch};
+use ddpm_ip::ranks::{Link, Place, Pulse, Ranks, Watch};
 use ddpm_ip::{Error, Outcome};
+use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ pub(crate) fn speaks() -> bool {
 /// Says something of this process's own, whichever it is.
 pub(crate) fn say(text: &str) {
     let rank = Launched::mine().map_or(0, |launched| launched.rank);
-    eprintln!("rank {rank} on {}: {text}", host());
+    let _ = writeln!(std::io::stderr(), "rank {rank} on {}: {text}", host());
 }
 
 /// The GPU of this process, where it is one of several on a machine and nobody named one.
@@ -108,6 +108,8 @@ pub(crate) fn join(command: &str) -> Result<bool, Error> {
         .into());
     }
     let ranks = Ranks::meet(link, &host())?;
+    // From here on what goes wrong is told to all.
+    let _ = RANKS.set(ranks.clone());
     let watch = Watch {
         port: number("DDPM_IP_PORT")?.unwrap_or_default(),
         silence: number("DDPM_IP_SILENCE")?
@@ -120,7 +122,6 @@ pub(crate) fn join(command: &str) -> Result<bool, Error> {
     };
     let pulse = Pulse::begin(&ranks, watch, lost)?;
     *PULSE.lock().unwrap_or_else(PoisonError::into_inner) = Some(pulse);
-    let _ = RANKS.set(ranks);
     Ok(true)
 }
 
