@@ -108,6 +108,10 @@ pub(crate) fn join(command: &str) -> Result<bool, Error> {
         .into());
     }
     let ranks = Ranks::meet(link, &host())?;
+    if !ranks.leads() {
+        // A signal is the others' matter, too: all stop together.
+        crate::interrupt::work_begins();
+    }
     // From here on what goes wrong is told to all.
     let _ = RANKS.set(ranks.clone());
     let watch = Watch {

@@ -183,20 +183,16 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
         return Ok(Outcome::Finished);
     }
     let ranks = crate::ranks::ranks();
-    if !ranks.leads() {
-        let options = RunOptions {
-            device,
-            ignore_memory_limit: matches.get_flag("ignore-memory-limit"),
-            save: crate::interrupt::save_flag(),
-            ranks,
-        };
-        let stop = crate::interrupt::flag()?;
-        crate::interrupt::work_begins();
+    let leads = ranks.leads();
+    let save = crate::interrupt::save_flag();
+    let options = RunOptions { device, ignore_memory_limit: matches.get_flag("ignore-memory-limit"), save, ranks };
+    if !leads {
         let mut own = |event| {
             if let Event::Warning(text) = event {
                 crate::ranks::say(&text);
             }
         };
+        let stop = crate::interrupt::flag()?;
         return Ok(ddpm_ip::train::train(&config, &out, options, Vec::new(), &stop, &mut own)?);
     }
     let quiet = matches.get_flag("quiet") || !formats.terminal;
@@ -210,12 +206,6 @@ pub(super) fn run(kind: &Kind, matches: &ArgMatches) -> anyhow::Result<Outcome> 
     let hook = EvaluationHook::new(&config, &out, &evaluation, device, stop, &mut emit);
     let outcome = hook.and_then(|hook| {
         let hooks = hook.into_iter().map(|hook| Box::new(hook) as Box<dyn Hook>).collect();
-        let options = RunOptions {
-            device,
-            ignore_memory_limit: matches.get_flag("ignore-memory-limit"),
-            save: crate::interrupt::save_flag(),
-            ranks: ranks.clone(),
-        };
         ddpm_ip::train::train(&config, &out, options, hooks, stop, &mut emit)
     });
     let seen = sinks.finish();

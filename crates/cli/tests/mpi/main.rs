@@ -226,6 +226,9 @@ fn whoever_is_told_to_stop_all_stop_and_save() {
     let words = format!("{TRAIN} --steps 1000000 --save-interval 5 --keep-checkpoints 2");
     let mpirun = launch(folder.path(), 3, &format!("exec $P {words}")).spawn().unwrap();
     wait_until(|| folder.path().join("run/checkpoints/step_000005").is_dir());
+    signal("-USR1", processes(&mpirun)[2]);
+    let log = folder.path().join("run/log.txt");
+    wait_until(|| std::fs::read_to_string(&log).unwrap_or_default().contains("saving a checkpoint, as asked"));
     signal("-TERM", processes(&mpirun)[1]);
     let output = mpirun.wait_with_output().unwrap();
     let said = text(&output.stderr);

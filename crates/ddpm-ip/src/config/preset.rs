@@ -30,7 +30,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "emoji",
-        about: "colour emoji of `prepare emoji`, 32x32, within an hour on two CPU cores",
+        about: "colour emoji of `prepare emoji`, 32x32, an hour at most",
         published: None,
         toml: include_str!("../../presets/emoji.toml"),
     },

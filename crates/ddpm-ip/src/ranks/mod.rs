@@ -163,7 +163,7 @@ impl Ranks {
         if count == 1 {
             return Ok(mine.pop().expect("a batch has images"));
         }
-        let values: Vec<Vec<f32>> = mine.iter_mut().map(|gradient| gradient.values().into_owned()).collect();
+        let mut values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
         let len = values[0].len();
         let segment = |rank: usize| rank * len / count..(rank + 1) * len / count;
         let segments: Vec<Range<usize>> = (0..count).map(segment).collect();
@@ -172,17 +172,16 @@ impl Ranks {
         let rounds = sums.iter().map(Vec::len).max().unwrap_or(0);
         let mut parts = Vec::new();
         for round in 0..rounds {
-            let send = values.get(round).map_or(&[][..], Vec::as_slice);
+            let send = values.get(round).map_or(&[][..], |values| values);
             let counts: Vec<usize> = segments.iter().map(|part| if send.is_empty() { 0 } else { part.len() }).collect();
             let expected: Vec<usize> = sums.iter().map(|sums| if round < sums.len() { own } else { 0 }).collect();
-            let mut received = self.call(|link| link.exchange(send, &counts, &expected))?.into_iter();
-            for sums in &sums {
-                if let Some(pieces) = sums.get(round) {
-                    parts.push((pieces.clone(), received.by_ref().take(own).collect()));
-                }
-            }
+            let received = self.call(|link| link.exchange(send, &counts, &expected))?;
+            let of_round = sums.iter().filter_map(|sums| sums.get(round)).cloned();
+            let begins = (0..received.len()).step_by(own.max(1));
+            parts.extend(of_round.zip(begins).map(|(pieces, begin)| (pieces, received[begin..begin + own].to_vec())));
         }
-        let mut all = values.into_iter().next().expect("a partial sum");
+        let mut all = values.swap_remove(0).into_owned();
+        drop(values);
         all[segments[self.rank()].clone()].copy_from_slice(&add_partial_sums(parts));
         self.call(|link| link.spread(&mut all, &segments))?;
         let mut gradient = mine.swap_remove(0);

@@ -108,9 +108,12 @@ fn run(
     same_work(&ranks, &config, &dataset)?;
     config.settle(device, before.as_ref());
     ranks.cut(&mut config.train, before.as_ref().map(|before| &before.train))?;
-    let data_dir = std::mem::take(&mut config.data.data_dir);
-    let mut config = Config::from_toml(&String::from_utf8_lossy(&ranks.told(config.to_toml().as_bytes())?))?;
-    config.data.data_dir = data_dir;
+    let of_first = ranks.told(config.to_toml().as_bytes())?;
+    if !leads {
+        let data_dir = std::mem::take(&mut config.data.data_dir);
+        config = Config::from_toml(&String::from_utf8_lossy(&of_first))?;
+        config.data.data_dir = data_dir;
+    }
     if let (Some((step, _)), Some(before)) = (&newest, &before) {
         check_beginning(&config, before, dir, *step)?;
     }

@@ -78,6 +78,9 @@ pub(super) fn agree(
 
 /// Refuses ranks that were given other work than rank 0.
 pub(super) fn same_work(ranks: &Ranks, config: &Config, dataset: &Dataset) -> Result<(), Error> {
+    if ranks.count() == 1 {
+        return Ok(());
+    }
     // Each host may have the images at a place of its own.
     let mut settings = config.clone();
     settings.data.data_dir.clear();
