@@ -52,6 +52,9 @@ pub enum Error {
         /// Why.
         message: String,
     },
+    /// The processes of a run did not find each other.
+    #[error("the processes of the run did not meet: {0}. MASTER_ADDR and DDPM_IP_PORT say where rank 0 is")]
+    Meeting(std::io::Error),
     /// Rank 0 has nothing left to do: no mistake, but the end of the others' work.
     #[error("the work is done")]
     Over,

@@ -81,7 +81,7 @@ pub(crate) fn raised(py: Python<'_>, failure: &anyhow::Error) -> PyErr {
         Some(Error::Diverged { .. }) => Kind::Diverged,
         None if failure.is::<ConfigError>() => Kind::Config,
         None if failure.is::<ddpm_ip::net::DeviceError>() => Kind::Device,
-        Some(Error::Rank { .. } | Error::Over | Error::Gone { .. }) | None => Kind::Error,
+        Some(Error::Rank { .. } | Error::Meeting(_) | Error::Over | Error::Gone { .. }) | None => Kind::Error,
     };
     error(py, kind, format!("{failure:#}"))
 }

@@ -11,9 +11,12 @@
 //! it is finite.
 
 mod link;
+mod meet;
+mod mesh;
 mod pulse;
 
 pub use link::{Alone, Link};
+pub use mesh::{Meeting, Mesh};
 pub use pulse::{Pulse, Watch};
 
 use crate::Error;

@@ -4,8 +4,9 @@
 //! hangs, and who closes it without a farewell is dead.
 
 use super::Ranks;
+use super::meet::{TOKEN, accept, connect};
+use super::mesh::secret;
 use crate::Error;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -28,14 +29,8 @@ impl Default for Watch {
     }
 }
 
-/// How long ranks wait for each other to connect.
-const MEETING: Duration = Duration::from_mins(1);
-
 const BEAT: u8 = b'.';
 const FAREWELL: u8 = b'q';
-
-/// Bytes of the secret that a process shows when it connects.
-const TOKEN: usize = 32;
 
 /// The watch over the processes of a run. Dropping it takes leave.
 pub struct Pulse {
@@ -69,14 +64,15 @@ impl Pulse {
         let (bound, reached) = if one_machine { ("127.0.0.1", "127.0.0.1") } else { ("0.0.0.0", &*ranks.hosts[0]) };
         let listener = if ranks.leads() { Some(TcpListener::bind((bound, watch.port)).map_err(gone)?) } else { None };
         let port = listener.as_ref().map(TcpListener::local_addr).transpose().map_err(gone)?.map_or(0, |at| at.port());
-        let invitation = ranks.told(format!("{port} {}", token()).as_bytes())?;
-        let invitation = String::from_utf8_lossy(&invitation).into_owned();
-        let (port, token) = invitation.split_once(' ').unwrap_or_default();
+        let invitation = ranks.told(&[&port.to_le_bytes()[..], &secret()].concat())?;
+        let (port, token) = invitation.split_first_chunk::<2>().expect("as rank 0 sent it");
+        let (port, token) = (u16::from_le_bytes(*port), token.first_chunk::<TOKEN>().expect("as rank 0 sent it"));
         let met = match listener {
-            Some(listener) => accept(&listener, token, ranks.count() - 1),
-            None => connect(reached, port.parse().unwrap_or_default(), token, ranks.rank()).map(|peer| vec![peer]),
+            Some(listener) => accept(&listener, token, ranks.count() - 1, 0),
+            None => connect((reached, port), token, ranks.rank(), &[]).map(|stream| vec![(0, Vec::new(), stream)]),
         };
-        let mut peers = met.map_err(gone)?;
+        let peers = met.and_then(|met| met.into_iter().map(|(rank, _, stream)| Peer::new(rank, stream)).collect());
+        let mut peers: Vec<Peer> = peers.map_err(gone)?;
         // All are connected before anybody is missed.
         ranks.gather(&[])?;
         let ends = Arc::new(AtomicBool::new(false));
@@ -146,43 +142,4 @@ impl Peer {
         self.left = bytes[..said].contains(&FAREWELL);
         if self.left { None } else { wrong }
     }
-}
-
-/// A secret, from the system's source of randomness.
-fn token() -> String {
-    let number = || RandomState::new().build_hasher().finish();
-    format!("{:016x}{:016x}", number(), number())
-}
-
-/// Waits for so many processes that know the secret; others are turned away.
-fn accept(listener: &TcpListener, token: &str, count: usize) -> Result<Vec<Peer>> {
-    listener.set_nonblocking(true)?;
-    let (begin, mut peers) = (Instant::now(), Vec::new());
-    while peers.len() < count {
-        match listener.accept() {
-            Ok((mut stream, _)) => {
-                stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-                let mut shown = [0; TOKEN + 4];
-                let is_one = stream.read_exact(&mut shown).is_ok() && shown[..TOKEN] == *token.as_bytes();
-                if is_one {
-                    let rank = u32::from_le_bytes([shown[TOKEN], shown[TOKEN + 1], shown[TOKEN + 2], shown[TOKEN + 3]]);
-                    peers.push(Peer::new(rank as usize, stream)?);
-                }
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock && begin.elapsed() < MEETING => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(peers)
-}
-
-/// Connects to rank 0.
-fn connect(host: &str, port: u16, token: &str, rank: usize) -> Result<Peer> {
-    let mut stream = TcpStream::connect((host, port))?;
-    stream.write_all(token.as_bytes())?;
-    stream.write_all(&(rank as u32).to_le_bytes())?;
-    Peer::new(0, stream)
 }

@@ -1,21 +1,11 @@
 //! Processes that `mpirun` launches: the same bits as one, and what happens when one of them does not go on.
 
-#![cfg(all(feature = "mpi", target_os = "linux"))]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has to fail")]
-
-use ddpm_ip::npz::Npz;
+use super::support::{PROGRAM, TRAIN, assert_same, signal, text, wait_until};
 use ddpm_math::{Domain, Stream};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
-
-/// The smallest network; six microbatches a step.
-const TRAIN: &str = "train --num-channels 32 --channel-mult 1 --attention-resolutions= --class-cond false --batch-size 24 \
-                     --microbatch 4 --diffusion-steps 10 --noise-schedule cosine --schedule-sampler loss-second-moment \
-                     --set sample.timestep_respacing= --grid-images 4 --log-interval 1 --out run";
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_ddpm-ip");
 
 /// `mpirun` of so many processes in a folder, which run a shell's words with the program as `$P`.
 fn launch(dir: &Path, count: usize, script: &str) -> Command {
@@ -23,12 +13,48 @@ fn launch(dir: &Path, count: usize, script: &str) -> Command {
     command.args(["--oversubscribe", "--bind-to", "none", "-np", &count.to_string(), "bash", "-c", script]);
     command.current_dir(dir).env("P", PROGRAM).env("RAYON_NUM_THREADS", "1").env("DDPM_IP_SILENCE", "3");
     command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    // Else mpirun waits for a lock in shared memory that a killed process held (docs/clusters.md).
+    command.env("PMIX_MCA_gds", "hash");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
+fn spawn(dir: &Path, count: usize, script: &str) -> Child {
+    launch(dir, count, script).spawn().expect("mpirun of Debian's openmpi-bin")
+}
+
+/// Waits for the end of all, two minutes at most. Open MPI's `mpirun` itself does not always end after a process was killed: that
+/// of its processes counts.
+#[track_caller]
+fn end(mpirun: Child) -> Output {
+    let pid = mpirun.id();
+    let (ended, wait) = channel::<()>();
+    let watch = std::thread::spawn(move || {
+        let (mut began, mut gone) = (false, 0);
+        for _ in 0..120 {
+            if wait.recv_timeout(Duration::from_secs(1)) != Err(RecvTimeoutError::Timeout) {
+                return Vec::new();
+            }
+            let none = processes(pid).is_empty();
+            began |= !none;
+            gone = if none && began { gone + 1 } else { 0 };
+            if gone == 10 {
+                break;
+            }
+        }
+        let left = processes(pid);
+        signal("-KILL", pid);
+        left
+    });
+    let output = mpirun.wait_with_output().unwrap();
+    drop(ended);
+    let left = watch.join().unwrap();
+    assert!(left.is_empty(), "{left:?} had not ended after two minutes: {}", text(&output.stderr));
+    output
+}
+
 fn run(dir: &Path, count: usize, words: &str) -> Output {
-    launch(dir, count, &format!("exec $P {words}")).output().expect("mpirun of Debian's openmpi-bin")
+    end(spawn(dir, count, &format!("exec $P {words}")))
 }
 
 #[track_caller]
@@ -38,57 +64,9 @@ fn well(dir: &Path, count: usize, words: &str) -> Output {
     output
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// What a run has made, without clocks: by name.
-fn made(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    let mut open = vec![run.to_path_buf()];
-    while let Some(path) = open.pop() {
-        if path.is_dir() {
-            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-            continue;
-        }
-        let mut bytes = std::fs::read(&path).unwrap();
-        match path.extension().and_then(|ending| ending.to_str()) {
-            Some("safetensors") => {
-                let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-                bytes.drain(..8 + header);
-            }
-            Some("npz") => {
-                let mut npz = Npz::open(&path).unwrap();
-                bytes = match npz.bytes("arr_0") {
-                    Ok(images) => images.values,
-                    Err(_) => npz.floats("arr_0").unwrap().values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                };
-            }
-            Some("csv") => {
-                let steady = |line: &str| line.split(',').take(3).collect::<Vec<_>>().join(",");
-                bytes = text(&bytes).lines().map(steady).collect::<Vec<_>>().join("\n").into_bytes();
-            }
-            Some("png") => {}
-            _ => continue,
-        }
-        all.insert(path.strip_prefix(run).unwrap().to_path_buf(), bytes);
-    }
-    assert!(all.len() > 2);
-    all
-}
-
-#[track_caller]
-fn assert_same(a: &Path, b: &Path) {
-    let [a, b] = [a, b].map(made);
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
-    for (name, bytes) in &a {
-        assert!(b[name] == *bytes, "{} differs", name.display());
-    }
-}
-
-/// The processes that an `mpirun` has launched, by rank.
-fn processes(mpirun: &Child) -> Vec<u32> {
-    let parent = mpirun.id().to_string();
+/// The processes that an `mpirun` has launched and that have not ended, by rank.
+fn processes(mpirun: u32) -> Vec<u32> {
+    let parent = mpirun.to_string();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -104,19 +82,6 @@ fn processes(mpirun: &Child) -> Vec<u32> {
     }
     found.sort_unstable();
     found.into_iter().map(|(_, pid)| pid).collect()
-}
-
-fn signal(name: &str, pid: u32) {
-    Command::new("kill").args([name, &pid.to_string()]).status().unwrap();
-}
-
-/// Waits until something is so.
-fn wait_until(mut is_so: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < Duration::from_mins(1), "nothing came of it in a minute");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -172,20 +137,20 @@ fn twenty_kills_change_no_result() {
     let mut stream = Stream::new(31, Domain::Order, 0, 0);
     let mut kills = 0;
     while kills < 20 {
-        let mut mpirun = launch(&killed, 3, &format!("exec $P {words}")).spawn().unwrap();
+        let mut mpirun = spawn(&killed, 3, &format!("exec $P {words}"));
         let (rank, lines) = (stream.below(3) as usize, stream.below(60) as usize);
         let log = killed.join("run/stats.jsonl");
         let before = std::fs::read_to_string(&log).unwrap_or_default().lines().count();
         wait_until(|| {
             let now = std::fs::read_to_string(&log).unwrap_or_default().lines().count();
-            let as_wanted = processes(&mpirun).len() == 3 && (now >= lines || now > before + 10);
+            let as_wanted = processes(mpirun.id()).len() == 3 && (now >= lines || now > before + 10);
             as_wanted || mpirun.try_wait().unwrap().is_some()
         });
-        if let Some(&pid) = processes(&mpirun).get(rank) {
+        if let Some(&pid) = processes(mpirun.id()).get(rank) {
             signal("-KILL", pid);
         }
         let begin = Instant::now();
-        let output = mpirun.wait_with_output().unwrap();
+        let output = end(mpirun);
         assert!(begin.elapsed() < Duration::from_mins(1));
         if output.status.success() {
             // It was faster: from the beginning once more.
@@ -203,13 +168,13 @@ fn a_process_that_hangs_is_named_and_ends_all() {
     let folder = tempfile::tempdir().unwrap();
     for rank in [0, 2] {
         let words = format!("{TRAIN} --steps 1000000 --save-interval 5 --keep-checkpoints 2 --out run{rank}");
-        let mpirun = launch(folder.path(), 3, &format!("exec $P {words}")).spawn().unwrap();
+        let mpirun = spawn(folder.path(), 3, &format!("exec $P {words}"));
         let checkpoints = folder.path().join(format!("run{rank}/checkpoints/step_000005"));
         wait_until(|| checkpoints.is_dir());
-        let processes = processes(&mpirun);
+        let processes = processes(mpirun.id());
         signal("-STOP", processes[rank]);
         let begin = Instant::now();
-        let output = mpirun.wait_with_output().unwrap();
+        let output = end(mpirun);
         assert!(begin.elapsed() < Duration::from_mins(1) && !output.status.success());
         let said = text(&output.stderr);
         assert!(
@@ -224,13 +189,13 @@ fn a_process_that_hangs_is_named_and_ends_all() {
 fn whoever_is_told_to_stop_all_stop_and_save() {
     let folder = tempfile::tempdir().unwrap();
     let words = format!("{TRAIN} --steps 1000000 --save-interval 5 --keep-checkpoints 2");
-    let mpirun = launch(folder.path(), 3, &format!("exec $P {words}")).spawn().unwrap();
+    let mpirun = spawn(folder.path(), 3, &format!("exec $P {words}"));
     wait_until(|| folder.path().join("run/checkpoints/step_000005").is_dir());
-    signal("-USR1", processes(&mpirun)[2]);
+    signal("-USR1", processes(mpirun.id())[2]);
     let log = folder.path().join("run/log.txt");
     wait_until(|| std::fs::read_to_string(&log).unwrap_or_default().contains("saving a checkpoint, as asked"));
-    signal("-TERM", processes(&mpirun)[1]);
-    let output = mpirun.wait_with_output().unwrap();
+    signal("-TERM", processes(mpirun.id())[1]);
+    let output = end(mpirun);
     let said = text(&output.stderr);
     assert_eq!(said.matches("interrupted: repeat the command to resume").count(), 1, "{said}");
     well(folder.path(), 1, "info --verify run");
@@ -259,7 +224,7 @@ fn what_is_wrong_is_said_once_and_by_whom() {
         (of_rank(9, "true").replace("--steps 3", "--nonsense"), "there is no flag --nonsense"),
         (of_rank(0, &full), "File too large"),
     ] {
-        let output = launch(folder.path(), 3, &script).output().unwrap();
+        let output = end(spawn(folder.path(), 3, &script));
         let errors = errors(&output);
         assert!(
             !output.status.success() && errors.len() == 1 && errors[0].contains(expected),
