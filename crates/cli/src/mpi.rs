@@ -3,6 +3,7 @@
 use ddpm_ip::config::ConfigError;
 use ddpm_ip::ranks::Link;
 use mpi::Threading;
+use mpi::collective::SystemOperation;
 use mpi::datatype::{Partition, PartitionMut};
 use mpi::traits::{Communicator, CommunicatorCollectives};
 use std::io::{Error, ErrorKind, Result};
@@ -15,6 +16,7 @@ use std::thread::JoinHandle;
 enum Call {
     Gather(Vec<u8>, Sender<Vec<Vec<u8>>>),
     Exchange { send: Vec<f32>, counts: Vec<i32>, expected: Vec<i32>, received: Sender<Vec<f32>> },
+    Sum(Vec<f32>, Sender<Vec<f32>>),
     Spread { mine: Vec<f32>, counts: Vec<i32>, all: Sender<Vec<f32>> },
 }
 
@@ -98,6 +100,11 @@ fn serve(world: &impl CommunicatorCollectives, asked: &Receiver<Call>) {
                 );
                 let _ = received.send(values);
             }
+            Call::Sum(mine, all) => {
+                let mut values = vec![0f32; mine.len()];
+                world.all_reduce_into(&mine[..], &mut values[..], SystemOperation::sum());
+                let _ = all.send(values);
+            }
             Call::Spread { mine, counts, all } => {
                 let mut values = vec![0f32; counts.iter().map(|&n| n as usize).sum()];
                 world.all_gather_varcount_into(
@@ -148,6 +155,12 @@ impl Link for Mpi {
             values[part.clone()].copy_from_slice(theirs);
             all = rest;
         }
+        Ok(())
+    }
+
+    fn sum(&self, values: &mut [f32]) -> Result<()> {
+        let all = ask(|all| Call::Sum(values.to_vec(), all))?;
+        values.copy_from_slice(&all);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Commands whose processes share their work. Others are done by rank 0.
-const SHARED: [&str; 9] = [
+const SHARED: [&str; 10] = [
     "train",
     "classifier-train",
     "super-res-train",
@@ -19,6 +19,7 @@ const SHARED: [&str; 9] = [
     "nll",
     "evaluate",
     "statistics",
+    "prepare",
 ];
 
 /// What launchers tell a process of its number, how many there are, its number on its host and how many are there: Open MPI, MPICH
@@ -88,10 +89,12 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "rank {rank} on {}: {text}", host());
 }
 
-/// The GPU of this process, where it is one of several on a machine and nobody named one.
+/// The GPU of this process, where it is one of several on a machine and nobody named one. A launcher may have left it a single one.
 pub(crate) fn own_gpu(device: &str) -> Option<String> {
     let launched = Launched::mine().filter(|_| RANKS.get().is_some_and(|ranks| ranks.count() > 1))?;
-    ["auto", "cuda"].contains(&device).then(|| format!("cuda:{}", launched.local))
+    let gpus = || ddpm_ip::net::gpu::gpus().map_or(0, |gpus| gpus.len());
+    let count = if ["auto", "cuda"].contains(&device) { gpus() } else { 0 };
+    (count > 0).then(|| format!("cuda:{}", launched.local % count))
 }
 
 /// Meets the other processes; whether this one has something to do.
@@ -103,7 +106,7 @@ pub(crate) fn join(command: &str) -> Result<bool, Error> {
     if !SHARED.contains(&command) {
         return Ok(launched.rank == 0);
     }
-    let link = link(launched)?;
+    let (link, meeting) = link(launched)?;
     if (link.rank(), link.count()) != (launched.rank, launched.count) {
         return Err(ConfigError(format!(
             "this is process {} of {} by its environment, but {} of {} by MPI: launch all with the mpirun of the MPI that this \
@@ -123,6 +126,7 @@ pub(crate) fn join(command: &str) -> Result<bool, Error> {
     // From here on what goes wrong is told to all.
     let _ = RANKS.set(ranks.clone());
     let watch = Watch {
+        host: meeting.map(|meeting| meeting.host),
         port: number("DDPM_IP_PORT")?.unwrap_or_default(),
         silence: number("DDPM_IP_SILENCE")?
             .map_or(Watch::default().silence, |secs| Duration::from_secs(u64::from(secs))),
@@ -134,7 +138,32 @@ pub(crate) fn join(command: &str) -> Result<bool, Error> {
     };
     let pulse = Pulse::begin(&ranks, watch, lost)?;
     *PULSE.lock().unwrap_or_else(PoisonError::into_inner) = Some(pulse);
+    // Training compares what comes of the words: the settings, in which a machine's own folder of images has no part.
+    if !command.ends_with("train") {
+        same_command(&ranks)?;
+    }
     Ok(true)
+}
+
+/// Refuses processes that were started with other words, or another version, than rank 0.
+fn same_command(ranks: &Ranks) -> Result<(), Error> {
+    let mine = (env!("CARGO_PKG_VERSION").to_string(), crate::commands::words());
+    let said = ranks.gather(&serde_json::to_vec(&mine).expect("texts"))?;
+    let read = |said: &Vec<u8>| serde_json::from_slice::<(String, Vec<String>)>(said).unwrap_or_default();
+    let (version, words) = read(&said[0]);
+    for (rank, said) in said.iter().enumerate() {
+        let (their_version, theirs) = read(said);
+        let word = |words: &[String], at: usize| words.get(at).map_or("nothing".into(), |word| format!("`{word}`"));
+        let what = if their_version != version {
+            format!("is version {their_version} of the program, but rank 0 is {version}")
+        } else if let Some(at) = (0..words.len().max(theirs.len())).find(|&at| words.get(at) != theirs.get(at)) {
+            format!("was started with {} where rank 0 has {}", word(&theirs, at), word(&words, at))
+        } else {
+            continue;
+        };
+        return Err(ConfigError(format!("rank {rank} {what}: start all processes with the same command")).into());
+    }
+    Ok(())
 }
 
 /// The number in a variable of the environment.
@@ -156,11 +185,11 @@ fn host() -> String {
     named.map_or_else(|| "a machine without a name".into(), |name| name.trim().to_string())
 }
 
-/// What joins this process with the others.
-fn link(launched: Launched) -> Result<Arc<dyn Link>, Error> {
+/// What joins this process with the others, and where they met if that was by TCP.
+fn link(launched: Launched) -> Result<(Arc<dyn Link>, Option<Meeting>), Error> {
     #[cfg(feature = "mpi")]
     if launched.by_mpi {
-        return Ok(Arc::new(crate::mpi::Mpi::start()?));
+        return Ok((Arc::new(crate::mpi::Mpi::start()?), None));
     }
     let Some(meeting) = meeting(launched, |name| std::env::var(name).ok())? else {
         let (missing, help) = if launched.by_mpi {
@@ -182,7 +211,7 @@ fn link(launched: Launched) -> Result<Arc<dyn Link>, Error> {
         }
         Error::Meeting(cause)
     });
-    Ok(Arc::new(mesh?))
+    Ok((Arc::new(mesh?), Some(meeting)))
 }
 
 /// Where processes meet without MPI, if their environment says it.
@@ -231,6 +260,11 @@ pub(crate) fn conclude(result: anyhow::Result<Outcome>) -> anyhow::Result<Outcom
         Ok(done) => ranks.finish().map(|()| done).map_err(anyhow::Error::from),
         Err(error) if matches!(error.downcast_ref(), Some(Error::Over)) => Ok(Outcome::Finished),
         Err(error) if matches!(error.downcast_ref(), Some(Error::Rank { .. })) => Err(error),
+        Err(error) if is_broken_gpu(&error) => {
+            // The others may wait for this GPU, where nobody can tell them: they notice that the process is gone.
+            say(&format!("error: {error:#}"));
+            std::process::exit(1)
+        }
         Err(error) if matches!(error.downcast_ref(), Some(Error::Gone { .. })) => {
             // Others that lost somebody may have left, too. The watch knows who was the first, and ends the process with that name.
             std::thread::sleep(Duration::from_secs(2));
@@ -244,6 +278,16 @@ pub(crate) fn conclude(result: anyhow::Result<Outcome>) -> anyhow::Result<Outcom
             Err(error)
         }
     }
+}
+
+/// Whether a GPU failed that was at work.
+fn is_broken_gpu(error: &anyhow::Error) -> bool {
+    use ddpm_ip::net::{DeviceError, gpu};
+    let device = error.downcast_ref().or_else(|| match error.downcast_ref() {
+        Some(Error::Device(device)) => Some(device),
+        _ => None,
+    });
+    matches!(device, Some(DeviceError(gpu::Error::Driver { .. } | gpu::Error::Call { .. })))
 }
 
 /// Takes leave of the others, after which nothing may be sent.

@@ -70,7 +70,7 @@ pub enum Error {
         /// What the driver says of it.
         text: String,
     },
-    /// cuDNN, cuBLASLt or NVRTC refused.
+    /// cuDNN, cuBLASLt, NVRTC or NCCL refused.
     #[error("{call} gave {code}: {text}")]
     Call {
         /// The function called.

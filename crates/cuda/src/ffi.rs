@@ -146,3 +146,24 @@ functions! {
         ) -> c_int;
     }
 }
+
+/// What NCCL's processes know each other by.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct NcclId(pub(crate) [u8; 128]);
+
+functions! {
+    /// What GPUs of several processes send each other.
+    Nccl {
+        fn ncclGetVersion(*mut c_int) -> c_int;
+        fn ncclGetErrorString(c_int) -> *const c_char;
+        fn ncclGetLastError(Handle) -> *const c_char;
+        fn ncclGetUniqueId(*mut NcclId) -> c_int;
+        fn ncclCommInitRank(*mut Handle, c_int, NcclId, c_int) -> c_int;
+        fn ncclGroupStart() -> c_int;
+        fn ncclGroupEnd() -> c_int;
+        fn ncclSend(u64, usize, c_int, c_int, Handle, Handle) -> c_int;
+        fn ncclRecv(u64, usize, c_int, c_int, Handle, Handle) -> c_int;
+        fn ncclAllReduce(u64, u64, usize, c_int, c_int, Handle, Handle) -> c_int;
+    }
+}

@@ -8,7 +8,7 @@
 
 use crate::driver::dotted;
 use crate::error::{Error, Result};
-use crate::ffi::{CublasLt, Cudnn, Driver, Nvrtc};
+use crate::ffi::{CublasLt, Cudnn, Driver, Nccl, Nvrtc};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -109,6 +109,17 @@ fn load_set(major: i32) -> Result<Set> {
     Ok(Set { nvrtc, cublas, cudnn })
 }
 
+/// NCCL, which is needed only where several processes share a run.
+pub(crate) fn nccl() -> Result<&'static Found<Nccl>> {
+    static NCCL: OnceLock<Result<Found<Nccl>>> = OnceLock::new();
+    let load = || {
+        let driver = crate::driver::driver_version()?.0[0];
+        let major = DRIVERS.iter().map(|(major, _)| *major).find(|major| *major <= driver).unwrap_or(DRIVERS[0].0);
+        find("NCCL", "libnccl.so.2", &["nccl"], major, Nccl::new)
+    };
+    NCCL.get_or_init(load).as_ref().map_err(Clone::clone)
+}
+
 /// Opens a library by its file's name, from the first place that has it.
 fn find<F>(
     library: &'static str,
@@ -124,6 +135,8 @@ fn find<F>(
         ("NVRTC", _) => "nvidia-cuda-nvrtc",
         ("cuBLASLt", 12) => "nvidia-cublas-cu12",
         ("cuBLASLt", _) => "nvidia-cublas",
+        ("NCCL", 12) => "nvidia-nccl-cu12",
+        ("NCCL", _) => "nvidia-nccl-cu13",
         (_, 12) => "nvidia-cudnn-cu12",
         _ => "nvidia-cudnn-cu13",
     };

@@ -108,6 +108,29 @@ impl Gradient {
         }
     }
 
+    /// How many values it has.
+    #[expect(clippy::len_without_is_empty, reason = "no network has no parameters")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// One in a GPU's memory.
+    ///
+    /// # Panics
+    /// If it holds too few values.
+    pub fn of_gpu(memory: Buffer, len: usize) -> Self {
+        assert!(4 * len <= memory.bytes(), "values beyond a buffer");
+        Self::new(GradientMemory::Gpu(memory), len)
+    }
+
+    /// Its memory, if that is a GPU's.
+    pub fn into_gpu(self) -> Option<Buffer> {
+        match self.memory {
+            GradientMemory::Gpu(memory) => Some(memory),
+            GradientMemory::Host(_) => None,
+        }
+    }
+
     /// This one plus another.
     fn plus(mut self, mut other: Self) -> Self {
         /// Values that a thread adds at a time.
@@ -188,26 +211,27 @@ pub fn partial_sums(count: usize, pieces: &Range<usize>) -> Vec<Range<usize>> {
     found
 }
 
-/// The sum of a tree's pieces from partial sums of all of them, in order: the same bits as if one had added up all pieces.
+/// A partial sum of a tree, over pieces `of`, from partial sums of all of them, wherever they lie: the same bits as if one had
+/// added up all pieces.
 ///
 /// # Panics
-/// Of none, and of partial sums that no tree has.
-pub fn add_partial_sums(mut sums: Vec<(Range<usize>, Vec<f32>)>) -> Vec<f32> {
-    fn sum(
+/// Of partial sums that no tree has.
+pub fn add_partial_sums<T>(of: &Range<usize>, mut sums: Vec<(Range<usize>, T)>, mut add: impl FnMut(&mut T, T)) -> T {
+    fn sum<T>(
         of: &Range<usize>,
-        sums: &mut std::iter::Peekable<std::vec::IntoIter<(Range<usize>, Vec<f32>)>>,
-    ) -> Vec<f32> {
-        if let Some((_, values)) = sums.next_if(|(pieces, _)| pieces == of) {
-            return values;
+        sums: &mut std::iter::Peekable<std::vec::IntoIter<(Range<usize>, T)>>,
+        add: &mut impl FnMut(&mut T, T),
+    ) -> T {
+        if let Some((_, part)) = sums.next_if(|(pieces, _)| pieces == of) {
+            return part;
         }
         assert!(of.len() > 1, "sums of a tree");
-        let [mut left, right] = halves(of).map(|half| sum(&half, sums));
-        left.iter_mut().zip(&right).for_each(|(left, right)| *left += right);
+        let [mut left, right] = halves(of).map(|half| sum(&half, sums, add));
+        add(&mut left, right);
         left
     }
     sums.sort_by_key(|(pieces, _)| pieces.start);
-    let count = sums.last().expect("partial sums").0.end;
-    sum(&(0..count), &mut sums.into_iter().peekable())
+    sum(of, &mut sums.into_iter().peekable(), &mut add)
 }
 
 /// The same tree over gradients that come one after another, such as those of microbatches: it holds one partial sum for
@@ -298,7 +322,8 @@ mod tests {
                     sums.push((part, sum.sum().expect("a sum").values().to_vec()));
                 }
             }
-            prop_assert_eq!(add_partial_sums(sums), &[plain(&pieces)]);
+            let add = |sum: &mut Vec<f32>, other: Vec<f32>| sum[0] += other[0];
+            prop_assert_eq!(add_partial_sums(&(0..count), sums, add), &[plain(&pieces)]);
         }
     }
 

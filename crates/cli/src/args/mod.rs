@@ -138,10 +138,13 @@ pub(crate) fn device(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigErro
 /// The device asked for, which may be a kind of GPU that is not there.
 pub(crate) fn device_or_chip(matches: &ArgMatches) -> Result<ddpm_ip::Device, ConfigError> {
     let name = device_name(matches);
-    let mut device = ddpm_ip::device(name, cache_dir().as_deref())?;
-    if let (ddpm_ip::Device::Cuda(_), Some(own)) = (device, crate::ranks::own_gpu(name)) {
-        device = ddpm_ip::device(&own, cache_dir().as_deref())?;
-    }
+    let cache = cache_dir();
+    let open = |name: &str| ddpm_ip::device(name, cache.as_deref());
+    let device = match crate::ranks::own_gpu(name) {
+        Some(own) if name == "auto" => open(&own).or_else(|_| open(name))?,
+        Some(own) => open(&own)?,
+        None => open(name)?,
+    };
     if let (ddpm_ip::Device::Cuda(gpu), true) = (device, matches.get_flag("tune")) {
         gpu.tune();
     }

@@ -81,6 +81,12 @@ fn command() -> Command {
 /// The command line of the process, as it was typed.
 static WORDS: OnceLock<Vec<OsString>> = OnceLock::new();
 
+/// The words of the process's command line, without the program's name.
+pub(crate) fn words() -> Vec<String> {
+    let words = WORDS.get().map_or(&[][..], Vec::as_slice);
+    words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 /// Reads the process's command line; ends the program on a mistake, `--help` or `--version`.
 pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> ArgMatches {
     let words = WORDS.get_or_init(|| words.into_iter().collect());

@@ -96,9 +96,10 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         exif_rotate: matches.get_flag("exif-rotate"),
         allow_count: matches.get_flag("allow-count"),
     };
-    let mut sinks = Sinks::new(matches.get_flag("quiet"), None);
+    let ranks = crate::ranks::ranks();
+    let mut sinks = Sinks::new(matches.get_flag("quiet") || !ranks.leads(), None);
     let mut images = 0;
-    let outcome = prepare::run(&job, &*crate::interrupt::flag()?, &mut |event| {
+    let outcome = prepare::run(&job, &ranks, &*crate::interrupt::flag()?, &mut |event| {
         if let Event::Prepared { done, .. } = event {
             images = done;
         }

@@ -13,4 +13,5 @@ mod failures;
 mod machine;
 mod missing;
 mod planned;
+mod together;
 mod training;

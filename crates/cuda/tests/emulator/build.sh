@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds driver, cuDNN, cuBLASLt, NVRTC and, where ../twins/twins.cpp is there, the kernels' twins:  ./build.sh OUT [no-twins]
+# Builds driver, cuDNN, cuBLASLt, NVRTC, NCCL and, where ../twins/twins.cpp is there, the kernels' twins:  ./build.sh OUT [no-twins]
 # What is newer than its sources stays, and new files come into their place whole, so tests may share OUT.
 # Use: LD_LIBRARY_PATH=OUT (the twins are found beside the driver).
 set -e
@@ -23,11 +23,11 @@ twins() {
   g++ -std=c++20 -O2 -ffp-contract=off -w -fPIC -shared -DCUDA_CPU_FIBERS ../twins/twins.cpp -o "$part/kernels.so" && mv "$part/kernels.so" "$out/kernels.so"
 }
 compile libcudnn.so.9 cudnn -O3 "cudnn.cpp numbers.hpp" & a=$!
-(compile libcublasLt.so.13 cublaslt -O3 "cublaslt.cpp numbers.hpp"; compile libnvrtc.so.13 nvrtc -O1 nvrtc.cpp) & b=$!
+(compile libcublasLt.so.13 cublaslt -O3 "cublaslt.cpp numbers.hpp"; compile libnvrtc.so.13 nvrtc -O1 nvrtc.cpp; compile libnccl.so.2 nccl -O1 nccl.cpp) & b=$!
 compile libcuda.so.1 driver -O1 "driver.cpp ../twins/twin.hpp"
 wait $a
 wait $b
 link libcuda.so.1 driver -ldl
-for library in "libcudnn.so.9 cudnn" "libcublasLt.so.13 cublaslt" "libnvrtc.so.13 nvrtc"; do link $library "$out/libcuda.so.1"; done
+for library in "libcudnn.so.9 cudnn" "libcublasLt.so.13 cublaslt" "libnvrtc.so.13 nvrtc" "libnccl.so.2 nccl"; do link $library "$out/libcuda.so.1"; done
 for name in libcublasLt libnvrtc; do ln -sf $name.so.13 "$out/$name.so.12"; done
 [ "$2" = no-twins ] || twins

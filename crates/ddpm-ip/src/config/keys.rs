@@ -137,6 +137,11 @@ pub const KEYS: &[Key] = &[
     key("train", "resume_checkpoint", "resume from a checkpoint folder, or a model*.pt with its ema_*.pt and opt*.pt"),
     key("train", "batch_size", "images per optimizer step"),
     key("train", "microbatch", "images per forward pass (gradient accumulation); -1: the whole batch"),
+    key(
+        "train",
+        "reduction",
+        "how several processes add up gradients: exact (any number gives the same bits) or fast (in MPI's or NCCL's order)",
+    ),
     key("train", "lr", "learning rate"),
     key("train", "weight_decay", "decoupled weight decay of AdamW"),
     key("train", "adam_betas", "AdamW's beta1 and beta2"),

@@ -21,6 +21,7 @@ pub use preset::{PRESETS, Preset};
 use crate::Device;
 use crate::data::{Fit, Labels, OnBadImage};
 use crate::diffusion::{Diffusion, Reverse};
+pub use crate::ranks::Reduction;
 use ddpm_math::posthoc;
 pub use ddpm_math::{
     CORRECTION_FORMS, Corrections, LossKind, NoiseSchedule, Perturbation, Prediction, Respacing, Spacing, Strength,
@@ -247,6 +248,8 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Images per forward pass, accumulated to `batch_size`; -1 for the whole batch.
     pub microbatch: i64,
+    /// In which order processes that share the run add up a step's gradient.
+    pub reduction: Reduction,
     /// Learning rate.
     pub lr: f64,
     /// Decoupled weight decay.
@@ -309,6 +312,7 @@ impl Default for TrainConfig {
             resume_checkpoint: String::new(),
             batch_size: 1,
             microbatch: -1,
+            reduction: Reduction::Exact,
             lr: 1e-4,
             weight_decay: 0.0,
             adam_betas: [0.9, 0.999],

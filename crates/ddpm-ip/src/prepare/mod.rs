@@ -23,6 +23,7 @@ use crate::config::ConfigError;
 use crate::data::Labels;
 use crate::event::{Emit, Event, Outcome};
 use crate::file::{check_folder, spelled, stamp};
+use crate::ranks::Ranks;
 use crate::record::Record;
 use ddpm_formats::lmdb;
 use fit::{Form, Shaping};
@@ -102,15 +103,18 @@ pub struct Job {
 /// The largest image that can be asked for.
 const LARGEST_SIDE: usize = 1 << 13;
 
-/// Prepares a data set, going on where an interrupted call with the same settings stopped: PNGs that are there are not
+/// Prepares a data set, whose images all `ranks` share, going on where an interrupted call with the same settings stopped: PNGs that are there are not
 /// made again, the images of an unfinished npz lie in `OUT.partial`.
 ///
 /// # Errors
 /// Settings that do not fit the kind, images that are damaged or of a wrong number, failing reads or writes. Finished
 /// images are kept.
-pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
+pub fn run(job: &Job, ranks: &Ranks, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
     job.validate()?;
     let (source, form) = job.open()?;
+    if !ranks.leads() {
+        return help(job, source.as_ref(), form, ranks, stop, emit);
+    }
     if let Some(count) = source.count() {
         job.check_count(count, source.as_ref())?;
     }
@@ -128,6 +132,7 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
         check_folder("--out", &job.out, "end it in .npz, or name a folder")?;
     }
     let output = Output::open(&job.out, &identity, &job.record(), shape)?;
+    ranks.told(&(output.done() as u64).to_le_bytes())?;
     emit(Event::Begins(format!(
         "preparing {} from {} into {}",
         job.kind.name(),
@@ -135,14 +140,33 @@ pub fn run(job: &Job, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Err
         job.out.display()
     )));
     let expected = source.expected().filter(|_| !job.allow_count);
-    let mut maker = Maker::new(&job.source, form, output, job.exif_rotate, source.count().or(expected), stop, emit);
+    let total = source.count().or(expected);
+    let mut maker = Maker::new(job, form, output, total, ranks.clone(), stop, emit);
     let fed = source.feed(&mut maker);
-    let ended = maker.end();
+    let ended = maker.end(fed.is_err());
     fed?;
     let Some((count, output)) = ended? else { return Ok(Outcome::Interrupted) };
     job.check_count(count, source.as_ref())?;
     output.finish(count, &Record::new(&identity, count, format!("{count} {what}")))?;
     Ok(Outcome::Finished)
+}
+
+/// Makes this process's share of the images for rank 0.
+fn help(
+    job: &Job,
+    source: &dyn Source,
+    form: Form,
+    ranks: &Ranks,
+    stop: &AtomicBool,
+    emit: &mut Emit,
+) -> Result<Outcome, Error> {
+    let done = u64::from_le_bytes(ranks.told(&[])?.try_into().unwrap_or_default());
+    let output = Output::Elsewhere(done as usize);
+    let mut maker = Maker::new(job, form, output, None, ranks.clone(), stop, emit);
+    let fed = source.feed(&mut maker);
+    let ended = maker.end(fed.is_err());
+    fed?;
+    Ok(if ended?.is_some() { Outcome::Finished } else { Outcome::Interrupted })
 }
 
 fn is_inside(path: &Path, folder: &Path) -> bool {

@@ -56,6 +56,8 @@ pub(super) enum Output {
         done: usize,
         shape: Shape,
     },
+    /// Rank 0 has it; so many images are there.
+    Elsewhere(usize),
     /// Every image is a file.
     Folder {
         /// Its path.
@@ -109,8 +111,16 @@ impl Output {
     /// Whether image `index` is yet to be made.
     pub(super) fn wants(&self, index: usize, name: &str) -> bool {
         match self {
-            Self::Npz { done, .. } => index >= *done,
+            Self::Npz { done, .. } | Self::Elsewhere(done) => index >= *done,
             Self::Folder { folder, .. } => !folder.join(png(name)).exists(),
+        }
+    }
+
+    /// How many images need not be made; of a folder it is said of each.
+    pub(super) fn done(&self) -> usize {
+        match self {
+            Self::Npz { done, .. } | Self::Elsewhere(done) => *done,
+            Self::Folder { .. } => 0,
         }
     }
 
@@ -130,6 +140,7 @@ impl Output {
                 }
                 partial.append(&records)
             }
+            Self::Elsewhere(_) => Ok(()),
             Self::Folder { folder, shape } => {
                 images.par_iter().try_for_each(|made| write_png(&folder.join(png(&made.name)), &made.data, shape.image))
             }

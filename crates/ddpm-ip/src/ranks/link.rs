@@ -29,6 +29,25 @@ pub trait Link: Send + Sync {
     /// # Errors
     /// A process that is gone.
     fn spread(&self, values: &mut [f32], parts: &[Range<usize>]) -> Result<()>;
+
+    /// Replaces values by their sum over all ranks, in whatever order is the fastest; all ranks have the same bits.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    fn sum(&self, values: &mut [f32]) -> Result<()> {
+        let (count, len) = (self.count(), values.len());
+        let parts: Vec<Range<usize>> = (0..count).map(|rank| rank * len / count..(rank + 1) * len / count).collect();
+        let (own, counts) = (parts[self.rank()].clone(), parts.iter().map(Range::len).collect::<Vec<_>>());
+        let received = self.exchange(values, &counts, &vec![own.len(); count])?;
+        if own.is_empty() {
+            return self.spread(values, &parts);
+        }
+        values[own.clone()].fill(0.0);
+        for theirs in received.chunks_exact(own.len()) {
+            values[own.clone()].iter_mut().zip(theirs).for_each(|(sum, v)| *sum += v);
+        }
+        self.spread(values, &parts)
+    }
 }
 
 /// One process, which has nobody to wait for.

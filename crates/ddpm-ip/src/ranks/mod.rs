@@ -4,7 +4,8 @@
 //! binary tree ([`ddpm_net::partial_sums`]). Each rank takes a contiguous share of the pieces, and computes the partial sums of the
 //! tree that lie in it: one, if the share is aligned to a power of two. Every rank receives its part of the parameters of all
 //! partial sums, adds them in the order of the tree, and sends the result to all. With one partial sum a rank, a rank sends and
-//! receives 2 (n − 1)/n times the gradient, which is the least that any sum over n ranks needs.
+//! receives 2 (n − 1)/n times the gradient, which is the least that any sum over n ranks needs. Ranks of one machine do so first
+//! among each other.
 //!
 //! What is random depends on an image's place in the run already, and so not on who draws it. The terms of the loss are known to
 //! all ranks, in the order of the images: so they agree on the time sampler's history, on the scale of the loss, and on whether
@@ -14,6 +15,7 @@ mod link;
 mod meet;
 mod mesh;
 mod pulse;
+mod sum;
 
 pub use link::{Alone, Link};
 pub use mesh::{Meeting, Mesh};
@@ -21,9 +23,27 @@ pub use pulse::{Pulse, Watch};
 
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
-use ddpm_net::{Device, Gradient, Parameters, add_partial_sums, partial_sums};
+use ddpm_net::gpu::Group;
+use ddpm_net::{Device, Gradient, Parameters, done, partial_sums};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+use sum::{Plan, per_machine};
+
+/// In which order processes add up a step's gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// That of the tree over the step's pieces: the number of processes does not change a bit.
+    #[default]
+    Exact,
+    /// Each process adds up its own pieces, and MPI or NCCL these sums in an order that it chooses.
+    Fast,
+}
+
+/// How long GPUs may take to meet.
+const GPUS_MEET: Duration = Duration::from_mins(2);
 
 /// The processes of a run, seen from one of them.
 #[derive(Clone)]
@@ -31,12 +51,23 @@ pub struct Ranks {
     link: Arc<dyn Link>,
     /// The machine of each.
     hosts: Arc<[String]>,
+    /// Ranks of each machine, or all of them.
+    per_machine: usize,
+    /// Their GPUs, if NCCL joins them.
+    group: Option<Arc<Group>>,
+    reduction: Reduction,
 }
 
 impl Default for Ranks {
     /// One process alone.
     fn default() -> Self {
-        Self { link: Arc::new(Alone), hosts: [String::new()].into() }
+        Self {
+            link: Arc::new(Alone),
+            hosts: [String::new()].into(),
+            per_machine: 1,
+            group: None,
+            reduction: Reduction::Exact,
+        }
     }
 }
 
@@ -89,8 +120,57 @@ impl Ranks {
     /// A process that is gone.
     pub fn meet(link: Arc<dyn Link>, host: &str) -> Result<Self, Error> {
         let hosts = link.gather(host.as_bytes()).map_err(|cause| Error::Gone { rank: link.rank(), cause })?;
-        let hosts = hosts.iter().map(|host| String::from_utf8_lossy(host).into_owned()).collect();
-        Ok(Self { link, hosts })
+        let hosts: Arc<[String]> = hosts.iter().map(|host| String::from_utf8_lossy(host).into_owned()).collect();
+        let per_machine = per_machine(&hosts);
+        Ok(Self { link, hosts, per_machine, group: None, reduction: Reduction::Exact })
+    }
+
+    /// Joins the GPUs of all processes by NCCL, so that gradients go from one to another and not through main memory. What to say
+    /// of it: nothing of processors.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
+    pub(crate) fn join_gpus(&mut self, device: Device) -> Result<Option<String>, Error> {
+        let Device::Cuda(gpu) = device else {
+            self.count_gpus("on the CPU")?;
+            return Ok(None);
+        };
+        if self.count() == 1 {
+            return Ok(None);
+        }
+        let through_memory = |why: String| format!("gradients go through main memory, not by NCCL, because {why}");
+        let version = Group::version();
+        if let Some(why) =
+            self.count_gpus(version.as_ref().map_or_else(ToString::to_string, |_| String::new()).as_str())?
+        {
+            return Ok(Some(through_memory(why)));
+        }
+        let id = if self.leads() { Group::id() } else { Ok([0; 128]) };
+        let told = self.told(&id.as_ref().map_or_else(|e| e.to_string().into_bytes(), |id| id.to_vec()))?;
+        let Ok(id) = told.try_into() else {
+            let why = id.err().map_or_else(String::new, |e| e.to_string());
+            return Ok(Some(through_memory(why)));
+        };
+        let (rank, count, (tell, joined)) = (self.rank(), self.count(), std::sync::mpsc::channel());
+        // Whoever waits in vain for others inside of NCCL is left there.
+        std::thread::spawn(move || tell.send(Group::join(gpu, &id, rank, count)));
+        let group = joined.recv_timeout(GPUS_MEET).map_or_else(
+            |_| Err("the others' GPUs were not met within two minutes: NCCL_DEBUG=INFO says more".to_string()),
+            |made| made.map_err(|e| e.to_string()),
+        );
+        if let Some(why) = self.count_gpus(group.as_ref().err().map_or("", String::as_str))? {
+            return Ok(Some(through_memory(why)));
+        }
+        self.group = group.ok().map(Arc::new);
+        Ok(version.ok().map(|version| format!("gradients go from GPU to GPU by NCCL {version}")))
+    }
+
+    /// Which process has a problem with its GPU, if any has.
+    fn count_gpus(&self, problem: &str) -> Result<Option<String>, Error> {
+        let said = self.gather(problem.as_bytes())?;
+        let first = said.iter().enumerate().find(|(_, said)| !said.is_empty());
+        Ok(first
+            .map(|(rank, said)| format!("of rank {rank} on {}: {}", self.hosts[rank], String::from_utf8_lossy(said))))
     }
 
     /// This process's number.
@@ -154,7 +234,16 @@ impl Ranks {
 
     /// The partial sums of a step of so many microbatches that a rank computes.
     pub(crate) fn partial_sums(&self, rank: usize, pieces: usize) -> Vec<Range<usize>> {
-        partial_sums(pieces, &self.pieces(rank, pieces))
+        let own = self.pieces(rank, pieces);
+        match self.reduction {
+            Reduction::Exact => partial_sums(pieces, &own),
+            Reduction::Fast => vec![own],
+        }
+    }
+
+    /// The same processes, which add up gradients in this order.
+    pub(crate) fn with(self, reduction: Reduction) -> Self {
+        Self { reduction, ..self }
     }
 
     /// The gradient of a step of so many microbatches from each rank's partial sums.
@@ -162,33 +251,35 @@ impl Ranks {
     /// # Errors
     /// A process that is gone.
     pub(crate) fn sum(&self, mut mine: Vec<Gradient>, pieces: usize) -> Result<Gradient, Error> {
-        let count = self.count();
+        let (count, len) = (self.count(), mine[0].len());
         if count == 1 {
-            return Ok(mine.pop().expect("a batch has images"));
+            return Ok(mine.swap_remove(0));
         }
-        let mut values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
-        let len = values[0].len();
-        let segment = |rank: usize| rank * len / count..(rank + 1) * len / count;
-        let segments: Vec<Range<usize>> = (0..count).map(segment).collect();
-        let own = segments[self.rank()].len();
-        let sums: Vec<Vec<Range<usize>>> = (0..count).map(|rank| self.partial_sums(rank, pieces)).collect();
-        let rounds = sums.iter().map(Vec::len).max().unwrap_or(0);
-        let mut parts = Vec::new();
-        for round in 0..rounds {
-            let send = values.get(round).map_or(&[][..], |values| values);
-            let counts: Vec<usize> = segments.iter().map(|part| if send.is_empty() { 0 } else { part.len() }).collect();
-            let expected: Vec<usize> = sums.iter().map(|sums| if round < sums.len() { own } else { 0 }).collect();
-            let received = self.call(|link| link.exchange(send, &counts, &expected))?;
-            let of_round = sums.iter().filter_map(|sums| sums.get(round)).cloned();
-            let begins = (0..received.len()).step_by(own.max(1));
-            parts.extend(of_round.zip(begins).map(|(pieces, begin)| (pieces, received[begin..begin + own].to_vec())));
+        let shares = (0..count).map(|rank| self.pieces(rank, pieces)).collect();
+        let plan = Plan { rank: self.rank(), per_machine: self.per_machine, pieces, shares, len };
+        if let Some(group) = &self.group {
+            let of_gpu = |sum: Gradient| sum.into_gpu().expect("computed by a GPU");
+            let mut mine: Vec<_> = mine.into_iter().map(of_gpu).collect();
+            let sum = match self.reduction {
+                Reduction::Exact => self.call(|_| plan.sum(&**group, mine))?,
+                Reduction::Fast => {
+                    let sum = mine.swap_remove(0);
+                    done(group.sum(&sum, len));
+                    sum
+                }
+            };
+            return Ok(Gradient::of_gpu(sum, len));
         }
-        let mut all = values.swap_remove(0).into_owned();
-        drop(values);
-        all[segments[self.rank()].clone()].copy_from_slice(&add_partial_sums(parts));
-        self.call(|link| link.spread(&mut all, &segments))?;
+        let mut values: Vec<_> = mine.iter_mut().map(|sum| sum.values().into_owned()).collect();
+        let sum = match self.reduction {
+            Reduction::Exact => self.call(|link| plan.sum(link, values))?,
+            Reduction::Fast => {
+                self.call(|link| link.sum(&mut values[0]))?;
+                values.swap_remove(0)
+            }
+        };
         let mut gradient = mine.swap_remove(0);
-        gradient.set(&all);
+        gradient.set(&sum);
         Ok(gradient)
     }
 

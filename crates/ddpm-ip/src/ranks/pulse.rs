@@ -15,8 +15,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How a watch is kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Watch {
+    /// The machine of rank 0 as the others reach it, if that is not its name.
+    pub host: Option<String>,
     /// Where rank 0 listens; 0 for a port that is free.
     pub port: u16,
     /// How long a process may be silent.
@@ -25,7 +27,7 @@ pub struct Watch {
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { port: 0, silence: Duration::from_secs(30) }
+        Self { host: None, port: 0, silence: Duration::from_secs(30) }
     }
 }
 
@@ -61,7 +63,8 @@ impl Pulse {
     ) -> std::result::Result<Self, Error> {
         let gone = |cause| Error::Gone { rank: ranks.rank(), cause };
         let one_machine = ranks.hosts.iter().all(|host| *host == ranks.hosts[0]);
-        let (bound, reached) = if one_machine { ("127.0.0.1", "127.0.0.1") } else { ("0.0.0.0", &*ranks.hosts[0]) };
+        let named = watch.host.as_deref().unwrap_or(&ranks.hosts[0]);
+        let (bound, reached) = if one_machine { ("127.0.0.1", "127.0.0.1") } else { ("0.0.0.0", named) };
         let listener = if ranks.leads() { Some(TcpListener::bind((bound, watch.port)).map_err(gone)?) } else { None };
         let port = listener.as_ref().map(TcpListener::local_addr).transpose().map_err(gone)?.map_or(0, |at| at.port());
         let invitation = ranks.told(&[&port.to_le_bytes()[..], &secret()].concat())?;

@@ -75,7 +75,7 @@ pub fn train(
 fn run(
     config: &Config,
     dir: &Path,
-    RunOptions { device, ignore_memory_limit, save, ranks }: RunOptions,
+    RunOptions { device, ignore_memory_limit, save, mut ranks }: RunOptions,
     mut hooks: Vec<Box<dyn Hook + '_>>,
     stop: &AtomicBool,
     emit: &mut Emit,
@@ -170,6 +170,9 @@ fn run(
         }
     }
     let parameters = task.parameter_count();
+    if let Some(remark) = ranks.join_gpus(device)? {
+        emit(Event::Notice(remark));
+    }
     let mut trainer = Trainer::new(config, task, state)?.among(ranks.clone())?;
     let gpu = crate::device::engines(device);
     match (&trainer.state.progress.gpu, &gpu) {

@@ -169,7 +169,7 @@ impl Trainer {
                 self.time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
             }
         }
-        self.ranks = ranks;
+        self.ranks = ranks.with(self.config.train.reduction);
         Ok(self)
     }
 

@@ -2,6 +2,7 @@
 
 use ddpm_ip::npz::Npz;
 use ddpm_ip::prepare::{Job, Kind, run};
+use ddpm_ip::ranks::Ranks;
 use ddpm_ip::{Error, Event, Outcome};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use image::{ImageEncoder, codecs::png::PngEncoder};
@@ -49,13 +50,13 @@ impl Scene {
 }
 
 pub(crate) fn prepare(job: &Job) -> Result<Outcome, Error> {
-    run(job, &AtomicBool::new(false), &mut |_| ())
+    run(job, &Ranks::default(), &AtomicBool::new(false), &mut |_| ())
 }
 
 /// Stops when so many images are there.
 pub(crate) fn prepare_until(job: &Job, images: usize) -> Outcome {
     let stop = AtomicBool::new(false);
-    run(job, &stop, &mut |event| {
+    run(job, &Ranks::default(), &stop, &mut |event| {
         if let Event::Prepared { done, .. } = event {
             stop.store(done >= images, Ordering::Relaxed);
         }

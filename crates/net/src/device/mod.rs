@@ -4,7 +4,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 mod given;
 
-pub use cuda::AVERAGES as GPU_AVERAGES;
+pub use cuda::{AVERAGES as GPU_AVERAGES, accumulate};
 pub(crate) use cuda::{OnChip, Program};
 pub use given::RunPosition;
 pub(crate) use given::{Context, Memory};

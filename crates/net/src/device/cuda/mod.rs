@@ -13,5 +13,5 @@ mod update;
 pub(crate) use limits::limits;
 pub(crate) use program::{OnChip, Program};
 pub(crate) use session::Session;
-pub use update::AVERAGES;
-pub(crate) use update::{accumulate, sum_squares, update};
+pub use update::{AVERAGES, accumulate};
+pub(crate) use update::{sum_squares, update};

@@ -39,8 +39,11 @@ fn over(len: usize) -> Shape {
     Shape { grid: [len.div_ceil(4 * THREADS).clamp(1, 65_535), 1], block: THREADS, shared: 0 }
 }
 
-/// Adds `x` to `sum`.
-pub(crate) fn accumulate(sum: &Buffer, x: &Buffer, len: usize) -> Result<()> {
+/// Adds the first `len` values of `x` to those of `sum`.
+///
+/// # Errors
+/// A broken GPU.
+pub fn accumulate(sum: &Buffer, x: &Buffer, len: usize) -> Result<()> {
     sum.gpu().turn()?.launch("accumulate", over(len), args![sum.address(), x.address(), len as i64])
 }
 

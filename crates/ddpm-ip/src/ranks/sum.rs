@@ -1,0 +1,214 @@
+//! A step's gradient from the partial sums of each rank, in the order of the tree.
+//!
+//! At a stage some ranks, its members, cut what they hold into as many segments of the parameters, and each takes one: it receives
+//! its segment of all members' partial sums, and adds those that the tree adds. After the last stage it has the sum of all pieces
+//! for its segment. Then the stages are gone back, and the members send each other what they have.
+//!
+//! Where all machines have as many ranks, those of a machine are the members of the first stage, and those at the same place on their
+//! machines are the members of the second. So what leaves a machine has been added up there.
+
+use super::Link;
+use ddpm_net::gpu::{Buffer, Group};
+use ddpm_net::{accumulate, add_partial_sums, done, partial_sums};
+use std::io::Result;
+use std::ops::Range;
+
+/// What carries values between ranks.
+pub(super) trait Carrier {
+    /// Values, wherever they lie.
+    type Values;
+
+    /// Some of them.
+    fn part(&self, of: &Self::Values, part: Range<usize>) -> Self::Values;
+
+    /// Adds so many values to others.
+    fn add(&self, sum: &mut Self::Values, other: &Self::Values, len: usize);
+
+    /// Values one after another, so many of each.
+    fn join(&self, parts: &[(Self::Values, usize)]) -> Self::Values;
+
+    /// Sends ranks their parts, and returns what others have for this one: `receives` says from which rank and how many values. Both are
+    /// in the order of the ranks. All ranks call it together.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    fn exchange(
+        &self,
+        sends: &[(usize, &Self::Values, Range<usize>)],
+        receives: &[(usize, usize)],
+    ) -> Result<Vec<Self::Values>>;
+}
+
+/// Who is added up with whom.
+pub(super) struct Plan {
+    /// This rank.
+    pub(super) rank: usize,
+    /// Ranks of each machine, [if all have as many](per_machine), or else all ranks.
+    pub(super) per_machine: usize,
+    /// All pieces of the step.
+    pub(super) pieces: usize,
+    /// Those of each rank.
+    pub(super) shares: Vec<Range<usize>>,
+    /// Values of the gradient.
+    pub(super) len: usize,
+}
+
+/// How many ranks each machine has, if it is the same number for all and more than one; else all ranks.
+pub(super) fn per_machine(hosts: &[String]) -> usize {
+    let ranks = hosts.iter().take_while(|host| **host == hosts[0]).count();
+    let even = hosts.chunks(ranks).all(|of_one| of_one.len() == ranks && of_one.iter().all(|host| *host == of_one[0]));
+    if even && ranks > 1 { ranks } else { hosts.len() }
+}
+
+impl Plan {
+    /// The members of each stage of this rank, in order.
+    fn stages(&self) -> Vec<Vec<usize>> {
+        let (count, of_machine) = (self.shares.len(), self.per_machine);
+        let first = self.rank / of_machine * of_machine;
+        let stages: [Vec<usize>; 2] =
+            [(first..first + of_machine).collect(), (self.rank % of_machine..count).step_by(of_machine).collect()];
+        stages.into_iter().filter(|members| members.len() > 1).collect()
+    }
+
+    /// The pieces of which a rank has partial sums after a stage: those of its machine, then all.
+    fn held(&self, rank: usize, stage: usize) -> Range<usize> {
+        let of_machine = self.per_machine;
+        if stage > 0 || of_machine == self.shares.len() {
+            return 0..self.pieces;
+        }
+        let first = rank / of_machine * of_machine;
+        self.shares[first].start..self.shares[first + of_machine - 1].end
+    }
+
+    /// The sum of all pieces, of which this rank has the partial sums `mine`.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub(super) fn sum<C: Carrier + ?Sized>(&self, carrier: &C, mine: Vec<C::Values>) -> Result<C::Values> {
+        let nodes = |pieces: &Range<usize>| partial_sums(self.pieces, pieces);
+        let mut parts: Vec<(Range<usize>, C::Values)> = nodes(&self.shares[self.rank]).into_iter().zip(mine).collect();
+        let (mut held, mut len, mut way) = (self.shares.clone(), self.len, Vec::new());
+        for (stage, members) in self.stages().into_iter().enumerate() {
+            let segments = cut(len, members.len());
+            let own = members.iter().position(|&rank| rank == self.rank).expect("it is in its stages");
+            let others = || members.iter().zip(&segments).filter(|(rank, _)| **rank != self.rank);
+            let sends: Vec<_> = others()
+                .flat_map(|(&rank, segment)| parts.iter().map(move |(_, values)| (rank, values, segment.clone())))
+                .collect();
+            let expected: Vec<(usize, Range<usize>)> =
+                others().flat_map(|(&rank, _)| nodes(&held[rank]).into_iter().map(move |node| (rank, node))).collect();
+            len = segments[own].len();
+            let receives: Vec<(usize, usize)> = expected.iter().map(|&(rank, _)| (rank, len)).collect();
+            let received = carrier.exchange(&sends, &receives)?;
+            let mine = parts.iter().map(|(node, values)| (node.clone(), carrier.part(values, segments[own].clone())));
+            let mut all: Vec<(Range<usize>, C::Values)> =
+                mine.chain(expected.into_iter().map(|(_, node)| node).zip(received)).collect();
+            held = (0..held.len()).map(|rank| self.held(rank, stage)).collect();
+            let sum = |node: Range<usize>| {
+                let within =
+                    |(part, _): &mut (Range<usize>, C::Values)| node.start <= part.start && part.end <= node.end;
+                let parts: Vec<_> = all.extract_if(.., within).collect();
+                let values = add_partial_sums(&node, parts, |sum, other| carrier.add(sum, &other, len));
+                (node, values)
+            };
+            parts = nodes(&held[self.rank]).into_iter().map(sum).collect();
+            way.push((members, segments, own));
+        }
+        let (_, mut sum) = parts.pop().expect("the sum of all pieces");
+        for (members, segments, own) in way.into_iter().rev() {
+            let others = || members.iter().zip(&segments).filter(|(rank, _)| **rank != self.rank);
+            let sends: Vec<_> = others().map(|(&rank, _)| (rank, &sum, 0..segments[own].len())).collect();
+            let receives: Vec<_> = others().map(|(&rank, segment)| (rank, segment.len())).collect();
+            let mut all = carrier.exchange(&sends, &receives)?;
+            all.insert(own, sum);
+            let all: Vec<_> = all.into_iter().zip(segments.iter().map(Range::len)).collect();
+            sum = carrier.join(&all);
+        }
+        Ok(sum)
+    }
+}
+
+/// So many values in as many segments.
+pub(super) fn cut(len: usize, segments: usize) -> Vec<Range<usize>> {
+    (0..segments).map(|i| i * len / segments..(i + 1) * len / segments).collect()
+}
+
+/// Through main memory.
+impl Carrier for dyn Link + '_ {
+    type Values = Vec<f32>;
+
+    fn part(&self, of: &Vec<f32>, part: Range<usize>) -> Vec<f32> {
+        of[part].to_vec()
+    }
+
+    fn add(&self, sum: &mut Vec<f32>, other: &Vec<f32>, _: usize) {
+        sum.iter_mut().zip(other).for_each(|(sum, v)| *sum += v);
+    }
+
+    fn join(&self, parts: &[(Vec<f32>, usize)]) -> Vec<f32> {
+        parts.iter().flat_map(|(values, _)| values).copied().collect()
+    }
+
+    fn exchange(
+        &self,
+        sends: &[(usize, &Vec<f32>, Range<usize>)],
+        receives: &[(usize, usize)],
+    ) -> Result<Vec<Vec<f32>>> {
+        let (mut counts, mut expected) = (vec![0; self.count()], vec![0; self.count()]);
+        for (rank, _, part) in sends {
+            counts[*rank] += part.len();
+        }
+        for &(rank, len) in receives {
+            expected[rank] += len;
+        }
+        let flat: Vec<f32> = sends.iter().flat_map(|(_, values, part)| &values[part.clone()]).copied().collect();
+        let received = Link::exchange(self, &flat, &counts, &expected)?;
+        let mut rest = &received[..];
+        let take = |&(_, len): &(usize, usize)| {
+            let (values, after) = rest.split_at(len);
+            rest = after;
+            values.to_vec()
+        };
+        Ok(receives.iter().map(take).collect())
+    }
+}
+
+/// From GPU to GPU.
+impl Carrier for Group {
+    type Values = Buffer;
+
+    fn part(&self, of: &Buffer, part: Range<usize>) -> Buffer {
+        let values = done(self.gpu().alloc(4 * part.len()));
+        done(
+            self.gpu()
+                .turn()
+                .and_then(|turn| turn.copy(values.address(), of.address().at(4 * part.start), 4 * part.len())),
+        );
+        values
+    }
+
+    fn add(&self, sum: &mut Buffer, other: &Buffer, len: usize) {
+        done(accumulate(sum, other, len));
+    }
+
+    fn join(&self, parts: &[(Buffer, usize)]) -> Buffer {
+        let all = done(self.gpu().alloc(4 * parts.iter().map(|(_, len)| len).sum::<usize>()));
+        let turn = done(self.gpu().turn());
+        let mut begin = 0;
+        for (values, len) in parts {
+            done(turn.copy(all.address().at(4 * begin), values.address(), 4 * len));
+            begin += len;
+        }
+        all
+    }
+
+    fn exchange(&self, sends: &[(usize, &Buffer, Range<usize>)], receives: &[(usize, usize)]) -> Result<Vec<Buffer>> {
+        let received: Vec<Buffer> = receives.iter().map(|(_, len)| done(self.gpu().alloc(4 * len))).collect();
+        let sends = sends.iter().map(|(rank, values, part)| (*rank, values.address().at(4 * part.start), part.len()));
+        let receives = receives.iter().zip(&received).map(|(&(rank, len), buffer)| (rank, buffer.address(), len));
+        let some = |(_, _, len): &(usize, _, usize)| *len > 0;
+        let (sends, receives): (Vec<_>, Vec<_>) = (sends.filter(some).collect(), receives.filter(some).collect());
+        done(self.gpu().turn().and_then(|turn| Group::exchange(self, &turn, &sends, &receives)));
+        Ok(received)
+    }
+}
