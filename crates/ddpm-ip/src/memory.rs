@@ -126,6 +126,17 @@ pub struct Machine {
     pub free: usize,
 }
 
+impl Machine {
+    /// What each of so many processes has of it.
+    pub(crate) fn share(self, processes: usize) -> Self {
+        Self {
+            name: "this process's share of the machine",
+            total: self.total / processes,
+            free: self.free / processes,
+        }
+    }
+}
+
 /// What the machine has, where the system says it.
 pub fn of_machine() -> Option<Machine> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -183,6 +183,17 @@ impl Ranks {
         self.link.count()
     }
 
+    /// A rank in words.
+    pub(crate) fn named(&self, rank: usize) -> String {
+        if self.count() == 1 { "training".into() } else { format!("rank {rank} on {}", self.hosts[rank]) }
+    }
+
+    /// How many there are on the machine of this one.
+    pub(crate) fn on_this_machine(&self) -> usize {
+        let own = &self.hosts[self.rank()];
+        self.hosts.iter().filter(|host| *host == own).count()
+    }
+
     /// Whether this one writes files and speaks.
     pub fn leads(&self) -> bool {
         self.rank() == 0

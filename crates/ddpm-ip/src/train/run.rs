@@ -2,7 +2,7 @@
 
 use super::calls::Begun;
 use super::remarks::{classes_by_prefix, remarks_on_data};
-use super::together::{agree, follow, same_work, skipped};
+use super::together::{Waits, agree, follow, same_work, skipped};
 use super::watch::WatchHook;
 use super::{CheckpointHook, GridHook, Hook, LogHook, Next, StepReport, Task, Trainer};
 use crate::Error;
@@ -134,7 +134,7 @@ fn run(
     if let Some(text) = crate::device::describe(device) {
         emit(Event::Notice(format!("computing in {} on {text}", task.precision(&config).name())));
     }
-    if !ignore_memory_limit && let Some(remark) = fits(&config, &task, &dataset)? {
+    if !ignore_memory_limit && let Some(remark) = fits(&config, &task, &dataset, ranks.on_this_machine())? {
         emit(Event::Warning(remark));
     }
     let mut changed = Vec::new();
@@ -272,7 +272,7 @@ fn run(
         hooks.iter_mut().try_for_each(|hook| hook.resume(&trainer, emit))?;
     }
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
-    let (begin, mut in_hooks) = (Instant::now(), Duration::ZERO);
+    let (begin, mut in_hooks, mut waits) = (Instant::now(), Duration::ZERO, Waits::default());
     loop {
         let since = Instant::now();
         let batch = match loader.next() {
@@ -285,6 +285,7 @@ fn run(
                 return Err(error);
             }
         };
+        let waited = since.elapsed().as_secs_f64();
         let mut report = trainer.train_step(&batch)?;
         call.step = trainer.step();
         report.secs = since.elapsed().as_secs_f64();
@@ -299,7 +300,10 @@ fn run(
         }
         let elapsed = before + begin.elapsed().saturating_sub(in_hooks);
         emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
-        let next = agree(&mut trainer, elapsed.as_secs_f64(), stop, &save, over)?;
+        let (next, waited) = agree(&mut trainer, elapsed.as_secs_f64(), waited, stop, &save, over)?;
+        if let Some(remark) = waits.see(trainer.step(), report.secs, &waited, &ranks) {
+            emit(Event::Warning(remark));
+        }
         let finished = next == Next::Finish;
         watch.see(&trainer, &batch);
         // A checkpoint comes before what takes long; averages come before it, as what follows it is done again after a crash.
@@ -404,13 +408,18 @@ pub fn memory(config: &Config, device: Device) -> Result<[Memory; 2], Error> {
 /// # Errors
 /// As [`resolve`], and too little memory.
 pub fn check_memory(config: &Config, device: Device) -> Result<Option<String>, Error> {
-    Ok(fits(config, &Task::new(config, device)?, &*open_data(config)?)?)
+    Ok(fits(config, &Task::new(config, device)?, &*open_data(config)?, 1)?)
 }
 
-fn fits(config: &Config, task: &Task, dataset: &Dataset) -> Result<Option<String>, ConfigError> {
+/// What is said of the memory of a device for a run, where so many processes of a machine share it.
+fn fits(config: &Config, task: &Task, dataset: &Dataset, processes: usize) -> Result<Option<String>, ConfigError> {
+    let machine = memory::of_device(task.device());
     // Beside a GPU images wait in main memory.
-    let data = if task.device() == Device::Cpu { data_memory(config, dataset) } else { Memory::default() };
-    memory::check(config, task, &data, memory::of_device(task.device()))
+    if task.device() != Device::Cpu {
+        return memory::check(config, task, &Memory::default(), machine);
+    }
+    let machine = machine.map(|machine| if processes > 1 { machine.share(processes) } else { machine });
+    memory::check(config, task, &data_memory(config, dataset), machine)
 }
 
 /// Images on which a classifier is tried out.

@@ -7,9 +7,44 @@ use crate::data::{Dataset, Loader};
 use crate::event::{Emit, Event, Outcome};
 use crate::ranks::Ranks;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-/// Steps after which ranks compare their parameters.
+/// Steps after which ranks compare their parameters, and how long each has waited for its images.
 const CHECK: u64 = 100;
+
+/// The share of time from which on waiting for images is said.
+const MUCH: f64 = 0.25;
+
+/// How long each rank waits for its images, since it was looked at.
+#[derive(Default)]
+pub(super) struct Waits {
+    secs: f64,
+    waited: Vec<f64>,
+    said: bool,
+}
+
+impl Waits {
+    /// Sees a step that took so many seconds, and how many of them each rank waited. Once, which rank waits much.
+    pub(super) fn see(&mut self, step: u64, secs: f64, waited: &[f64], ranks: &Ranks) -> Option<String> {
+        self.secs += secs;
+        self.waited.resize(waited.len(), 0.0);
+        self.waited.iter_mut().zip(waited).for_each(|(sum, waited)| *sum += waited);
+        if self.said || !step.is_multiple_of(CHECK) {
+            return None;
+        }
+        let (secs, all) = (std::mem::take(&mut self.secs), std::mem::take(&mut self.waited));
+        let (rank, most) = all.into_iter().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        self.said = most > MUCH * secs;
+        self.said.then(|| {
+            format!(
+                "{} waited for its images in {:.0} % of the last steps' time: `ddpm-ip prepare` makes one file of them, of \
+                 the size that is trained on",
+                ranks.named(rank),
+                100.0 * most / secs
+            )
+        })
+    }
+}
 
 /// Trains as rank 0 does, and leaves files to it.
 pub(super) fn follow(
@@ -21,9 +56,11 @@ pub(super) fn follow(
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
     loop {
+        let since = Instant::now();
         let batch = loader.next()?;
+        let waited = since.elapsed().as_secs_f64();
         trainer.train_step(&batch)?;
-        let next = agree(trainer, 0.0, stop, save, &over)?;
+        let (next, _) = agree(trainer, 0.0, waited, stop, save, &over)?;
         if next != Next::Step {
             skipped(loader, emit);
             return Ok(if next == Next::Finish { Outcome::Finished } else { Outcome::Interrupted });
@@ -38,21 +75,23 @@ pub(super) fn skipped(loader: &Loader, emit: &mut Emit) {
     }
 }
 
-/// What follows a step, on all ranks: by the clock of rank 0, and whoever was asked to stop or to save.
+/// What follows a step, on all ranks: by the clock of rank 0, and whoever was asked to stop or to save. And how many seconds each
+/// `waited` for its images.
 pub(super) fn agree(
     trainer: &mut Trainer,
     elapsed: f64,
+    waited: f64,
     stop: &AtomicBool,
     save: &AtomicBool,
     over: impl Fn(u64, f64) -> bool,
-) -> Result<Next, Error> {
+) -> Result<(Next, Vec<f64>), Error> {
     let flag = |flag: &AtomicBool| f64::from(u8::from(flag.load(Ordering::Relaxed)));
     let step = trainer.step();
     let sum = match trainer.ranks.count() {
         2.. if step.is_multiple_of(CHECK) => crc32fast::hash(bytemuck::cast_slice(trainer.state.parameters.values())),
         _ => 0,
     };
-    let said = trainer.ranks.gather_numbers(&[elapsed, flag(stop), flag(save), f64::from(sum)])?;
+    let said = trainer.ranks.gather_numbers(&[elapsed, flag(stop), flag(save), f64::from(sum), waited])?;
     if let Some(rank) = said.iter().position(|theirs| theirs[3] != said[0][3]) {
         let message = format!(
             "has other parameters than rank 0 after step {step}: its machine or its memory computes something else. Repeat the \
@@ -69,11 +108,12 @@ pub(super) fn agree(
     }
     let elapsed = said[0][0];
     trainer.state.progress.elapsed_secs = elapsed;
-    Ok(match (over(trainer.step(), elapsed), any(1)) {
+    let next = match (over(trainer.step(), elapsed), any(1)) {
         (true, _) => Next::Finish,
         (false, true) => Next::Interrupt,
         (false, false) => Next::Step,
-    })
+    };
+    Ok((next, said.iter().map(|said| said[4]).collect()))
 }
 
 /// Refuses ranks that were given other work than rank 0.
@@ -105,4 +145,18 @@ pub(super) fn same_work(ranks: &Ranks, config: &Config, dataset: &Dataset) -> Re
         return Err(ConfigError(format!("rank {rank} has {what}: start all processes with the same command")).into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loader_that_falls_behind_is_said_once() {
+        let (ranks, mut waits) = (Ranks::default(), Waits::default());
+        let mut see = |step, waited| waits.see(step, 1.0, &[0.1, waited], &ranks);
+        assert!((1..=100).all(|step| see(step, 0.2).is_none()));
+        let said: Vec<String> = (101..=300).filter_map(|step| see(step, 0.5)).collect();
+        assert!(said.len() == 1 && said[0].contains("50 % of the last steps' time"), "{said:?}");
+    }
 }
