@@ -23,9 +23,7 @@ fn ends(path: &Path, endings: &[&str]) -> bool {
 /// # Errors
 /// Settings that describe another network, damaged files, failing reads or writes, an output that exists.
 pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) -> Result<Vec<PathBuf>, Error> {
-    if output.exists() && !output.is_dir() {
-        return Err(ConfigError(format!("{} exists: choose another name or remove it", output.display())).into());
-    }
+    check_new(output)?;
     if ends(output, &["pt", "pth", "safetensors"]) {
         let Loaded { parameters, config, .. } = Loaded::open(input, config, Device::default())?;
         if ends(output, &["safetensors"]) {
@@ -81,6 +79,26 @@ pub fn convert(input: &Path, output: &Path, config: &Config, emit: &mut Emit) ->
         ));
     }
     write_trio(output, &state, &config.train)
+}
+
+fn check_new(output: &Path) -> Result<(), ConfigError> {
+    let message = || format!("{} exists: choose another name or remove it", output.display());
+    if output.exists() && !output.is_dir() { Err(ConfigError(message())) } else { Ok(()) }
+}
+
+/// Writes the parameters that sampling would take, a run's first average, in half precision: a file of half the size that
+/// commands read as one in f32. Returns its path.
+///
+/// # Errors
+/// As [`convert`], and a name that does not end in `.safetensors`.
+pub fn to_half(input: &Path, output: &Path, config: &Config, _: &mut Emit) -> Result<Vec<PathBuf>, Error> {
+    check_new(output)?;
+    if !ends(output, &["safetensors"]) {
+        return Err(ConfigError(format!("{}: with --to f16, end OUT in .safetensors", output.display())).into());
+    }
+    let Loaded { parameters, config, .. } = Loaded::open(input, config, Device::default())?;
+    checkpoint::write_half(output, &parameters, &config, None)?;
+    Ok(vec![output.to_path_buf()])
 }
 
 /// Writes the parameters that sampling would take, a run's first average, as a folder that diffusers'

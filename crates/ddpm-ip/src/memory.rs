@@ -129,11 +129,7 @@ pub struct Machine {
 impl Machine {
     /// What each of so many processes has of it.
     pub(crate) fn share(self, processes: usize) -> Self {
-        Self {
-            name: "this process's share of the machine",
-            total: self.total / processes,
-            free: self.free / processes,
-        }
+        Self { name: "this process's share of the machine", total: self.total / processes, free: self.free / processes }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::output::{complain, complain_all, print};
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use ddpm_ip::config::Layers;
-use ddpm_ip::convert::{convert, to_diffusers};
+use ddpm_ip::convert::{convert, to_diffusers, to_half};
 use ddpm_ip::{Event, Outcome};
 use std::path::PathBuf;
 
@@ -26,7 +26,8 @@ pub(super) fn command() -> Command {
              a folder       from a run or checkpoint folder: the reference's model*.pt, ema_*.pt and opt*.pt;\n                 \
              from the reference's model*.pt: a run directory that resumes from it and the files beside it\n\n\
              With --to diffusers, OUT is a folder for diffusers' DDPMPipeline.from_pretrained. It holds the parameters that \
-             `sample` would use: the first EMA of a run. IN may be such a folder, too.\n\n\
+             `sample` would use: the first EMA of a run. IN may be such a folder, too. With --to f16, OUT is a .safetensors of \
+             these parameters in half precision, at half the size.\n\n\
              PyTorch files carry no settings. Most follow from the names and shapes of the tensors; give the others, which \
              `info` lists, by flags. They are saved in OUT.",
         )
@@ -36,8 +37,8 @@ pub(super) fn command() -> Command {
             Arg::new("to")
                 .long("to")
                 .value_name("KIND")
-                .value_parser(["diffusers"])
-                .help("write a pipeline for diffusers, whatever the ending of OUT"),
+                .value_parser(["diffusers", "f16"])
+                .help("write a pipeline for diffusers, or the parameters in half precision"),
         )
         .arg(args::switch("json", "print the report as JSON"))
         .args(SETTINGS.args())
@@ -47,7 +48,11 @@ pub(super) fn command() -> Command {
 pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
     let path = |id: &str| matches.get_one::<PathBuf>(id).cloned().with_context(|| format!("{id} is missing"));
     let (input, output) = (path("input")?, path("output")?);
-    let convert = if matches.contains_id("to") { to_diffusers } else { convert };
+    let convert = match matches.get_one::<String>("to").map(String::as_str) {
+        Some("f16") => to_half,
+        Some(_) => to_diffusers,
+        None => convert,
+    };
     let mut layers = Layers::default();
     layers.add(own_settings(&input, matches, &layers)?)?;
     let (config, notices) = SETTINGS.resolve(layers, matches)?;

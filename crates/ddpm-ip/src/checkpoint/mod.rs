@@ -582,9 +582,9 @@ pub(crate) fn write_half(
     path: &Path,
     parameters: &Parameters,
     config: &Config,
-    progress: &Progress,
+    progress: Option<&Progress>,
 ) -> Result<(), Error> {
-    tensors::save_as(path, &[("", parameters)], config, Some(progress), Width::Half)
+    tensors::save_as(path, &[("", parameters)], config, progress, Width::Half)
 }
 
 /// How far the run was that wrote a file with its progress.

@@ -97,7 +97,7 @@ impl Savings {
         create_folder(&self.folder)?;
         for (length, average) in &state.posthoc {
             let path = self.folder.join(format!("step_{:06}_{length}.safetensors", state.progress.step));
-            checkpoint::write_half(&path, average, config, &state.progress)?;
+            checkpoint::write_half(&path, average, config, Some(&state.progress))?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::support::{assert_same, assert_says, remarks, tensors, train, trained, with};
 use ddpm_ip::checkpoint::{self, Store, config_of};
 use ddpm_ip::config::Config;
-use ddpm_ip::convert::convert;
+use ddpm_ip::convert::{convert, to_half};
 use ddpm_ip::torch::{OptimizerEntries, TorchFile, write_optimizer};
 use ddpm_ip::{Error, Event};
 use std::fs;
@@ -54,6 +54,38 @@ fn a_model_goes_to_pytorch_and_back_without_loss() {
     let mut other = config;
     other.model.num_res_blocks = 2;
     assert_says(to(&there, &folder.path().join("x.pt"), &other), &["another architecture", "ddpm-ip info"]);
+}
+
+#[test]
+fn half_precision_takes_half_the_space_and_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&run("2", &[]), &folder.path().join("run"));
+    let config = settings_of(&checkpoint);
+    let (own, half, back) = (
+        checkpoint.join("ema_0.9.safetensors"),
+        folder.path().join("half.safetensors"),
+        folder.path().join("back.safetensors"),
+    );
+    let write = |output: &Path| to_half(&folder.path().join("run"), output, &config, &mut |_| {});
+    assert_eq!(write(&half).unwrap(), [half.clone()]);
+    to(&half, &back, &config).unwrap();
+    let [full_size, size] = [&own, &half].map(|path| fs::metadata(path).unwrap().len());
+    assert!(size < full_size * 11 / 20, "{size} of {full_size}");
+    let values = |path: &Path| -> Vec<f32> {
+        let bytes = fs::read(path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut all: Vec<_> = file.iter().collect();
+        all.sort_by_key(|(name, _)| *name);
+        all.iter()
+            .flat_map(|(_, t)| t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())))
+            .collect()
+    };
+    let (full, read) = (values(&own), values(&back));
+    assert!(full.len() == read.len() && full != read);
+    // Half precision has eleven bits.
+    assert!(full.iter().zip(&read).all(|(a, b)| (a - b).abs() <= a.abs() / 2048.0 + 1e-7));
+    assert_says(write(&half), &["exists"]);
+    assert_says(write(&folder.path().join("half.pt")), &["--to f16", ".safetensors"]);
 }
 
 #[test]
