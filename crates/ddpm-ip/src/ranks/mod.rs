@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-use sum::{Plan, per_machine};
+use sum::{Host, Plan, per_machine};
 
 /// In which order processes add up a step's gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -281,12 +281,13 @@ impl Ranks {
             };
             return Ok(Gradient::of_gpu(sum, len));
         }
-        let mut values: Vec<_> = mine.iter_mut().map(|sum| sum.values().into_owned()).collect();
+        let mut values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
         let sum = match self.reduction {
-            Reduction::Exact => self.call(|link| plan.sum(link, values))?,
+            Reduction::Exact => self.call(|link| plan.sum(&Host(link), values))?.into_owned(),
             Reduction::Fast => {
-                self.call(|link| link.sum(&mut values[0]))?;
-                values.swap_remove(0)
+                let mut sum = values.swap_remove(0).into_owned();
+                self.call(|link| link.sum(&mut sum))?;
+                sum
             }
         };
         let mut gradient = mine.swap_remove(0);
@@ -419,7 +420,7 @@ impl Ranks {
         Error::Rank { rank, host: self.hosts[rank].clone(), message: message.into() }
     }
 
-    fn call<T>(&self, act: impl FnOnce(&dyn Link) -> std::io::Result<T>) -> Result<T, Error> {
+    fn call<'a, T>(&'a self, act: impl FnOnce(&'a dyn Link) -> std::io::Result<T>) -> Result<T, Error> {
         act(&*self.link).map_err(|cause| Error::Gone { rank: self.rank(), cause })
     }
 }

@@ -10,6 +10,8 @@
 use super::Link;
 use ddpm_net::gpu::{Buffer, Group};
 use ddpm_net::{accumulate, add_partial_sums, done, partial_sums};
+use rayon::prelude::*;
+use std::borrow::Cow;
 use std::io::Result;
 use std::ops::Range;
 
@@ -84,7 +86,7 @@ impl Plan {
     ///
     /// # Errors
     /// A process that is gone.
-    pub(super) fn sum<C: Carrier + ?Sized>(&self, carrier: &C, mine: Vec<C::Values>) -> Result<C::Values> {
+    pub(super) fn sum<C: Carrier>(&self, carrier: &C, mine: Vec<C::Values>) -> Result<C::Values> {
         let nodes = |pieces: &Range<usize>| partial_sums(self.pieces, pieces);
         let mut parts: Vec<(Range<usize>, C::Values)> = nodes(&self.shares[self.rank]).into_iter().zip(mine).collect();
         let (mut held, mut len, mut way) = (self.shares.clone(), self.len, Vec::new());
@@ -134,43 +136,60 @@ pub(super) fn cut(len: usize, segments: usize) -> Vec<Range<usize>> {
 }
 
 /// Through main memory.
-impl Carrier for dyn Link + '_ {
-    type Values = Vec<f32>;
+pub(super) struct Host<'a>(pub(super) &'a dyn Link);
 
-    fn part(&self, of: &Vec<f32>, part: Range<usize>) -> Vec<f32> {
-        of[part].to_vec()
+impl<'a> Carrier for Host<'a> {
+    /// What a gradient lends, and what was made of it.
+    type Values = Cow<'a, [f32]>;
+
+    fn part(&self, of: &Self::Values, part: Range<usize>) -> Self::Values {
+        Cow::Owned(of[part].to_vec())
     }
 
-    fn add(&self, sum: &mut Vec<f32>, other: &Vec<f32>, _: usize) {
-        sum.iter_mut().zip(other).for_each(|(sum, v)| *sum += v);
+    fn add(&self, sum: &mut Self::Values, other: &Self::Values, _: usize) {
+        let (sum, other) = (sum.to_mut().par_chunks_mut(CHUNK), other.par_chunks(CHUNK));
+        sum.zip(other).for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(sum, v)| *sum += v));
     }
 
-    fn join(&self, parts: &[(Vec<f32>, usize)]) -> Vec<f32> {
-        parts.iter().flat_map(|(values, _)| values).copied().collect()
+    fn join(&self, parts: &[(Self::Values, usize)]) -> Self::Values {
+        Cow::Owned(joined(parts.iter().map(|(values, _)| &**values)))
     }
 
     fn exchange(
         &self,
-        sends: &[(usize, &Vec<f32>, Range<usize>)],
+        sends: &[(usize, &Self::Values, Range<usize>)],
         receives: &[(usize, usize)],
-    ) -> Result<Vec<Vec<f32>>> {
-        let (mut counts, mut expected) = (vec![0; self.count()], vec![0; self.count()]);
+    ) -> Result<Vec<Self::Values>> {
+        let (mut counts, mut expected) = (vec![0; self.0.count()], vec![0; self.0.count()]);
         for (rank, _, part) in sends {
             counts[*rank] += part.len();
         }
         for &(rank, len) in receives {
             expected[rank] += len;
         }
-        let flat: Vec<f32> = sends.iter().flat_map(|(_, values, part)| &values[part.clone()]).copied().collect();
-        let received = Link::exchange(self, &flat, &counts, &expected)?;
+        let flat = joined(sends.iter().map(|(_, values, part)| &values[part.clone()]));
+        let received = self.0.exchange(&flat, &counts, &expected)?;
+        if receives.len() == 1 {
+            return Ok(vec![Cow::Owned(received)]);
+        }
         let mut rest = &received[..];
         let take = |&(_, len): &(usize, usize)| {
             let (values, after) = rest.split_at(len);
             rest = after;
-            values.to_vec()
+            Cow::Owned(values.to_vec())
         };
         Ok(receives.iter().map(take).collect())
     }
+}
+
+/// Values that a thread adds at a time.
+const CHUNK: usize = 1 << 16;
+
+/// Values one after another.
+fn joined<'a>(parts: impl Iterator<Item = &'a [f32]> + Clone) -> Vec<f32> {
+    let mut all = Vec::with_capacity(parts.clone().map(<[f32]>::len).sum());
+    parts.for_each(|part| all.extend_from_slice(part));
+    all
 }
 
 /// From GPU to GPU.
