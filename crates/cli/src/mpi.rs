@@ -141,9 +141,15 @@ impl Link for Mpi {
         ask(|answer| Call::Gather(mine.to_vec(), answer))
     }
 
-    fn exchange(&self, send: &[f32], counts: &[usize], expected: &[usize]) -> Result<Vec<f32>> {
-        let [counts, expected] = [numbers(counts.iter().copied())?, numbers(expected.iter().copied())?];
-        ask(|received| Call::Exchange { send: send.to_vec(), counts, expected, received })
+    fn exchange(&self, sends: &[Vec<&[f32]>], expected: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let of_rank = |parts: &Vec<&[f32]>| parts.iter().map(|part| part.len()).sum();
+        let [counts, each] = [numbers(sends.iter().map(of_rank))?, numbers(expected.iter().copied())?];
+        let flat: Vec<f32> = sends.iter().flatten().copied().collect::<Vec<_>>().concat();
+        let mut all = ask(|received| Call::Exchange { send: flat, counts, expected: each, received })?;
+        // From the end, so that nothing is moved twice.
+        let mut received: Vec<Vec<f32>> = expected.iter().rev().map(|len| all.split_off(all.len() - len)).collect();
+        received.reverse();
+        Ok(received)
     }
 
     fn spread(&self, values: &mut [f32], parts: &[Range<usize>]) -> Result<()> {

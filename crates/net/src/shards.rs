@@ -96,15 +96,22 @@ impl Gradient {
         }
     }
 
-    /// Takes other values, as many.
+    /// Takes other values, as many, which may lie in parts.
     ///
     /// # Panics
     /// If they are more or fewer.
-    pub fn set(&mut self, values: &[f32]) {
-        assert_eq!(values.len(), self.len, "values of the same parameters");
+    pub fn set(&mut self, parts: &[Vec<f32>]) {
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), self.len, "values of the same parameters");
         match &mut self.memory {
-            GradientMemory::Host(memory) => memory.values(self.len).copy_from_slice(values),
-            GradientMemory::Gpu(memory) => *memory = done(memory.gpu().upload(values)),
+            GradientMemory::Host(memory) => {
+                let mut rest = memory.values(self.len);
+                for part in parts {
+                    let (place, after) = rest.split_at_mut(part.len());
+                    place.copy_from_slice(part);
+                    rest = after;
+                }
+            }
+            GradientMemory::Gpu(memory) => *memory = done(memory.gpu().upload(&parts.concat())),
         }
     }
 

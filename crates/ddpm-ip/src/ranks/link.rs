@@ -17,12 +17,12 @@ pub trait Link: Send + Sync {
     /// A process that is gone.
     fn gather(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>>;
 
-    /// Sends each rank its part of `send`, `counts` values for each in order, and returns what all have for this one,
-    /// `expected` values of each in order.
+    /// Sends each rank the values that `sends` has for it, one slice after another, and returns what each has for this one: `expected`
+    /// says how many values. Nothing goes from a rank to itself.
     ///
     /// # Errors
     /// A process that is gone.
-    fn exchange(&self, send: &[f32], counts: &[usize], expected: &[usize]) -> Result<Vec<f32>>;
+    fn exchange(&self, sends: &[Vec<&[f32]>], expected: &[usize]) -> Result<Vec<Vec<f32>>>;
 
     /// Fills in the parts of `values` that the other ranks have; `parts` says where each rank's lies.
     ///
@@ -37,14 +37,14 @@ pub trait Link: Send + Sync {
     fn sum(&self, values: &mut [f32]) -> Result<()> {
         let (count, len) = (self.count(), values.len());
         let parts: Vec<Range<usize>> = (0..count).map(|rank| rank * len / count..(rank + 1) * len / count).collect();
-        let (own, counts) = (parts[self.rank()].clone(), parts.iter().map(Range::len).collect::<Vec<_>>());
-        let received = self.exchange(values, &counts, &vec![own.len(); count])?;
-        if own.is_empty() {
-            return self.spread(values, &parts);
-        }
-        values[own.clone()].fill(0.0);
-        for theirs in received.chunks_exact(own.len()) {
-            values[own.clone()].iter_mut().zip(theirs).for_each(|(sum, v)| *sum += v);
+        let own = parts[self.rank()].clone();
+        let others = |rank| rank != self.rank();
+        let sends: Vec<Vec<&[f32]>> =
+            (0..count).map(|rank| if others(rank) { vec![&values[parts[rank].clone()]] } else { Vec::new() }).collect();
+        let expected: Vec<usize> = (0..count).map(|rank| if others(rank) { own.len() } else { 0 }).collect();
+        let received = self.exchange(&sends, &expected)?;
+        for theirs in received {
+            values[own.clone()].iter_mut().zip(&theirs).for_each(|(sum, v)| *sum += v);
         }
         self.spread(values, &parts)
     }
@@ -67,8 +67,8 @@ impl Link for Alone {
         Ok(vec![mine.to_vec()])
     }
 
-    fn exchange(&self, send: &[f32], _: &[usize], _: &[usize]) -> Result<Vec<f32>> {
-        Ok(send.to_vec())
+    fn exchange(&self, _: &[Vec<&[f32]>], _: &[usize]) -> Result<Vec<Vec<f32>>> {
+        Ok(vec![Vec::new()])
     }
 
     fn spread(&self, _: &mut [f32], _: &[Range<usize>]) -> Result<()> {

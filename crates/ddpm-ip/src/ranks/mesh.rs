@@ -61,7 +61,7 @@ impl Mesh {
                 invitation.extend(format!("{}\n", SocketAddr::new(stream.peer_addr()?.ip(), port)).bytes());
             }
             for (rank, _, stream) in met {
-                send(&stream, &invitation)?;
+                send(&stream, &[&invitation])?;
                 peers[rank] = Some(stream);
             }
         } else {
@@ -91,7 +91,7 @@ impl Mesh {
     /// and hears the one r places before, so that whoever waits is waited for by nobody.
     fn swap<'a>(
         &self,
-        outgoing: impl Fn(usize) -> &'a [u8] + Sync,
+        outgoing: impl Fn(usize) -> Vec<&'a [u8]> + Sync,
         mut take: impl FnMut(usize, &TcpStream) -> Result<()>,
     ) -> Result<()> {
         let (rank, count) = (self.rank, self.peers.len());
@@ -105,7 +105,7 @@ impl Mesh {
         std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let mut others = (1..count).map(|round| (rank + round) % count);
-                others.try_for_each(|other| send(peer(other), outgoing(other)).map_err(lost(other)))
+                others.try_for_each(|other| send(peer(other), &outgoing(other)).map_err(lost(other)))
             });
             let mut others = (1..count).map(|round| (rank + count - round) % count);
             let received = others.try_for_each(|other| take(other, peer(other)).map_err(lost(other)));
@@ -119,10 +119,11 @@ impl Mesh {
     }
 }
 
-/// Sends a length and so many bytes.
-fn send(mut to: &TcpStream, bytes: &[u8]) -> Result<()> {
-    to.write_all(&(bytes.len() as u64).to_le_bytes())?;
-    to.write_all(bytes)
+/// Sends a length and so many bytes, which may lie in parts.
+fn send(mut to: &TcpStream, parts: &[&[u8]]) -> Result<()> {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    to.write_all(&(len as u64).to_le_bytes())?;
+    parts.iter().try_for_each(|part| to.write_all(part))
 }
 
 /// What [`send`] sent.
@@ -143,15 +144,6 @@ pub(super) fn secret() -> [u8; TOKEN] {
         .chunks_mut(8)
         .for_each(|part| part.copy_from_slice(&RandomState::new().build_hasher().finish().to_le_bytes()));
     secret
-}
-
-/// Where each of some parts begins.
-fn places(counts: &[usize]) -> Vec<Range<usize>> {
-    let place = |end: &mut usize, &count: &usize| {
-        *end += count;
-        Some(*end - count..*end)
-    };
-    counts.iter().scan(0, place).collect()
 }
 
 /// What [`send`] sent, if it is as many values as belong here.
@@ -179,7 +171,7 @@ impl Link for Mesh {
         let mut all = vec![Vec::new(); self.count()];
         all[self.rank] = mine.to_vec();
         self.swap(
-            |_| mine,
+            |_| vec![mine],
             |other, from| {
                 all[other] = receive(from)?;
                 Ok(())
@@ -188,20 +180,21 @@ impl Link for Mesh {
         Ok(all)
     }
 
-    fn exchange(&self, send: &[f32], counts: &[usize], expected: &[usize]) -> Result<Vec<f32>> {
-        let (to, from) = (places(counts), places(expected));
-        let mut received = vec![0.0; expected.iter().sum()];
-        received[from[self.rank].clone()].copy_from_slice(&send[to[self.rank].clone()]);
+    fn exchange(&self, sends: &[Vec<&[f32]>], expected: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let mut received: Vec<Vec<f32>> = expected.iter().map(|&len| vec![0.0; len]).collect();
         self.swap(
-            |other| bytemuck::cast_slice(&send[to[other].clone()]),
-            |other, stream| receive_into(stream, &mut received[from[other].clone()]),
+            |other| sends[other].iter().map(|values| bytemuck::cast_slice(values)).collect(),
+            |other, from| receive_into(from, &mut received[other]),
         )?;
         Ok(received)
     }
 
     fn spread(&self, values: &mut [f32], parts: &[Range<usize>]) -> Result<()> {
         let mine = values[parts[self.rank].clone()].to_vec();
-        self.swap(|_| bytemuck::cast_slice(&mine), |other, from| receive_into(from, &mut values[parts[other].clone()]))
+        self.swap(
+            |_| vec![bytemuck::cast_slice(&mine)],
+            |other, from| receive_into(from, &mut values[parts[other].clone()]),
+        )
     }
 }
 
@@ -235,18 +228,26 @@ mod tests {
                 // More than a socket holds, and nothing.
                 let said = mesh.gather(&vec![rank as u8; 3_000_000 * rank]).unwrap();
                 assert!(said.iter().enumerate().all(|(rank, said)| *said == vec![rank as u8; 3_000_000 * rank]));
-                // Rank a sends a + 2 b values to rank b.
-                let counts: Vec<usize> = (0..count).map(|other| rank + 2 * other).collect();
-                let expected: Vec<usize> = (0..count).map(|other| other + 2 * rank).collect();
+                // Rank a sends a + 2 b values to rank b, in two parts.
                 let of = |from: usize, to: usize| vec![(100 * from + to) as f32; from + 2 * to];
-                let values: Vec<f32> = (0..count).flat_map(|other| of(rank, other)).collect();
-                let wanted: Vec<f32> = (0..count).flat_map(|other| of(other, rank)).collect();
-                assert_eq!(mesh.exchange(&values, &counts, &expected).unwrap(), wanted);
-                let parts = places(&counts.iter().map(|_| 7).collect::<Vec<_>>());
+                let values: Vec<Vec<f32>> = (0..count).map(|other| of(rank, other)).collect();
+                let in_parts = |other: usize| {
+                    let (one, two) = values[other].split_at(values[other].len() / 2);
+                    if other == rank { Vec::new() } else { vec![one, two] }
+                };
+                let wanted: Vec<Vec<f32>> =
+                    (0..count).map(|other| if other == rank { Vec::new() } else { of(other, rank) }).collect();
+                let expected: Vec<usize> = wanted.iter().map(Vec::len).collect();
+                let sends: Vec<Vec<&[f32]>> = (0..count).map(in_parts).collect();
+                assert_eq!(mesh.exchange(&sends, &expected).unwrap(), wanted);
+                let parts: Vec<Range<usize>> = (0..count).map(|rank| 7 * rank..7 * (rank + 1)).collect();
                 let mut values = vec![-1.0; 7 * count];
                 values[parts[rank].clone()].fill(rank as f32);
                 mesh.spread(&mut values, &parts).unwrap();
                 assert!(values.iter().enumerate().all(|(i, &value)| value == (i / 7) as f32));
+                let mut values = vec![rank as f32; 11];
+                mesh.sum(&mut values).unwrap();
+                assert_eq!(values, [(count * (count - 1) / 2) as f32; 11]);
             });
         }
     }
@@ -270,7 +271,9 @@ mod tests {
     fn other_values_than_expected_are_refused() {
         let results = threads(&meeting(), &[(0, 2), (1, 2)], |mesh| {
             let mesh = mesh.unwrap();
-            mesh.exchange(&[0.0; 4], &[2, 2], &[2 + mesh.rank(), 2])
+            let mut sends = vec![Vec::new(); 2];
+            sends[1 - mesh.rank()] = vec![&[0.0; 2][..]];
+            mesh.exchange(&sends, &[2 + mesh.rank(), 2])
         });
         assert!(results[1].as_ref().unwrap_err().to_string().contains("rank 0: it sent 8 bytes where 12 belong"));
     }

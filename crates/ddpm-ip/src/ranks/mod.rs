@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-use sum::{Host, Plan, per_machine};
+use sum::{Carrier, Host, Plan, per_machine};
 
 /// In which order processes add up a step's gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,7 +272,7 @@ impl Ranks {
             let of_gpu = |sum: Gradient| sum.into_gpu().expect("computed by a GPU");
             let mut mine: Vec<_> = mine.into_iter().map(of_gpu).collect();
             let sum = match self.reduction {
-                Reduction::Exact => self.call(|_| plan.sum(&**group, mine))?,
+                Reduction::Exact => group.join(&self.call(|_| plan.sum(&**group, mine))?),
                 Reduction::Fast => {
                     let sum = mine.swap_remove(0);
                     done(group.sum(&sum, len));
@@ -282,12 +282,15 @@ impl Ranks {
             return Ok(Gradient::of_gpu(sum, len));
         }
         let mut values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
-        let sum = match self.reduction {
-            Reduction::Exact => self.call(|link| plan.sum(&Host(link), values))?.into_owned(),
+        let sum: Vec<Vec<f32>> = match self.reduction {
+            Reduction::Exact => {
+                let parts = self.call(|link| plan.sum(&Host(link), values))?;
+                parts.into_iter().map(|(part, _)| part.into_owned()).collect()
+            }
             Reduction::Fast => {
                 let mut sum = values.swap_remove(0).into_owned();
                 self.call(|link| link.sum(&mut sum))?;
-                sum
+                vec![sum]
             }
         };
         let mut gradient = mine.swap_remove(0);

@@ -82,11 +82,11 @@ impl Plan {
         self.shares[first].start..self.shares[first + of_machine - 1].end
     }
 
-    /// The sum of all pieces, of which this rank has the partial sums `mine`.
+    /// The sum of all pieces, of which this rank has the partial sums `mine`, as values that follow each other and how many each has.
     ///
     /// # Errors
     /// A process that is gone.
-    pub(super) fn sum<C: Carrier>(&self, carrier: &C, mine: Vec<C::Values>) -> Result<C::Values> {
+    pub(super) fn sum<C: Carrier>(&self, carrier: &C, mine: Vec<C::Values>) -> Result<Vec<(C::Values, usize)>> {
         let nodes = |pieces: &Range<usize>| partial_sums(self.pieces, pieces);
         let mut parts: Vec<(Range<usize>, C::Values)> = nodes(&self.shares[self.rank]).into_iter().zip(mine).collect();
         let (mut held, mut len, mut way) = (self.shares.clone(), self.len, Vec::new());
@@ -116,17 +116,18 @@ impl Plan {
             parts = nodes(&held[self.rank]).into_iter().map(sum).collect();
             way.push((members, segments, own));
         }
-        let (_, mut sum) = parts.pop().expect("the sum of all pieces");
+        let (_, sum) = parts.pop().expect("the sum of all pieces");
+        let mut all = vec![(sum, len)];
         for (members, segments, own) in way.into_iter().rev() {
+            let sum = if all.len() == 1 { all.swap_remove(0).0 } else { carrier.join(&all) };
             let others = || members.iter().zip(&segments).filter(|(rank, _)| **rank != self.rank);
             let sends: Vec<_> = others().map(|(&rank, _)| (rank, &sum, 0..segments[own].len())).collect();
             let receives: Vec<_> = others().map(|(&rank, segment)| (rank, segment.len())).collect();
-            let mut all = carrier.exchange(&sends, &receives)?;
-            all.insert(own, sum);
-            let all: Vec<_> = all.into_iter().zip(segments.iter().map(Range::len)).collect();
-            sum = carrier.join(&all);
+            let mut received = carrier.exchange(&sends, &receives)?;
+            received.insert(own, sum);
+            all = received.into_iter().zip(segments.iter().map(Range::len)).collect();
         }
-        Ok(sum)
+        Ok(all)
     }
 }
 
@@ -152,7 +153,7 @@ impl<'a> Carrier for Host<'a> {
     }
 
     fn join(&self, parts: &[(Self::Values, usize)]) -> Self::Values {
-        Cow::Owned(joined(parts.iter().map(|(values, _)| &**values)))
+        Cow::Owned(parts.iter().map(|(values, _)| &**values).collect::<Vec<_>>().concat())
     }
 
     fn exchange(
@@ -160,37 +161,28 @@ impl<'a> Carrier for Host<'a> {
         sends: &[(usize, &Self::Values, Range<usize>)],
         receives: &[(usize, usize)],
     ) -> Result<Vec<Self::Values>> {
-        let (mut counts, mut expected) = (vec![0; self.0.count()], vec![0; self.0.count()]);
-        for (rank, _, part) in sends {
-            counts[*rank] += part.len();
+        let mut of_rank: Vec<Vec<&[f32]>> = vec![Vec::new(); self.0.count()];
+        for (rank, values, part) in sends {
+            of_rank[*rank].push(&values[part.clone()]);
         }
+        let mut expected = vec![0; self.0.count()];
         for &(rank, len) in receives {
             expected[rank] += len;
         }
-        let flat = joined(sends.iter().map(|(_, values, part)| &values[part.clone()]));
-        let received = self.0.exchange(&flat, &counts, &expected)?;
-        if receives.len() == 1 {
-            return Ok(vec![Cow::Owned(received)]);
-        }
-        let mut rest = &received[..];
-        let take = |&(_, len): &(usize, usize)| {
-            let (values, after) = rest.split_at(len);
-            rest = after;
-            Cow::Owned(values.to_vec())
+        let mut received = self.0.exchange(&of_rank, &expected)?;
+        // From the end, so that the first part of each rank stays where it is.
+        let take = |&(rank, len): &(usize, usize)| {
+            let values = &mut received[rank];
+            Cow::Owned(if values.len() == len { std::mem::take(values) } else { values.split_off(values.len() - len) })
         };
-        Ok(receives.iter().map(take).collect())
+        let mut all: Vec<Self::Values> = receives.iter().rev().map(take).collect();
+        all.reverse();
+        Ok(all)
     }
 }
 
 /// Values that a thread adds at a time.
 const CHUNK: usize = 1 << 16;
-
-/// Values one after another.
-fn joined<'a>(parts: impl Iterator<Item = &'a [f32]> + Clone) -> Vec<f32> {
-    let mut all = Vec::with_capacity(parts.clone().map(<[f32]>::len).sum());
-    parts.for_each(|part| all.extend_from_slice(part));
-    all
-}
 
 /// From GPU to GPU.
 impl Carrier for Group {

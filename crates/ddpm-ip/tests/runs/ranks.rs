@@ -81,19 +81,19 @@ impl Link for Threads {
         Ok(all)
     }
 
-    fn exchange(&self, send: &[f32], counts: &[usize], expected: &[usize]) -> Result<Vec<f32>> {
-        let header = counts.iter().flat_map(|count| (*count as u64).to_le_bytes());
-        let mine: Vec<u8> = header.chain(bytemuck(send)).collect();
-        let mut received = Vec::new();
-        for (said, &expected) in self.gather(&mine)?.iter().zip(expected) {
+    fn exchange(&self, sends: &[Vec<&[f32]>], expected: &[usize]) -> Result<Vec<Vec<f32>>> {
+        // To all, each with the counts by rank first.
+        let count = |parts: &Vec<&[f32]>| parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        let header = sends.iter().flat_map(|parts| count(parts).to_le_bytes());
+        let mine: Vec<u8> = header.chain(sends.iter().flatten().flat_map(|part| bytemuck(part))).collect();
+        let take = |(said, &expected): (&Vec<u8>, &usize)| {
             let (header, values) = said.split_at(8 * self.count);
             let counts: Vec<usize> =
                 header.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()) as usize).collect();
-            let before: usize = counts[..self.rank].iter().sum();
             assert_eq!(counts[self.rank], expected);
-            received.extend(floats(values).skip(before).take(expected));
-        }
-        Ok(received)
+            floats(values).skip(counts[..self.rank].iter().sum()).take(expected).collect()
+        };
+        Ok(self.gather(&mine)?.iter().zip(expected).map(take).collect())
     }
 
     fn spread(&self, values: &mut [f32], parts: &[Range<usize>]) -> Result<()> {
