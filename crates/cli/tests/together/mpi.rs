@@ -243,3 +243,18 @@ fn a_batch_may_be_given_per_rank() {
     let config = std::fs::read_to_string(folder.path().join("run/config.toml")).unwrap();
     assert!(config.contains("batch_size = 15") && config.contains("microbatch = 5"), "{config}");
 }
+
+#[test]
+fn mpis_own_order_comes_near() {
+    let folder = tempfile::tempdir().unwrap();
+    well(folder.path(), 1, &format!("{TRAIN} --steps 4 --out exact"));
+    well(folder.path(), 3, &format!("{TRAIN} --steps 4 --out fast --reduction fast"));
+    let losses = |run: &str| -> Vec<f64> {
+        let lines = std::fs::read_to_string(folder.path().join(run).join("stats.jsonl")).unwrap();
+        let of = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+        lines.lines().map(of).collect()
+    };
+    let (exact, fast) = (losses("exact"), losses("fast"));
+    assert_eq!(exact.len(), 4);
+    assert!(exact.iter().zip(&fast).all(|(a, b)| (a - b).abs() < 1e-4 * a), "{exact:?} {fast:?}");
+}
