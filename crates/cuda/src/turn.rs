@@ -130,6 +130,9 @@ impl Turn {
     /// # Errors
     /// A broken GPU.
     pub fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         call!(self.gpu.driver, cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream.get()))
     }
 

@@ -47,8 +47,9 @@ fn plan(task: &Task, n: usize, config: &Config, purpose: Purpose) -> PlanMemory 
     }
 }
 
-/// What a training step holds with microbatches of so many images: its data set and loader apart.
-fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
+/// What a training step of one of so many processes holds with microbatches of so many images: its data set and loader apart.
+fn training(config: &Config, task: &Task, microbatch: usize, ranks: usize) -> Memory {
+    let parts = if config.train.shard_optimizer { ranks } else { 1 };
     let parameters = 4 * task.parameter_count();
     let batch = config.train.batch_size;
     let pieces = task.shards().count(microbatch.min(batch));
@@ -62,8 +63,8 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
     let mut memory = Memory::default();
     memory.add("program", PROGRAM);
     memory.add("parameters", parameters);
-    memory.add("moments", 2 * parameters);
-    memory.add("averages", (config.train.ema_rate.len() + config.train.posthoc_ema.len()) * parameters);
+    memory.add("moments", 2 * parameters / parts);
+    memory.add("averages", (config.train.ema_rate.len() + config.train.posthoc_ema.len()) * parameters / parts);
     if place == GradientPlace::Outside {
         // Of the pieces of a microbatch as many as run at once, and the partial sums of those before.
         let held = Accumulator::most_held(gradients) - 1 + Accumulator::most_held(pieces) + plan.arenas - 1;
@@ -86,7 +87,7 @@ fn training(config: &Config, task: &Task, microbatch: usize) -> Memory {
 /// Flags that describe no network.
 pub fn of_training(config: &Config, device: Device) -> Result<Memory, ConfigError> {
     let task = Task::new(config, device)?;
-    Ok(training(config, &task, config.train.microbatch_size()))
+    Ok(training(config, &task, config.train.microbatch_size(), 1))
 }
 
 /// What a sampling step of a configuration's `sample.batch_size` images holds on a device at most.
@@ -196,10 +197,11 @@ pub(crate) fn check(
     task: &Task,
     data: &Memory,
     machine: Option<Machine>,
+    ranks: usize,
 ) -> Result<Option<String>, ConfigError> {
     let Some(machine) = machine else { return Ok(None) };
     let microbatch = config.train.microbatch_size().min(config.train.batch_size);
-    let needed = |microbatch| training(config, task, microbatch).total() + data.total();
+    let needed = |microbatch| training(config, task, microbatch, ranks).total() + data.total();
     let all = needed(microbatch);
     let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     // Halves of the batch, as far as they help.
@@ -304,14 +306,14 @@ mod tests {
         config.train.batch_size = 256;
         let task = Task::new(&config, ddpm_net::Device::default()).expect("a network");
         let check = |config: &Config, total, free| {
-            super::check(config, &task, &Memory::default(), Some(Machine { name: "this machine", total, free }))
+            super::check(config, &task, &Memory::default(), Some(Machine { name: "this machine", total, free }), 1)
         };
-        let all = training(&config, &task, 256).total();
+        let all = training(&config, &task, 256, 1).total();
         assert_eq!(check(&config, all, all).expect("enough"), None);
         assert!(check(&config, all, all / 2).expect("enough in all").expect("a remark").contains("are free"));
         let refused = check(&config, all - 1, all - 1).expect_err("too little").0;
         assert!(refused.contains("--microbatch 128") || refused.contains("--microbatch 64"), "{refused}");
         assert!(check(&config, 1 << 20, 1 << 20).expect_err("too little").0.contains("no --microbatch fits"));
-        assert_eq!(super::check(&config, &task, &Memory::default(), None).expect("unknown"), None);
+        assert_eq!(super::check(&config, &task, &Memory::default(), None, 1).expect("unknown"), None);
     }
 }

@@ -5,7 +5,7 @@ use crate::{AdamW, AdamWCoefficients};
 use rayon::prelude::*;
 
 /// Values one task updates: enough to be worth a task, small enough to balance.
-const CHUNK: usize = 1 << 16;
+pub const CHUNK: usize = 1 << 16;
 
 /// One AdamW step in place, operation by operation as PyTorch's `torch.optim.AdamW` rounds it, and then each of the averages
 /// (rate, values): `values·rate + param·(1 − rate)`, from the new parameter. What is read for one is still in a cache for the
@@ -62,8 +62,12 @@ multiversion! {
 
 /// Σ x², summed in f64 over fixed pieces, so that it does not depend on the number of threads.
 pub fn sum_squares(x: &[f32]) -> f64 {
-    let pieces: Vec<f64> = x.par_chunks(CHUNK).map(sum_squares_chunk).collect();
-    pieces.iter().sum()
+    squares(x).iter().sum()
+}
+
+/// Σ x² of each [`CHUNK`] of values.
+pub fn squares(x: &[f32]) -> Vec<f64> {
+    x.par_chunks(CHUNK).map(sum_squares_chunk).collect()
 }
 
 multiversion! {

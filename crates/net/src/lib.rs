@@ -58,7 +58,9 @@ mod tests;
 mod values;
 
 pub use ddpm_cuda::{self as gpu, Chip, Gpu};
-pub use device::{Clip, Device, DeviceError, GPU_AVERAGES, Norm, RunPosition, accumulate, done, update};
+pub use device::{
+    Clip, Device, DeviceError, GPU_AVERAGES, GRAIN, Norm, RunPosition, Squares, accumulate, done, update,
+};
 pub use engine::{Engine, Feed, NO_CLASS, PlanMemory, Purpose};
 pub use graph::{Graph, Value};
 pub use kind::{Precision, Shape};

@@ -1,8 +1,10 @@
 //! How a batch is cut into pieces that are computed side by side, and how what they give is added up.
 
 use crate::arena::Lease;
-use crate::device::{Device, cuda, done};
+use crate::device::{Device, Squares, cuda, done};
 use ddpm_cuda::Buffer;
+use ddpm_kernels::optim;
+use ddpm_kernels::profile::{Work, timed};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -96,12 +98,14 @@ impl Gradient {
         }
     }
 
-    /// Takes other values, as many, which may lie in parts.
+    /// Takes other values, at most as many, which may lie in parts.
     ///
     /// # Panics
-    /// If they are more or fewer.
+    /// If they are more.
     pub fn set(&mut self, parts: &[Vec<f32>]) {
-        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), self.len, "values of the same parameters");
+        let len = parts.iter().map(Vec::len).sum::<usize>();
+        assert!(len <= self.len, "values of the same parameters");
+        self.len = len;
         match &mut self.memory {
             GradientMemory::Host(memory) => {
                 let mut rest = memory.values(self.len);
@@ -119,6 +123,20 @@ impl Gradient {
     #[expect(clippy::len_without_is_empty, reason = "no network has no parameters")]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// The sums of its squares.
+    pub fn squares(&mut self) -> Squares {
+        match &mut self.memory {
+            GradientMemory::Host(memory) => {
+                let (values, work) = (memory.values(self.len), Work { flop: 0.0, bytes: 4.0 * self.len as f64 });
+                Squares::Host(timed(|| ("gradient norm, f32".into(), work), || optim::squares(values)))
+            }
+            GradientMemory::Gpu(memory) => {
+                let (squares, count) = done(cuda::squares(memory, self.len));
+                Squares::Gpu(squares, count)
+            }
+        }
     }
 
     /// One in a GPU's memory.

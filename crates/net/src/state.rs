@@ -4,8 +4,9 @@
 //! with names as views. So one network serves the weights being trained, every average of them and a checkpoint alike, and
 //! optimizer, averages, files and sums over processes go through one buffer.
 
+use crate::device::done;
 use crate::values::Values;
-use ddpm_cuda::{Address, Gpu};
+use ddpm_cuda::{Address, Buffer, Gpu};
 use ddpm_math::{Domain, Stream};
 use std::ops::Range;
 use std::sync::Arc;
@@ -151,6 +152,13 @@ impl Parameters {
         Self::zeros(&self.layout)
     }
 
+    /// Some of the values, one after another, as those of one parameter.
+    #[must_use]
+    pub fn part(&self, part: Range<usize>) -> Self {
+        let spec = Spec { name: String::new(), shape: vec![part.len()], init: Init::Zero };
+        Self::new(Arc::new(Layout::new(vec![spec])), self.values()[part].to_vec())
+    }
+
     /// Which parameters these are.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
@@ -164,6 +172,27 @@ impl Parameters {
     /// All values, to be changed.
     pub fn values_mut(&mut self) -> &mut [f32] {
         self.values.host_mut()
+    }
+
+    /// A copy of some of the values in the memory of a GPU.
+    pub fn part_on_gpu(&self, gpu: &'static Gpu, part: Range<usize>) -> Buffer {
+        let copy = done(gpu.alloc(4 * part.len()));
+        let from = self.gpu(gpu).at(4 * part.start);
+        done(gpu.turn().and_then(|turn| turn.copy(copy.address(), from, 4 * part.len())));
+        copy
+    }
+
+    /// Takes other values from the memory of a GPU, so many from each of some buffers.
+    ///
+    /// # Panics
+    /// If they are not as many.
+    pub fn set_on_gpu(&mut self, gpu: &'static Gpu, parts: &[(Buffer, usize)]) {
+        assert_eq!(parts.iter().map(|(_, len)| len).sum::<usize>(), self.layout.len(), "values of other parameters");
+        let (mut to, turn) = (self.gpu_mut(gpu), done(gpu.turn()));
+        for (values, len) in parts {
+            done(turn.copy(to, values.address(), 4 * len));
+            to = to.at(4 * len);
+        }
     }
 
     /// All values in the memory of a GPU.

@@ -71,6 +71,20 @@ fn gpus_that_nccl_joins_give_the_bits_of_one() {
 }
 
 #[test]
+fn gpus_that_keep_a_part_of_the_optimizer_give_the_bits_of_one() {
+    let place = Place::new();
+    let flags = [&STEPS[..], &["--shard-optimizer"]].concat();
+    for count in [2, 3] {
+        let run = format!("run{count}");
+        well(&together(&place, count, &small(&run, &flags), |_| Vec::new()));
+        as_alone(&place, &run);
+    }
+    // Through main memory, as one GPU serves both.
+    well(&together(&place, 2, &small("shared", &flags), |_| vec![("CUDA_ON_CPU_DEVICES", "1")]));
+    as_alone(&place, "shared");
+}
+
+#[test]
 fn nccls_own_order_comes_near() {
     let place = Place::new();
     let flags = [&STEPS[..], &["--reduction", "fast"]].concat();

@@ -85,6 +85,12 @@ impl State {
             parameters,
         }
     }
+
+    /// Averages and moments: of which ranks may have a part each.
+    pub(crate) fn divided(&mut self) -> impl Iterator<Item = &mut Parameters> {
+        let averages = self.ema.iter_mut().chain(&mut self.posthoc).map(|(_, average)| average);
+        averages.chain(&mut self.moments)
+    }
 }
 
 /// How far a run has come. All randomness follows from the configuration's seed and these.

@@ -140,7 +140,12 @@ pub const KEYS: &[Key] = &[
     key(
         "train",
         "reduction",
-        "how several processes add up gradients: exact (any number gives the same bits) or fast (in MPI's or NCCL's order)",
+        "how processes add up gradients: exact (their number changes no bit), fast (in any order)",
+    ),
+    key(
+        "train",
+        "shard_optimizer",
+        "several processes keep moments and EMAs of a part of the parameters each (ZeRO 1)",
     ),
     key("train", "lr", "learning rate"),
     key("train", "weight_decay", "decoupled weight decay of AdamW"),

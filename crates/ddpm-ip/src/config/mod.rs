@@ -250,6 +250,8 @@ pub struct TrainConfig {
     pub microbatch: i64,
     /// In which order processes that share the run add up a step's gradient.
     pub reduction: Reduction,
+    /// Whether each of several processes keeps moments and averages of a part of the parameters alone, and updates that part.
+    pub shard_optimizer: bool,
     /// Learning rate.
     pub lr: f64,
     /// Decoupled weight decay.
@@ -313,6 +315,7 @@ impl Default for TrainConfig {
             batch_size: 1,
             microbatch: -1,
             reduction: Reduction::Exact,
+            shard_optimizer: false,
             lr: 1e-4,
             weight_decay: 0.0,
             adam_betas: [0.9, 0.999],

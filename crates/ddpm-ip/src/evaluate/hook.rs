@@ -117,6 +117,10 @@ impl<'a> EvaluationHook<'a> {
 }
 
 impl Hook for EvaluationHook<'_> {
+    fn wants_state(&self, trainer: &Trainer) -> bool {
+        due(trainer.step(), trainer.config.evaluation.interval)
+    }
+
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let step = trainer.step();
         let is_due = match next {

@@ -247,6 +247,11 @@ impl PosthocHook {
 }
 
 impl Hook for PosthocHook {
+    fn wants_state(&self, trainer: &Trainer) -> bool {
+        let settings = &trainer.config.train;
+        !settings.posthoc_ema.is_empty() && due(trainer.step(), settings.posthoc_ema_interval)
+    }
+
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, _: &mut Emit) -> Result<(), Error> {
         let settings = &trainer.config.train;
         let is_due = due(trainer.step(), settings.posthoc_ema_interval) || next == Next::Finish;

@@ -170,16 +170,19 @@ impl<'a, 'e> Maker<'a, 'e> {
             self.ranks.gather(&[])?;
         }
         (self.emit)(Event::Prepared { done: self.seen, total: self.total });
+        if self.ranks.count() == 1 {
+            self.stopped = self.stop.load(Ordering::Relaxed);
+        }
         Ok(())
     }
 
     /// The images that all processes made, in order, up to the first that cannot be used: for rank 0.
     fn of_all(&mut self, good: Vec<Made>, failed: bool) -> Result<Vec<Made>, Error> {
-        let stops = self.stop.load(Ordering::Relaxed);
         if self.ranks.count() == 1 {
-            (self.stopped, self.failed) = (stops, failed);
+            self.failed = failed;
             return Ok(good);
         }
+        let stops = self.stop.load(Ordering::Relaxed);
         let what: Vec<(&str, Option<u32>)> = good.iter().map(|made| (&*made.name, made.label)).collect();
         let mut mine = serde_json::to_vec(&(stops, failed, what)).expect("texts");
         mine.push(b'\n');

@@ -24,8 +24,9 @@ pub use pulse::{Pulse, Watch};
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
 use ddpm_net::gpu::Group;
-use ddpm_net::{Device, Gradient, Parameters, done, partial_sums};
+use ddpm_net::{Device, GRAIN, Gradient, Layout, Parameters, Squares, done, partial_sums};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub struct Ranks {
     /// Their GPUs, if NCCL joins them.
     group: Option<Arc<Group>>,
     reduction: Reduction,
+    /// Whether each updates a part of the parameters.
+    shards: bool,
 }
 
 impl Default for Ranks {
@@ -67,6 +70,7 @@ impl Default for Ranks {
             per_machine: 1,
             group: None,
             reduction: Reduction::Exact,
+            shards: false,
         }
     }
 }
@@ -122,7 +126,7 @@ impl Ranks {
         let hosts = link.gather(host.as_bytes()).map_err(|cause| Error::Gone { rank: link.rank(), cause })?;
         let hosts: Arc<[String]> = hosts.iter().map(|host| String::from_utf8_lossy(host).into_owned()).collect();
         let per_machine = per_machine(&hosts);
-        Ok(Self { link, hosts, per_machine, group: None, reduction: Reduction::Exact })
+        Ok(Self { link, hosts, per_machine, ..Self::default() })
     }
 
     /// Joins the GPUs of all processes by NCCL, so that gradients go from one to another and not through main memory. What to say
@@ -252,12 +256,31 @@ impl Ranks {
         }
     }
 
-    /// The same processes, which add up gradients in this order.
-    pub(crate) fn with(self, reduction: Reduction) -> Self {
-        Self { reduction, ..self }
+    /// The same processes, which add up gradients and update parameters as settings say.
+    pub(crate) fn with(self, settings: &TrainConfig) -> Self {
+        Self { reduction: settings.reduction, shards: settings.shard_optimizer, ..self }
     }
 
-    /// The gradient of a step of so many microbatches from each rank's partial sums.
+    /// How values of so many parameters are added up.
+    fn plan(&self, len: usize, pieces: usize) -> Plan {
+        let count = self.count();
+        let shares = (0..count).map(|rank| self.pieces(rank, pieces)).collect();
+        let grain = if self.shards { GRAIN } else { 1 };
+        Plan { rank: self.rank(), per_machine: self.per_machine, pieces, shares, len, grain }
+    }
+
+    /// Whether each rank updates a part of the parameters.
+    pub(crate) fn shards(&self) -> bool {
+        self.shards && self.count() > 1
+    }
+
+    /// The part of so many parameters that a rank updates.
+    pub(crate) fn part(&self, rank: usize, len: usize) -> Range<usize> {
+        if self.shards() { self.plan(len, self.count()).part(rank) } else { 0..len }
+    }
+
+    /// The gradient of a step of so many microbatches from each rank's partial sums: for this rank's [part](Self::part) of the
+    /// parameters.
     ///
     /// # Errors
     /// A process that is gone.
@@ -266,36 +289,130 @@ impl Ranks {
         if count == 1 {
             return Ok(mine.swap_remove(0));
         }
-        let shares = (0..count).map(|rank| self.pieces(rank, pieces)).collect();
-        let plan = Plan { rank: self.rank(), per_machine: self.per_machine, pieces, shares, len };
+        let (plan, part) = (self.plan(len, pieces), self.part(self.rank(), len));
         if let Some(group) = &self.group {
             let of_gpu = |sum: Gradient| sum.into_gpu().expect("computed by a GPU");
             let mut mine: Vec<_> = mine.into_iter().map(of_gpu).collect();
             let sum = match self.reduction {
-                Reduction::Exact => group.join(&self.call(|_| plan.sum(&**group, mine))?),
+                Reduction::Exact => {
+                    let sum = self.call(|_| plan.reduce(&**group, mine))?;
+                    if self.shards { sum } else { group.join(&self.call(|_| plan.collect(&**group, sum))?) }
+                }
                 Reduction::Fast => {
                     let sum = mine.swap_remove(0);
                     done(group.sum(&sum, len));
-                    sum
+                    if self.shards { group.part(&sum, part.clone()) } else { sum }
                 }
             };
-            return Ok(Gradient::of_gpu(sum, len));
+            return Ok(Gradient::of_gpu(sum, part.len()));
         }
         let mut values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
         let sum: Vec<Vec<f32>> = match self.reduction {
             Reduction::Exact => {
-                let parts = self.call(|link| plan.sum(&Host(link), values))?;
-                parts.into_iter().map(|(part, _)| part.into_owned()).collect()
+                let sum = self.call(|link| plan.reduce(&Host(link), values))?;
+                if self.shards {
+                    vec![sum.into_owned()]
+                } else {
+                    let parts = self.call(|link| plan.collect(&Host(link), sum))?;
+                    parts.into_iter().map(|(part, _)| part.into_owned()).collect()
+                }
             }
             Reduction::Fast => {
                 let mut sum = values.swap_remove(0).into_owned();
                 self.call(|link| link.sum(&mut sum))?;
-                vec![sum]
+                vec![if self.shards { sum[part].to_vec() } else { sum }]
             }
         };
         let mut gradient = mine.swap_remove(0);
         gradient.set(&sum);
         Ok(gradient)
+    }
+
+    /// The squares of the gradient of so many parameters, from those of this rank's part of it.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub(crate) fn squares(&self, mine: Squares, len: usize) -> Result<Squares, Error> {
+        if !self.shards() {
+            return Ok(mine);
+        }
+        // Numbers of eight bytes travel as two of four.
+        let plan = Plan { len: 2 * len.div_ceil(GRAIN), grain: 2, ..self.plan(len, self.count()) };
+        let all = |mine: &[f64]| {
+            let parts = self.call(|link| plan.collect(&Host(link), Cow::Borrowed(bytemuck::cast_slice(mine))))?;
+            Ok::<Vec<f64>, Error>(parts.iter().flat_map(|(part, _)| bytemuck::pod_collect_to_vec(part)).collect())
+        };
+        Ok(match (mine, &self.group) {
+            (Squares::Host(mine), _) => Squares::Host(all(&mine)?),
+            (Squares::Gpu(mine, _), Some(group)) => {
+                Squares::Gpu(group.join(&self.call(|_| plan.collect(&**group, mine))?), plan.len / 2)
+            }
+            (Squares::Gpu(mine, count), None) => {
+                let all = all(&done(mine.download(count)))?;
+                Squares::Gpu(done(mine.gpu().upload(&all)), all.len())
+            }
+        })
+    }
+
+    /// Gives all ranks the parts of the parameters that the others have updated.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub(crate) fn collect(&self, parameters: &mut Parameters, device: Device) -> Result<(), Error> {
+        if !self.shards() {
+            return Ok(());
+        }
+        let len = parameters.layout().len();
+        let (plan, part) = (self.plan(len, self.count()), self.part(self.rank(), len));
+        let gpu = if let Device::Cuda(gpu) = device { Some(gpu) } else { None };
+        if let (Some(gpu), Some(group)) = (gpu, &self.group) {
+            let parts = self.call(|_| plan.collect(&**group, parameters.part_on_gpu(gpu, part)))?;
+            parameters.set_on_gpu(gpu, &parts);
+            return Ok(());
+        }
+        let mine = match gpu {
+            Some(gpu) => Cow::Owned(done(parameters.part_on_gpu(gpu, part.clone()).download(part.len()))),
+            None => Cow::Borrowed(&parameters.values()[part.clone()]),
+        };
+        let parts = self.call(|link| plan.collect(&Host(link), mine))?;
+        let parts: Vec<Vec<f32>> = parts.into_iter().map(|(part, _)| part.into_owned()).collect();
+        if let Some(gpu) = gpu {
+            let parts: Vec<_> = parts.iter().map(|part| (done(gpu.upload(part)), part.len())).collect();
+            parameters.set_on_gpu(gpu, &parts);
+        } else {
+            let mut rest = parameters.values_mut();
+            for part in parts {
+                let (place, after) = rest.split_at_mut(part.len());
+                place.copy_from_slice(&part);
+                rest = after;
+            }
+        }
+        Ok(())
+    }
+
+    /// For rank 0 all values, of which each rank has its part; nothing for the others.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub(crate) fn whole(&self, part: &Parameters, layout: &Arc<Layout>) -> Result<Option<Parameters>, Error> {
+        let parts: Vec<Range<usize>> = (0..self.count()).map(|rank| self.part(rank, layout.len())).collect();
+        let mut sends = vec![Vec::new(); self.count()];
+        let mut expected = vec![0; self.count()];
+        if self.leads() {
+            expected.iter_mut().zip(&parts).skip(1).for_each(|(len, part)| *len = part.len());
+        } else {
+            sends[0] = vec![part.values()];
+        }
+        let received = self.call(|link| link.exchange(&sends, &expected))?;
+        if !self.leads() {
+            return Ok(None);
+        }
+        let mut all = vec![0.0; layout.len()];
+        all[parts[0].clone()].copy_from_slice(part.values());
+        for (theirs, part) in received.iter().zip(parts).skip(1) {
+            all[part].copy_from_slice(theirs);
+        }
+        Ok(Some(Parameters::new(Arc::clone(layout), all)))
     }
 
     /// Gives all ranks the values that rank 0 has.

@@ -53,6 +53,8 @@ pub(super) struct Plan {
     pub(super) shares: Vec<Range<usize>>,
     /// Values of the gradient.
     pub(super) len: usize,
+    /// Segments begin at multiples of it.
+    pub(super) grain: usize,
 }
 
 /// How many ranks each machine has, if it is the same number for all and more than one; else all ranks.
@@ -62,14 +64,49 @@ pub(super) fn per_machine(hosts: &[String]) -> usize {
     if even && ranks > 1 { ranks } else { hosts.len() }
 }
 
+/// Ranks that add up what they hold, each for a segment of the parameters.
+struct Stage {
+    members: Vec<usize>,
+    /// Those of the members, in what this rank has for itself after the stage before.
+    segments: Vec<Range<usize>>,
+    /// Which member this rank is.
+    own: usize,
+}
+
+impl Stage {
+    fn own(&self) -> &Range<usize> {
+        &self.segments[self.own]
+    }
+
+    /// The other members and their segments.
+    fn others(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
+        self.members.iter().copied().zip(&self.segments).enumerate().filter(|(i, _)| *i != self.own).map(|(_, of)| of)
+    }
+}
+
 impl Plan {
-    /// The members of each stage of this rank, in order.
-    fn stages(&self) -> Vec<Vec<usize>> {
+    /// The stages of a rank, in order.
+    fn stages(&self, rank: usize) -> Vec<Stage> {
         let (count, of_machine) = (self.shares.len(), self.per_machine);
-        let first = self.rank / of_machine * of_machine;
-        let stages: [Vec<usize>; 2] =
-            [(first..first + of_machine).collect(), (self.rank % of_machine..count).step_by(of_machine).collect()];
-        stages.into_iter().filter(|members| members.len() > 1).collect()
+        let first = rank / of_machine * of_machine;
+        let members: [Vec<usize>; 2] =
+            [(first..first + of_machine).collect(), (rank % of_machine..count).step_by(of_machine).collect()];
+        let mut len = self.len;
+        let stage = |members: Vec<usize>| {
+            let own = members.iter().position(|&member| member == rank).expect("it is in its stages");
+            let stage = Stage { segments: cut(len, members.len(), self.grain), members, own };
+            len = stage.own().len();
+            stage
+        };
+        members.into_iter().filter(|members| members.len() > 1).map(stage).collect()
+    }
+
+    /// The part of the parameters for which a rank adds up all pieces.
+    pub(super) fn part(&self, rank: usize) -> Range<usize> {
+        self.stages(rank).iter().fold(0..self.len, |all, stage| {
+            let own = stage.own();
+            all.start + own.start..all.start + own.end
+        })
     }
 
     /// The pieces of which a rank has partial sums after a stage: those of its machine, then all.
@@ -82,30 +119,30 @@ impl Plan {
         self.shares[first].start..self.shares[first + of_machine - 1].end
     }
 
-    /// The sum of all pieces, of which this rank has the partial sums `mine`, as values that follow each other and how many each has.
+    /// The sum of all pieces for this rank's [part](Self::part) of the parameters, from its partial sums of all parameters.
     ///
     /// # Errors
     /// A process that is gone.
-    pub(super) fn sum<C: Carrier>(&self, carrier: &C, mine: Vec<C::Values>) -> Result<Vec<(C::Values, usize)>> {
+    pub(super) fn reduce<C: Carrier>(&self, carrier: &C, mine: Vec<C::Values>) -> Result<C::Values> {
         let nodes = |pieces: &Range<usize>| partial_sums(self.pieces, pieces);
         let mut parts: Vec<(Range<usize>, C::Values)> = nodes(&self.shares[self.rank]).into_iter().zip(mine).collect();
-        let (mut held, mut len, mut way) = (self.shares.clone(), self.len, Vec::new());
-        for (stage, members) in self.stages().into_iter().enumerate() {
-            let segments = cut(len, members.len());
-            let own = members.iter().position(|&rank| rank == self.rank).expect("it is in its stages");
-            let others = || members.iter().zip(&segments).filter(|(rank, _)| **rank != self.rank);
-            let sends: Vec<_> = others()
-                .flat_map(|(&rank, segment)| parts.iter().map(move |(_, values)| (rank, values, segment.clone())))
+        let mut held = self.shares.clone();
+        for (i, stage) in self.stages(self.rank).into_iter().enumerate() {
+            let sends: Vec<_> = stage
+                .others()
+                .flat_map(|(rank, segment)| parts.iter().map(move |(_, values)| (rank, values, segment.clone())))
                 .collect();
-            let expected: Vec<(usize, Range<usize>)> =
-                others().flat_map(|(&rank, _)| nodes(&held[rank]).into_iter().map(move |node| (rank, node))).collect();
-            len = segments[own].len();
+            let expected: Vec<(usize, Range<usize>)> = stage
+                .others()
+                .flat_map(|(rank, _)| nodes(&held[rank]).into_iter().map(move |node| (rank, node)))
+                .collect();
+            let len = stage.own().len();
             let receives: Vec<(usize, usize)> = expected.iter().map(|&(rank, _)| (rank, len)).collect();
             let received = carrier.exchange(&sends, &receives)?;
-            let mine = parts.iter().map(|(node, values)| (node.clone(), carrier.part(values, segments[own].clone())));
+            let mine = parts.iter().map(|(node, values)| (node.clone(), carrier.part(values, stage.own().clone())));
             let mut all: Vec<(Range<usize>, C::Values)> =
                 mine.chain(expected.into_iter().map(|(_, node)| node).zip(received)).collect();
-            held = (0..held.len()).map(|rank| self.held(rank, stage)).collect();
+            held = (0..held.len()).map(|rank| self.held(rank, i)).collect();
             let sum = |node: Range<usize>| {
                 let within =
                     |(part, _): &mut (Range<usize>, C::Values)| node.start <= part.start && part.end <= node.end;
@@ -114,26 +151,33 @@ impl Plan {
                 (node, values)
             };
             parts = nodes(&held[self.rank]).into_iter().map(sum).collect();
-            way.push((members, segments, own));
         }
-        let (_, sum) = parts.pop().expect("the sum of all pieces");
-        let mut all = vec![(sum, len)];
-        for (members, segments, own) in way.into_iter().rev() {
-            let sum = if all.len() == 1 { all.swap_remove(0).0 } else { carrier.join(&all) };
-            let others = || members.iter().zip(&segments).filter(|(rank, _)| **rank != self.rank);
-            let sends: Vec<_> = others().map(|(&rank, _)| (rank, &sum, 0..segments[own].len())).collect();
-            let receives: Vec<_> = others().map(|(&rank, segment)| (rank, segment.len())).collect();
+        Ok(parts.pop().expect("the sum of all pieces").1)
+    }
+
+    /// All values, from this rank's [part](Self::part) of them: such as follow each other, and how many each has.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub(super) fn collect<C: Carrier>(&self, carrier: &C, part: C::Values) -> Result<Vec<(C::Values, usize)>> {
+        let len = self.part(self.rank).len();
+        let mut all = vec![(part, len)];
+        for stage in self.stages(self.rank).into_iter().rev() {
+            let mine = if all.len() == 1 { all.swap_remove(0).0 } else { carrier.join(&all) };
+            let sends: Vec<_> = stage.others().map(|(rank, _)| (rank, &mine, 0..stage.own().len())).collect();
+            let receives: Vec<_> = stage.others().map(|(rank, segment)| (rank, segment.len())).collect();
             let mut received = carrier.exchange(&sends, &receives)?;
-            received.insert(own, sum);
-            all = received.into_iter().zip(segments.iter().map(Range::len)).collect();
+            received.insert(stage.own, mine);
+            all = received.into_iter().zip(stage.segments.iter().map(Range::len)).collect();
         }
         Ok(all)
     }
 }
 
-/// So many values in as many segments.
-pub(super) fn cut(len: usize, segments: usize) -> Vec<Range<usize>> {
-    (0..segments).map(|i| i * len / segments..(i + 1) * len / segments).collect()
+/// So many values in as many segments, which begin at multiples of `grain`.
+fn cut(len: usize, segments: usize, grain: usize) -> Vec<Range<usize>> {
+    let begin = |i: usize| (i * len.div_ceil(grain) / segments * grain).min(len);
+    (0..segments).map(|i| begin(i)..begin(i + 1)).collect()
 }
 
 /// Through main memory.

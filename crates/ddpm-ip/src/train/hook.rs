@@ -24,6 +24,12 @@ pub trait Hook {
     /// What goes wrong ends the run.
     fn after_step(&mut self, trainer: &Trainer, report: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error>;
 
+    /// Whether it will look at more of the trainer's state than progress and parameters after this step, if the run goes on: where
+    /// processes keep a part of it each, it has to be collected first.
+    fn wants_state(&self, _trainer: &Trainer) -> bool {
+        true
+    }
+
     /// Called before the first step of a call that goes on with a run: what belonged to the step behind and is not there, as
     /// the call before ended first.
     ///
@@ -119,11 +125,16 @@ impl<'a> CheckpointHook<'a> {
 }
 
 impl Hook for CheckpointHook<'_> {
+    fn wants_state(&self, trainer: &Trainer) -> bool {
+        due(trainer.step(), trainer.config.train.save_interval)
+    }
+
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         if self.writing.as_ref().is_some_and(|(_, thread)| thread.is_finished()) {
             self.finish(emit)?;
         }
-        let is_asked = self.asked.swap(false, Ordering::Relaxed);
+        // Who asks too late for this step has the next one saved.
+        let is_asked = trainer.is_whole() && self.asked.swap(false, Ordering::Relaxed);
         if is_asked {
             emit(Event::Notice(format!("step {}: saving a checkpoint, as asked", trainer.step())));
         }
@@ -274,6 +285,10 @@ impl Drawing<'_> {
 }
 
 impl Hook for GridHook<'_> {
+    fn wants_state(&self, trainer: &Trainer) -> bool {
+        trainer.config.train.grid_images > 0 && due(trainer.step(), trainer.config.train.grid_interval)
+    }
+
     fn after_step(&mut self, trainer: &Trainer, _: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let wanted = match next {
             Next::Step => due(trainer.step(), trainer.config.train.grid_interval),

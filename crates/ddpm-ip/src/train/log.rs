@@ -49,6 +49,10 @@ impl Default for LogHook {
 }
 
 impl Hook for LogHook {
+    fn wants_state(&self, _: &Trainer) -> bool {
+        false
+    }
+
     fn after_step(&mut self, trainer: &Trainer, report: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         let steps = trainer.diffusion.schedule.len();
         for report in [Some(report), report.validation.as_deref()].into_iter().flatten() {

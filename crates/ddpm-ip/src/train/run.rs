@@ -134,7 +134,7 @@ fn run(
     if let Some(text) = crate::device::describe(device) {
         emit(Event::Notice(format!("computing in {} on {text}", task.precision(&config).name())));
     }
-    if !ignore_memory_limit && let Some(remark) = fits(&config, &task, &dataset, ranks.on_this_machine())? {
+    if !ignore_memory_limit && let Some(remark) = fits(&config, &task, &dataset, &ranks)? {
         emit(Event::Warning(remark));
     }
     let mut changed = Vec::new();
@@ -274,12 +274,13 @@ fn run(
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
     let (begin, mut in_hooks, mut waits) = (Instant::now(), Duration::ZERO, Waits::default());
     loop {
+        trainer.shard();
         let since = Instant::now();
         let batch = match loader.next() {
             Ok(batch) => batch,
             Err(error) => {
-                // The run is good up to here; only its images are not.
-                if trainer.step() > first_step {
+                // The run is good up to here; only its images are not. But others do not send their parts now.
+                if trainer.step() > first_step && trainer.is_whole() {
                     saving.save(&trainer, emit)?;
                 }
                 return Err(error);
@@ -300,7 +301,9 @@ fn run(
         }
         let elapsed = before + begin.elapsed().saturating_sub(in_hooks);
         emit(Event::Step { step: trainer.step(), elapsed, loss: report.mean_loss() });
-        let (next, waited) = agree(&mut trainer, elapsed.as_secs_f64(), waited, stop, &save, over)?;
+        let own: [&dyn Hook; 5] = [&log, &posthoc, &saving, &watch, &grid];
+        let wants = own.into_iter().chain(hooks.iter().map(|hook| &**hook)).any(|hook| hook.wants_state(&trainer));
+        let (next, waited) = agree(&mut trainer, (elapsed.as_secs_f64(), waited, wants), stop, &save, over)?;
         if let Some(remark) = waits.see(trainer.step(), report.secs, &waited, &ranks) {
             emit(Event::Warning(remark));
         }
@@ -408,18 +411,19 @@ pub fn memory(config: &Config, device: Device) -> Result<[Memory; 2], Error> {
 /// # Errors
 /// As [`resolve`], and too little memory.
 pub fn check_memory(config: &Config, device: Device) -> Result<Option<String>, Error> {
-    Ok(fits(config, &Task::new(config, device)?, &*open_data(config)?, 1)?)
+    Ok(fits(config, &Task::new(config, device)?, &*open_data(config)?, &Ranks::default())?)
 }
 
-/// What is said of the memory of a device for a run, where so many processes of a machine share it.
-fn fits(config: &Config, task: &Task, dataset: &Dataset, processes: usize) -> Result<Option<String>, ConfigError> {
+/// What is said of the memory of a device for a run of some processes, of which those of a machine share its memory.
+fn fits(config: &Config, task: &Task, dataset: &Dataset, ranks: &Ranks) -> Result<Option<String>, ConfigError> {
     let machine = memory::of_device(task.device());
     // Beside a GPU images wait in main memory.
     if task.device() != Device::Cpu {
-        return memory::check(config, task, &Memory::default(), machine);
+        return memory::check(config, task, &Memory::default(), machine, ranks.count());
     }
+    let processes = ranks.on_this_machine();
     let machine = machine.map(|machine| if processes > 1 { machine.share(processes) } else { machine });
-    memory::check(config, task, &data_memory(config, dataset), machine)
+    memory::check(config, task, &data_memory(config, dataset), machine, ranks.count())
 }
 
 /// Images on which a classifier is tried out.
@@ -546,11 +550,12 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 /// Settings that do not change what a network learns from a step.
-const HARMLESS: [&str; 14] = [
+const HARMLESS: [&str; 15] = [
     "train.steps",
     "train.duration",
     "train.init_from",
     "train.resume_checkpoint",
+    "train.shard_optimizer",
     "train.log_interval",
     "train.eval_interval",
     "data.val_data_dir",

@@ -56,11 +56,12 @@ pub(super) fn follow(
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
     loop {
+        trainer.shard();
         let since = Instant::now();
         let batch = loader.next()?;
         let waited = since.elapsed().as_secs_f64();
         trainer.train_step(&batch)?;
-        let (next, _) = agree(trainer, 0.0, waited, stop, save, &over)?;
+        let (next, _) = agree(trainer, (0.0, waited, false), stop, save, &over)?;
         if next != Next::Step {
             skipped(loader, emit);
             return Ok(if next == Next::Finish { Outcome::Finished } else { Outcome::Interrupted });
@@ -76,22 +77,23 @@ pub(super) fn skipped(loader: &Loader, emit: &mut Emit) {
 }
 
 /// What follows a step, on all ranks: by the clock of rank 0, and whoever was asked to stop or to save. And how many seconds each
-/// `waited` for its images.
+/// `waited` for its images. If rank 0 `wants` the state, or the run is saved, rank 0 has all of it.
 pub(super) fn agree(
     trainer: &mut Trainer,
-    elapsed: f64,
-    waited: f64,
+    (elapsed, waited, wants): (f64, f64, bool),
     stop: &AtomicBool,
     save: &AtomicBool,
     over: impl Fn(u64, f64) -> bool,
 ) -> Result<(Next, Vec<f64>), Error> {
-    let flag = |flag: &AtomicBool| f64::from(u8::from(flag.load(Ordering::Relaxed)));
+    let number = |flag| f64::from(u8::from(flag));
+    let flag = |flag: &AtomicBool| number(flag.load(Ordering::Relaxed));
     let step = trainer.step();
     let sum = match trainer.ranks.count() {
         2.. if step.is_multiple_of(CHECK) => crc32fast::hash(bytemuck::cast_slice(trainer.state.parameters.values())),
         _ => 0,
     };
-    let said = trainer.ranks.gather_numbers(&[elapsed, flag(stop), flag(save), f64::from(sum), waited])?;
+    let said =
+        trainer.ranks.gather_numbers(&[elapsed, flag(stop), flag(save), f64::from(sum), waited, number(wants)])?;
     if let Some(rank) = said.iter().position(|theirs| theirs[3] != said[0][3]) {
         let message = format!(
             "has other parameters than rank 0 after step {step}: its machine or its memory computes something else. Repeat the \
@@ -113,6 +115,9 @@ pub(super) fn agree(
         (false, true) => Next::Interrupt,
         (false, false) => Next::Step,
     };
+    if next != Next::Step || any(2) || any(5) {
+        trainer.unshard()?;
+    }
     Ok((next, said.iter().map(|said| said[4]).collect()))
 }
 

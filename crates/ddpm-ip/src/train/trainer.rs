@@ -11,8 +11,9 @@ use crate::diffusion::Diffusion;
 use crate::ranks::{Ranks, Share};
 use ddpm_kernels::AdamW;
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind, posthoc};
-use ddpm_net::{Accumulator, Clip, Feed, Gradient, Norm, Parameters};
+use ddpm_net::{Accumulator, Clip, Feed, Gradient, Norm, Parameters, Squares};
 use rayon::prelude::*;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What one step saw, image by image where a field is a list.
@@ -106,6 +107,8 @@ pub struct Trainer {
     pub(super) ranks: Ranks,
     /// The norm of the newest gradient, if a GPU has not sent it yet when the step is counted.
     late: Option<Norm>,
+    /// Whether averages and moments are of all parameters, not of this rank's part.
+    is_whole: bool,
 }
 
 /// The random draws of one step, for a batch of N images.
@@ -147,6 +150,7 @@ impl Trainer {
             mail: Mail::default(),
             ranks: Ranks::default(),
             late: None,
+            is_whole: true,
         })
     }
 
@@ -160,17 +164,48 @@ impl Trainer {
             let progress = serde_json::to_vec(&self.state.progress).expect("numbers");
             let progress = serde_json::from_slice(&ranks.told(&progress)?);
             self.state.progress = progress.map_err(|e| ranks.failure(0, &format!("sent no progress: {e}")))?;
-            let State { parameters, ema, posthoc, moments, .. } = &mut self.state;
-            let averages = ema.iter_mut().chain(posthoc).map(|(_, average)| average);
-            averages.chain(moments).chain([parameters]).try_for_each(|values| ranks.spread(values))?;
+            ranks.spread(&mut self.state.parameters)?;
+            self.state.divided().try_for_each(|values| ranks.spread(values))?;
             if let Some(history) =
                 self.state.progress.time_sampler.clone().filter(|_| self.time_sampler.state().is_some())
             {
                 self.time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
             }
         }
-        self.ranks = ranks.with(self.config.train.reduction);
+        self.ranks = ranks.with(&self.config.train);
         Ok(self)
+    }
+
+    /// Leaves averages and moments to the ranks, a part to each, if they are to have one.
+    pub(super) fn shard(&mut self) {
+        if self.ranks.shards() && self.is_whole {
+            let part = self.ranks.part(self.ranks.rank(), self.state.parameters.layout().len());
+            self.state.divided().for_each(|values| *values = values.part(part.clone()));
+            self.is_whole = false;
+        }
+    }
+
+    /// Gives rank 0 all of what the ranks have a part of, until they [share](Self::shard) it again. All of them call it.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub(super) fn unshard(&mut self) -> Result<(), Error> {
+        if self.is_whole {
+            return Ok(());
+        }
+        let layout = Arc::clone(self.state.parameters.layout());
+        for values in self.state.divided() {
+            if let Some(whole) = self.ranks.whole(values, &layout)? {
+                *values = whole;
+            }
+        }
+        self.is_whole = self.ranks.leads();
+        Ok(())
+    }
+
+    /// Whether it has averages and moments of all parameters.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// The images of each step that it trains on.
@@ -188,7 +223,8 @@ impl Trainer {
         self.state.progress.step
     }
 
-    /// Parameters, averages, moments and counters.
+    /// Parameters, averages, moments and counters. Where [processes](crate::ranks) keep a part of averages and moments each, this has
+    /// all of them only for hooks that [want](super::Hook::wants_state) them.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -322,8 +358,10 @@ impl Trainer {
         }
         // What the GPU was still at work on when this step began.
         self.settle()?;
-        let gradient = self.ranks.sum(gradients, pieces)?;
-        let norm = self.update(gradient, report.lr, scale);
+        let mut gradient = self.ranks.sum(gradients, pieces)?;
+        let squares = self.ranks.squares(gradient.squares(), self.state.parameters.layout().len())?;
+        let norm = self.update((gradient, squares), report.lr, scale);
+        self.ranks.collect(&mut self.state.parameters, self.task.device())?;
         report.grad_norm = Some(norm.clone());
         let mut overflowed = false;
         let mut next_scale = None;
@@ -367,7 +405,7 @@ impl Trainer {
     }
 
     /// AdamW and the averages, in place, from a gradient that is `scale` times too large; its norm.
-    fn update(&mut self, gradient: Gradient, lr: f64, scale: f64) -> Norm {
+    fn update(&mut self, gradient: (Gradient, Squares), lr: f64, scale: f64) -> Norm {
         let c = &self.config.train;
         let updates = self.state.progress.updates.unwrap_or(self.state.progress.step);
         let adamw = AdamW {
@@ -385,6 +423,7 @@ impl Trainer {
         let by_power = |length: f64| posthoc::rate(posthoc::exponent(length), updates + 1);
         let by_powers = posthoc.iter_mut().map(|(length, average)| (by_power(*length), average));
         let mut averages: Vec<(f64, &mut Parameters)> = ema.chain(by_powers).collect();
-        ddpm_net::update(&adamw, clip, parameters, gradient, [m, v], &mut averages)
+        let part = self.ranks.part(self.ranks.rank(), parameters.layout().len());
+        ddpm_net::update(&adamw, clip, (parameters, part), gradient, [m, v], &mut averages)
     }
 }

@@ -115,6 +115,10 @@ fn advice(trainer: &Trainer) -> String {
 }
 
 impl Hook for WatchHook {
+    fn wants_state(&self, _: &Trainer) -> bool {
+        false
+    }
+
     fn after_step(&mut self, trainer: &Trainer, report: &StepReport, next: Next, emit: &mut Emit) -> Result<(), Error> {
         if let Some((term, zero)) = self.of_zero(trainer)
             && let Some(values) = report.term(term)

@@ -193,6 +193,59 @@ fn a_run_goes_on_with_other_ranks() {
     assert_same(&alone, &trained(&settings("6", &[]), &dir));
 }
 
+/// A network of ten pieces of 65 536 parameters, so that each rank has some, and all kinds of averages.
+fn sharded(steps: &str, shard: &str, other: &[(&str, &str)]) -> Config {
+    let mut all = vec![
+        ("model.num_channels", "96"),
+        ("shard_optimizer", shard),
+        ("posthoc_ema", "0.1,0.2"),
+        ("posthoc_ema_interval", "1"),
+        ("save_interval", "2"),
+        ("grad_clip", "0.5"),
+        ("train.batch_size", "6"),
+        ("microbatch", "1"),
+    ];
+    all.extend(other);
+    settings(steps, &all)
+}
+
+#[test]
+fn ranks_that_keep_a_part_of_the_optimizer_come_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    let alone = trained(&sharded("3", "false", &[]), &dir("alone"));
+    let snapshots = |run: &str| tensors(&dir(run).join("ema"));
+    for count in [1, 2, 3, 4] {
+        let name = format!("shared-{count}");
+        assert_same(&alone, &run_of(count, &dir(&name), &sharded("3", "true", &[])));
+        assert!(snapshots(&name) == snapshots("alone"));
+        assert_same(&dir("alone/checkpoints/step_000002"), &dir(&name).join("checkpoints/step_000002"));
+    }
+    // There and back.
+    let changing = dir("changing");
+    run_of(3, &changing, &sharded("1", "true", &[]));
+    run_of(2, &changing, &sharded("2", "false", &[]));
+    assert_same(&alone, &run_of(2, &changing, &sharded("3", "true", &[])));
+    // More ranks than there are pieces of the parameters.
+    let small = settings("2", &[]);
+    let alone = trained(&small, &dir("small"));
+    assert_same(&alone, &run_of(6, &dir("small-6"), &settings("2", &[("shard_optimizer", "true")])));
+}
+
+#[test]
+fn a_part_of_the_optimizer_each_with_fast_sums_comes_near_and_diverges_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let fast = sharded("2", "true", &[("reduction", "fast")]);
+    let checkpoint = run_of(3, &folder.path().join("fast"), &fast);
+    let alone = trained(&sharded("2", "false", &[]), &folder.path().join("alone"));
+    for ((name, fast), (_, exact)) in tensors(&checkpoint).iter().zip(tensors(&alone)) {
+        let far = floats(fast).zip(floats(&exact)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far < 1e-3, "{name}: {far}");
+    }
+    let results = shared(3, &folder.path().join("high"), |_| sharded("9", "true", &[("lr", "1e30")]), |_, _, _| {});
+    assert!(results.iter().all(|result| matches!(result, Err(Error::Diverged { .. }))), "{results:?}");
+}
+
 #[test]
 fn a_step_is_cut_by_ranks_where_nobody_says_how_and_stays_cut() {
     let folder = tempfile::tempdir().unwrap();

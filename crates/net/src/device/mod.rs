@@ -15,9 +15,10 @@ use crate::kind::Precision;
 use crate::plan::{GradientPlace, Plan, Slot};
 use crate::shards::{Gradient, GradientMemory};
 use crate::state::Parameters;
-use ddpm_cuda::{Address, Chip, Gpu, Note, Turn};
+use ddpm_cuda::{Address, Buffer, Chip, Gpu, Note, Turn};
 use ddpm_kernels::profile::{self, Work, timed};
 use ddpm_kernels::{AdamW, optim};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A kind of device: which kernels run a plan's operations.
@@ -241,40 +242,55 @@ impl Norm {
     }
 }
 
-/// One step of AdamW from a gradient, and then each of the averages (rate, values), where the gradient lies. Nothing changes if
-/// the gradient's norm is not finite.
+/// The sums of a gradient's squares, one for each [`GRAIN`] of its values: where the gradient lies.
+#[derive(Debug)]
+pub enum Squares {
+    /// In main memory.
+    Host(Vec<f64>),
+    /// In a GPU's, and how many.
+    Gpu(Buffer, usize),
+}
+
+/// Values whose squares are one sum.
+pub const GRAIN: usize = optim::CHUNK;
+
+/// One step of AdamW for a part of the parameters, from its gradient, and then each of the averages (rate, values), where the
+/// gradient lies. `squares` are those of all parameters. Moments and averages are of the part alone. Nothing changes if the norm of
+/// the whole gradient is not finite.
 ///
 /// # Panics
-/// If there are more than eight averages on a GPU.
+/// If there are more than eight averages on a GPU, and of lengths that differ.
 pub fn update(
     settings: &AdamW,
     clip: Clip,
-    param: &mut Parameters,
-    gradient: Gradient,
+    (param, part): (&mut Parameters, Range<usize>),
+    (gradient, squares): (Gradient, Squares),
     moments: [&mut Parameters; 2],
     averages: &mut [(f64, &mut Parameters)],
 ) -> Norm {
-    let len = param.layout().len();
-    let mut memory = match gradient.memory {
-        GradientMemory::Host(memory) => memory,
-        GradientMemory::Gpu(memory) => {
-            return Norm::Coming(Arc::new(done(cuda::update(settings, clip, param, &memory, moments, averages))));
+    let len = part.len();
+    assert!([&*moments[0], &*moments[1]].iter().all(|of| of.layout().len() == len) && gradient.len() == len);
+    let (mut memory, squares) = match (gradient.memory, squares) {
+        (GradientMemory::Host(memory), Squares::Host(squares)) => (memory, squares),
+        (GradientMemory::Gpu(memory), Squares::Gpu(squares, count)) => {
+            let squares = (&squares, count);
+            let norm = cuda::update(settings, clip, (param, part), (&memory, squares), moments, averages);
+            return Norm::Coming(Arc::new(done(norm)));
         }
+        _ => unreachable!("a gradient and its squares on two devices"),
     };
-    let work = |values: usize| Work { flop: 0.0, bytes: 4.0 * values as f64 };
-    let values = memory.values(len);
-    let squares = timed(|| ("gradient norm, f32".into(), work(len)), || optim::sum_squares(values));
-    let norm = squares.sqrt() / clip.scale;
+    let norm = squares.iter().sum::<f64>().sqrt() / clip.scale;
     if norm.is_finite() {
         let settings = AdamW { grad_scale: clip.factor(norm), ..*settings };
         let [m, v] = moments;
         let mut averages: Vec<(f64, &mut [f32])> =
             averages.iter_mut().map(|(rate, average)| (*rate, average.values_mut())).collect();
         // The gradient is read; parameters, moments and averages are read and written.
-        let moved = work(len * (7 + 2 * averages.len()));
+        let moved = Work { flop: 0.0, bytes: 4.0 * (len * (7 + 2 * averages.len())) as f64 };
+        let param = &mut param.values_mut()[part];
         timed(
             || ("AdamW and averages, f32".into(), moved),
-            || optim::adamw(&settings, param.values_mut(), values, m.values_mut(), v.values_mut(), &mut averages),
+            || optim::adamw(&settings, param, memory.values(len), m.values_mut(), v.values_mut(), &mut averages),
         );
     }
     Norm::Known(norm)

@@ -14,4 +14,4 @@ pub(crate) use limits::limits;
 pub(crate) use program::{OnChip, Program};
 pub(crate) use session::Session;
 pub use update::{AVERAGES, accumulate};
-pub(crate) use update::{sum_squares, update};
+pub(crate) use update::{squares, sum_squares, update};

@@ -2,17 +2,18 @@
 
 use crate::device::Clip;
 use crate::state::Parameters;
-use ddpm_cuda::{Address, Arg, Buffer, Gpu, Note, Result, Shape, Turn, args};
+use ddpm_cuda::{Address, Arg, Buffer, Note, Result, Shape, Turn, args};
 use ddpm_kernels::AdamW;
 use ddpm_kernels::profile::{self, Work};
+use std::ops::Range;
 
 /// Threads of a block.
 const THREADS: usize = 256;
 
 /// Values of which a warp sums the squares, as on the processor.
-const PIECE: usize = 1 << 16;
+const PIECE: usize = crate::device::GRAIN;
 
-/// Bytes before the partial sums: what is made of them.
+/// Bytes of the sum of all squares and of what is made of it.
 const RESULTS: usize = 64;
 
 /// Averages that one pass updates.
@@ -47,38 +48,43 @@ pub fn accumulate(sum: &Buffer, x: &Buffer, len: usize) -> Result<()> {
     sum.gpu().turn()?.launch("accumulate", over(len), args![sum.address(), x.address(), len as i64])
 }
 
-/// Has Σ x² computed as the processor adds it up. Of the memory `sums` the result is the first number.
-fn enqueue_squares(turn: &Turn, x: Address, sums: &Buffer, len: usize) -> Result<()> {
-    let (pieces, all) = (len.div_ceil(PIECE), sums.address().at(RESULTS));
+/// Has Σ x² of each piece of the first `len` values computed, as the processor does: so many numbers.
+pub(crate) fn squares(x: &Buffer, len: usize) -> Result<(Buffer, usize)> {
+    let (gpu, pieces) = (x.gpu(), len.div_ceil(PIECE));
+    let (all, turn) = (gpu.alloc(8 * pieces)?, gpu.turn()?);
     // A warp takes a piece.
     let shape = Shape { grid: [pieces, 1], block: 32, shared: 0 };
-    turn.launch("sum_squares", shape, args![x, all, len as i64])?;
-    let one = Shape { grid: [1, 1], block: THREADS, shared: 0 };
-    turn.launch("sum_partials", one, args![all, sums.address(), pieces as i32])
+    if pieces > 0 {
+        timed(&turn, "gradient norm, f32", len, || {
+            turn.launch("sum_squares", shape, args![x.address(), all.address(), len as i64])
+        })?;
+    }
+    Ok((all, pieces))
 }
 
-/// Memory for the sums, and for what is made of them.
-fn sums(gpu: &'static Gpu, len: usize) -> Result<Buffer> {
-    gpu.alloc(RESULTS + 8 * len.div_ceil(PIECE))
+/// Has numbers added up, as the processor does.
+fn enqueue_sum(turn: &Turn, of: Address, count: usize, sum: Address) -> Result<()> {
+    turn.launch("sum_partials", Shape { grid: [1, 1], block: THREADS, shared: 0 }, args![of, sum, count as i32])
 }
 
 /// Σ x².
 pub(crate) fn sum_squares(x: &Buffer, len: usize) -> Result<f64> {
-    let sums = sums(x.gpu(), len)?;
-    enqueue_squares(&x.gpu().turn()?, x.address(), &sums, len)?;
-    Ok(sums.download::<f64>(1)?[0])
+    let ((pieces, count), sum) = (squares(x, len)?, x.gpu().alloc(8)?);
+    enqueue_sum(&x.gpu().turn()?, pieces.address(), count, sum.address())?;
+    Ok(sum.download::<f64>(1)?[0])
 }
 
-/// One step of AdamW, then the averages, unless the gradient's norm is not finite: the GPU decides, and sends the norm.
+/// One step of AdamW for a part of the parameters, then the averages, unless the norm of the whole gradient is not finite: the GPU
+/// decides, and sends the norm.
 pub(crate) fn update(
     settings: &AdamW,
     clip: Clip,
-    param: &mut Parameters,
-    grad: &Buffer,
+    (param, part): (&mut Parameters, Range<usize>),
+    (grad, (squares, count)): (&Buffer, (&Buffer, usize)),
     [m, v]: [&mut Parameters; 2],
     averages: &mut [(f64, &mut Parameters)],
 ) -> Result<Note> {
-    let (gpu, len) = (grad.gpu(), param.layout().len());
+    let (gpu, len) = (grad.gpu(), part.len());
     let c = settings.coefficients();
     let mut update = Update {
         one_minus_beta1: c.one_minus_beta1,
@@ -96,17 +102,17 @@ pub(crate) fn update(
         (update.rate[i], update.rest[i]) = (*rate as f32, (1.0 - *rate) as f32);
         update.average[i] = values.gpu_mut(gpu).number();
     }
-    let [param, m, v] = [param, m, v].map(|values| values.gpu_mut(gpu));
-    let (sums, mut note) = (sums(gpu, len)?, gpu.note(8)?);
-    let (squares, grad, turn) = (sums.address(), grad.address(), gpu.turn()?);
-    let (norm, grad_scale) = (squares.at(8), squares.at(16));
-    timed(&turn, "gradient norm, f32", len, || {
-        enqueue_squares(&turn, grad, &sums, len)?;
-        let one = Shape { grid: [1, 1], block: 1, shared: 0 };
-        turn.launch("clip", one, args![squares, clip.scale, clip.max_norm, norm, grad_scale])
-    })?;
+    let param = param.gpu_mut(gpu).at(4 * part.start);
+    let [m, v] = [m, v].map(|values| values.gpu_mut(gpu));
+    let (results, mut note, turn) = (gpu.alloc(RESULTS)?, gpu.note(8)?, gpu.turn()?);
+    let sum = results.address();
+    let (norm, grad_scale) = (sum.at(8), sum.at(16));
+    enqueue_sum(&turn, squares.address(), count, sum)?;
+    let one = Shape { grid: [1, 1], block: 1, shared: 0 };
+    turn.launch("clip", one, args![sum, clip.scale, clip.max_norm, norm, grad_scale])?;
     // The gradient is read; parameters, moments and averages are read and written.
     timed(&turn, "AdamW and averages, f32", len * (7 + 2 * averages.len()), || {
+        let grad = grad.address();
         turn.launch("adamw", over(len), args![param, grad, m, v, Arg::value(&update), grad_scale, len as i64])
     })?;
     note.receive(&turn, norm)?;
