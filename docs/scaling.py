@@ -2,7 +2,7 @@
 
 A step takes b/r + t. The first term is b images on a GPU that trains r images/s. t is the sum of the gradient (P parameters in f32): the k
 GPUs of a machine send each other 4·P/k bytes each, then GPUs at the same place of m machines send each other 4·P/(k·m) bytes, and the
-same way back. Each message costs a time of its own. Nothing overlaps with the backward pass.
+same way back. Each message costs a time of its own. Nothing overlaps with the backward pass, as on GPUs.
 """
 
 COUNTS = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]

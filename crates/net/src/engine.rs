@@ -86,6 +86,14 @@ pub struct PlanMemory {
     pub scratch: usize,
 }
 
+/// Who is shown a gradient in parts, each as soon as the backward pass has completed it.
+pub struct Parts<'a> {
+    /// Values of a part at most.
+    pub size: usize,
+    /// Takes a part's place and values.
+    pub ready: &'a mut dyn FnMut(Range<usize>, &[f32]),
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
     n: usize,
@@ -232,11 +240,8 @@ impl<N: Network> Engine<N> {
         let tree = Tree::new(count);
         let made = each(count, |piece| {
             let images = shards.images(feed.len(), piece);
-            let feed = feed.part(images.clone());
-            let dropout = feed.position.is_some();
-            let planned =
-                self.planned(Key { n: feed.len(), size: feed.size, purpose: Purpose::Training(place), dropout });
-            let mut run = Run::new(self, &planned, parameters, feed);
+            let planned = self.planned_training(feed.part(images.clone()), place);
+            let mut run = Run::new(self, &planned, parameters, feed.part(images.clone()));
             let result = run.both(|output, grad| loss(images, output, grad));
             (result, tree.add(piece, run.session.into_gradient()))
         });
@@ -246,6 +251,34 @@ impl<N: Network> Engine<N> {
             sum = sum.or(gradient);
         }
         (sum.expect("the last piece completes the sum"), results)
+    }
+
+    /// [`gradient`](Self::gradient) on the processor of a batch that is [one piece](Shards::count), which is shown in parts meanwhile.
+    /// Their order depends on the network alone.
+    ///
+    /// # Panics
+    /// As [`gradient`](Self::gradient), and on another device or of more than one piece.
+    pub fn gradient_in_parts<R>(
+        &self,
+        parameters: &Parameters,
+        feed: Feed,
+        alone: bool,
+        loss: impl FnOnce(Range<usize>, &[f32], &mut [f32]) -> R,
+        parts: Parts,
+    ) -> (Gradient, R) {
+        assert_eq!(self.shards().count(feed.len()), 1, "pieces of a batch");
+        let place = if alone { GradientPlace::Inside } else { GradientPlace::Outside };
+        let planned = self.planned_training(feed, place);
+        let mut run = Run::new(self, &planned, parameters, feed);
+        run.forward();
+        let result = run.answer(|output, grad| loss(0..feed.len(), output, grad));
+        run.session.run_in_parts(run.context(), parts);
+        (run.session.into_gradient(), result)
+    }
+
+    fn planned_training(&self, feed: Feed, place: GradientPlace) -> Arc<Planned> {
+        let (n, size, dropout) = (feed.len(), feed.size, feed.position.is_some());
+        self.planned(Key { n, size, purpose: Purpose::Training(place), dropout })
     }
 
     /// The GPU that it runs on, if it is one.
@@ -288,8 +321,7 @@ impl<N: Network> Engine<N> {
         before: impl FnOnce(&Turn, Address) -> gpu::Result<()>,
         loss: impl FnOnce(&Turn, [Address; 2]) -> gpu::Result<()>,
     ) -> Gradient {
-        let purpose = Purpose::Training(GradientPlace::Outside);
-        let planned = self.planned(Key { n: feed.len(), size: feed.size, purpose, dropout: feed.position.is_some() });
+        let planned = self.planned_training(feed, GradientPlace::Outside);
         let mut run = Run::new(self, &planned, parameters, feed);
         run.call(planned.recorded.images, before);
         run.forward();
@@ -392,12 +424,16 @@ impl<'a, N: Network> Run<'a, N> {
     /// Forward and backward pass, with what gives the gradient of the output between.
     fn both<R>(&mut self, loss: impl FnOnce(&[f32], &mut [f32]) -> R) -> R {
         self.forward();
+        let result = self.answer(loss);
+        self.backward();
+        result
+    }
+
+    fn answer<R>(&mut self, loss: impl FnOnce(&[f32], &mut [f32]) -> R) -> R {
         let plan = &self.planned.plan;
         let seed = self.planned.seed.and_then(|seed| plan.slot(seed)).expect("a plan with a backward pass");
         let output = plan.slot(self.planned.recorded.output).expect("a plan with an output");
-        let result = self.session.answer(output, seed, loss);
-        self.backward();
-        result
+        self.session.answer(output, seed, loss)
     }
 
     fn backward(&mut self) {

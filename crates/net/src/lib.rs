@@ -61,7 +61,7 @@ pub use ddpm_cuda::{self as gpu, Chip, Gpu};
 pub use device::{
     Clip, Device, DeviceError, GPU_AVERAGES, GRAIN, Norm, RunPosition, Squares, accumulate, done, update,
 };
-pub use engine::{Engine, Feed, NO_CLASS, PlanMemory, Purpose};
+pub use engine::{Engine, Feed, NO_CLASS, Parts, PlanMemory, Purpose};
 pub use graph::{Graph, Value};
 pub use kind::{Precision, Shape};
 pub use linear::linear;

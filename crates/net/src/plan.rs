@@ -188,6 +188,21 @@ impl Plan {
         self.steps.iter().any(|step| step.writes.is_some())
     }
 
+    /// Parts of the parameters' gradient of at most `size` values, in the order in which the steps complete them: with how many steps
+    /// have been made then.
+    pub(crate) fn parts(&self, size: usize) -> Vec<(usize, Range<usize>)> {
+        let len = self.layout.len();
+        let complete = |part: &Range<usize>| {
+            let touches =
+                |step: &Step| step.writes.as_ref().is_some_and(|of| of.start < part.end && part.start < of.end);
+            self.steps.iter().rposition(touches).map_or(self.forward, |last| last + 1)
+        };
+        let parts = (0..len).step_by(size).map(|begin| begin..(begin + size).min(len));
+        let mut parts: Vec<_> = parts.map(|part| (complete(&part), part)).collect();
+        parts.sort_by_key(|(steps, part)| (*steps, part.start));
+        parts
+    }
+
     /// What it calls on a GPU.
     pub(crate) fn program(&self, gpu: &'static Gpu) -> &Program {
         self.program.get_or_init(|| done(Program::new(gpu, self)))

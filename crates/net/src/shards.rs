@@ -107,15 +107,22 @@ impl Gradient {
         assert!(len <= self.len, "values of the same parameters");
         self.len = len;
         match &mut self.memory {
-            GradientMemory::Host(memory) => {
-                let mut rest = memory.values(self.len);
-                for part in parts {
-                    let (place, after) = rest.split_at_mut(part.len());
-                    place.copy_from_slice(part);
-                    rest = after;
-                }
-            }
+            GradientMemory::Host(_) => self.set_from(0, parts),
             GradientMemory::Gpu(memory) => *memory = done(memory.gpu().upload(&parts.concat())),
+        }
+    }
+
+    /// Takes other values from a place on, which may lie in parts, in main memory.
+    ///
+    /// # Panics
+    /// If they are beyond its end, or on a GPU.
+    pub fn set_from(&mut self, begin: usize, parts: &[Vec<f32>]) {
+        let GradientMemory::Host(memory) = &mut self.memory else { panic!("a gradient in a GPU's memory") };
+        let mut rest = &mut memory.values(self.len)[begin..];
+        for part in parts {
+            let (place, after) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = after;
         }
     }
 
@@ -273,6 +280,13 @@ impl Accumulator {
             level += 1;
         }
         self.0.push((level, sum));
+    }
+
+    /// Adds what waits for the last gradient to a part of it.
+    pub fn complete(&mut self, part: &Range<usize>, values: &mut [f32]) {
+        for (_, waiting) in self.0.iter_mut().rev() {
+            values.iter_mut().zip(&waiting.values()[part.clone()]).for_each(|(v, waiting)| *v += waiting);
+        }
     }
 
     /// The sum of all; none of none.

@@ -5,7 +5,7 @@
 //! tree that lie in it: one, if the share is aligned to a power of two. Every rank receives its part of the parameters of all
 //! partial sums, adds them in the order of the tree, and sends the result to all. With one partial sum a rank, a rank sends and
 //! receives 2 (n − 1)/n times the gradient, which is the least that any sum over n ranks needs. Ranks of one machine do so first
-//! among each other.
+//! among each other. On processors this goes on beside the backward pass, part by part of the parameters.
 //!
 //! What is random depends on an image's place in the run already, and so not on who draws it. The terms of the loss are known to
 //! all ranks, in the order of the images: so they agree on the time sampler's history, on the scale of the loss, and on whether
@@ -24,7 +24,7 @@ pub use pulse::{Pulse, Watch};
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
 use ddpm_net::gpu::Group;
-use ddpm_net::{Device, GRAIN, Gradient, Layout, Parameters, Squares, done, partial_sums};
+use ddpm_net::{Accumulator, Device, GRAIN, Gradient, Layout, Parameters, Squares, done, partial_sums};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -306,26 +306,72 @@ impl Ranks {
             };
             return Ok(Gradient::of_gpu(sum, part.len()));
         }
-        let mut values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
-        let sum: Vec<Vec<f32>> = match self.reduction {
-            Reduction::Exact => {
-                let sum = self.call(|link| plan.reduce(&Host(link), values))?;
-                if self.shards {
-                    vec![sum.into_owned()]
-                } else {
-                    let parts = self.call(|link| plan.collect(&Host(link), sum))?;
-                    parts.into_iter().map(|(part, _)| part.into_owned()).collect()
-                }
-            }
-            Reduction::Fast => {
-                let mut sum = values.swap_remove(0).into_owned();
-                self.call(|link| link.sum(&mut sum))?;
-                vec![if self.shards { sum[part].to_vec() } else { sum }]
-            }
-        };
+        let values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
+        let sum = self.sum_values(values, &plan)?;
         let mut gradient = mine.swap_remove(0);
         gradient.set(&sum);
         Ok(gradient)
+    }
+
+    /// [`sum`](Self::sum) through main memory, in parts that follow each other.
+    fn sum_values(&self, mut mine: Vec<Cow<[f32]>>, plan: &Plan) -> Result<Vec<Vec<f32>>, Error> {
+        let part = self.part(self.rank(), plan.len);
+        match self.reduction {
+            Reduction::Exact => {
+                let sum = self.call(|link| plan.reduce(&Host(link), mine))?;
+                if self.shards {
+                    return Ok(vec![sum.into_owned()]);
+                }
+                let parts = self.call(|link| plan.collect(&Host(link), sum))?;
+                Ok(parts.into_iter().map(|(part, _)| part.into_owned()).collect())
+            }
+            Reduction::Fast => {
+                let mut sum = mine.swap_remove(0).into_owned();
+                self.call(|link| link.sum(&mut sum))?;
+                Ok(vec![if self.shards { sum[part].to_vec() } else { sum }])
+            }
+        }
+    }
+
+    /// [`sum`](Self::sum) while the last microbatch's backward pass goes on. `compute` gives that gradient, and before that its parts
+    /// as they are completed. `earlier` are the partial sums before the last one, and `waiting` is what of the last one is there.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub(crate) fn sum_meanwhile<T>(
+        &self,
+        mut earlier: Vec<Gradient>,
+        mut waiting: Accumulator,
+        pieces: usize,
+        compute: impl FnOnce(&mut dyn FnMut(Range<usize>, &[f32])) -> (Gradient, T),
+    ) -> Result<(Gradient, T), Error> {
+        let earlier: Vec<_> = earlier.iter_mut().map(Gradient::values).collect();
+        let (give, given) = std::sync::mpsc::channel::<(Range<usize>, Vec<f32>)>();
+        std::thread::scope(|scope| {
+            let sum = |(part, mut last): (Range<usize>, Vec<f32>)| {
+                waiting.complete(&part, &mut last);
+                let earlier = earlier.iter().map(|sum| Cow::Borrowed(&sum[part.clone()]));
+                let mine = earlier.chain([Cow::Owned(last)]).collect();
+                let sum = self.sum_values(mine, &self.plan(part.len(), pieces))?;
+                Ok((part.start, sum))
+            };
+            let sums = scope.spawn(|| given.into_iter().map(sum).collect::<Result<Vec<_>, Error>>());
+            // Whoever takes no more says why in the end.
+            let (mut gradient, made) = compute(&mut |part, values| drop(give.send((part, values.to_vec()))));
+            drop(give);
+            let sums = sums.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            for (begin, parts) in &sums {
+                gradient.set_from(*begin, parts);
+            }
+            Ok((gradient, made))
+        })
+    }
+
+    /// How many values of so many are added up at once where that goes on beside the backward pass.
+    pub(crate) fn bucket(len: usize) -> usize {
+        /// More of them begin sooner and take more messages.
+        const BUCKETS: usize = 16;
+        len.div_ceil(BUCKETS).next_multiple_of(GRAIN)
     }
 
     /// The squares of the gradient of so many parameters, from those of this rank's part of it.

@@ -10,7 +10,6 @@
 use super::Link;
 use ddpm_net::gpu::{Buffer, Group};
 use ddpm_net::{accumulate, add_partial_sums, done, partial_sums};
-use rayon::prelude::*;
 use std::borrow::Cow;
 use std::io::Result;
 use std::ops::Range;
@@ -192,8 +191,8 @@ impl<'a> Carrier for Host<'a> {
     }
 
     fn add(&self, sum: &mut Self::Values, other: &Self::Values, _: usize) {
-        let (sum, other) = (sum.to_mut().par_chunks_mut(CHUNK), other.par_chunks(CHUNK));
-        sum.zip(other).for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(sum, v)| *sum += v));
+        // Not by the pool's threads, which may be at work on the backward pass.
+        sum.to_mut().iter_mut().zip(&**other).for_each(|(sum, v)| *sum += v);
     }
 
     fn join(&self, parts: &[(Self::Values, usize)]) -> Self::Values {
@@ -224,9 +223,6 @@ impl<'a> Carrier for Host<'a> {
         Ok(all)
     }
 }
-
-/// Values that a thread adds at a time.
-const CHUNK: usize = 1 << 16;
 
 /// From GPU to GPU.
 impl Carrier for Group {

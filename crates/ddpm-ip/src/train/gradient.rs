@@ -8,12 +8,26 @@ use crate::diffusion::Noised;
 use crate::low_res;
 use ddpm_math::{Domain, Stream, cross_entropy};
 use ddpm_net::network::Network;
-use ddpm_net::{Accumulator, Feed, NO_CLASS, RunPosition};
+use ddpm_net::{Accumulator, Engine, Feed, Gradient, NO_CLASS, Parameters, Parts, RunPosition};
 use std::borrow::Cow;
 use std::ops::Range;
 
 /// Loss terms by name, image by image.
 type Terms = Vec<(&'static str, Vec<f64>)>;
+
+/// [`Engine::gradient`], in parts if somebody waits for them.
+fn differentiate<N: Network, R: Send>(
+    engine: &Engine<N>,
+    parameters: &Parameters,
+    feed: Feed,
+    alone: bool,
+    parts: Option<Parts>,
+    loss: impl Fn(Range<usize>, &[f32], &mut [f32]) -> R + Sync,
+) -> (Gradient, Vec<R>) {
+    let Some(parts) = parts else { return engine.gradient(parameters, feed, alone, loss) };
+    let (gradient, made) = engine.gradient_in_parts(parameters, feed, alone, loss, parts);
+    (gradient, vec![made])
+}
 
 /// What enters a network in a step.
 struct Inputs<'a> {
@@ -39,7 +53,8 @@ impl Inputs<'_> {
 
 impl Trainer {
     /// Adds the gradient of some images' share of the mean loss, times `scale`, to `gradients`; returns their loss terms.
-    /// Images that are `alone` are all that the step sees.
+    /// Images that are `alone` are all that the step sees. Those whose gradient is shown in `parts` are one piece on the processor, without
+    /// gradient penalty.
     pub(super) fn gradient(
         &self,
         batch: &Batch,
@@ -47,7 +62,7 @@ impl Trainer {
         images: Range<usize>,
         alone: bool,
         scale: f64,
-        gradients: &mut Accumulator,
+        (gradients, parts): (&mut Accumulator, Option<Parts>),
     ) -> Terms {
         let share = scale / self.share_of(draws.t.len()).batch as f64;
         let size = self.config.model.image_size;
@@ -80,7 +95,7 @@ impl Trainer {
                     })
                 });
                 let alone = alone && penalty.is_none();
-                let (gradient, found) = engine.gradient(parameters, feed, alone, |part, output, grad| {
+                let (gradient, found) = differentiate(engine, parameters, feed, alone, parts, |part, output, grad| {
                     let weights = &weights[part.clone()];
                     let terms = self.diffusion.losses(&noised, part.clone(), output, weights, Some(&mut *grad));
                     let slopes = penalty.as_ref().map_or_else(Vec::new, |penalty| {
@@ -112,10 +127,10 @@ impl Trainer {
                 let inputs = self.classifier_inputs(batch, draws, &images);
                 let labels = &batch.labels.as_ref().map_or(&[][..], |l| &l[images]);
                 let classes = engine.network().classes();
-                let (gradient, found) =
-                    engine.gradient(&self.state.parameters, inputs.feed(size), alone, |part, logits, grad| {
-                        classified(logits, &labels[part], classes, share, Some(grad))
-                    });
+                let (parameters, feed) = (&self.state.parameters, inputs.feed(size));
+                let (gradient, found) = differentiate(engine, parameters, feed, alone, parts, |part, logits, grad| {
+                    classified(logits, &labels[part], classes, share, Some(grad))
+                });
                 gradients.add(gradient);
                 named(&found.concat(), TRAIN)
             }

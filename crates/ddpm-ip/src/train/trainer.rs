@@ -11,7 +11,7 @@ use crate::diffusion::Diffusion;
 use crate::ranks::{Ranks, Share};
 use ddpm_kernels::AdamW;
 use ddpm_math::{Domain, Mix, Stream, TimeSampler, TimeSamplerKind, posthoc};
-use ddpm_net::{Accumulator, Clip, Feed, Gradient, Norm, Parameters, Squares};
+use ddpm_net::{Accumulator, Clip, Device, Feed, Gradient, Norm, Parameters, Parts, Squares};
 use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
@@ -341,15 +341,30 @@ impl Trainer {
         let pieces = share.batch.div_ceil(micro);
         let sums = self.ranks.partial_sums(self.ranks.rank(), pieces);
         let alone = sums.len() == 1 && sums[0].len() == 1;
-        let mut gradients = Vec::with_capacity(sums.len());
+        // The piece whose gradient leaves while it is computed.
+        let last = sums.last().map(|sum| sum.end - 1).filter(|_| self.sums_meanwhile(micro));
+        let (mut gradients, mut summed) = (Vec::with_capacity(sums.len()), None);
         for sum in sums {
-            let mut gradient = Accumulator::default();
+            let mut waiting = Accumulator::default();
             for piece in sum {
                 let images = piece * micro..((piece + 1) * micro).min(share.batch);
                 let images = images.start - share.images.start..images.end - share.images.start;
-                report.extend(self.gradient(batch, &draws, images, alone, scale, &mut gradient));
+                let terms = if Some(piece) == last {
+                    let (earlier, waiting) = (std::mem::take(&mut gradients), std::mem::take(&mut waiting));
+                    let size = Ranks::bucket(self.state.parameters.layout().len());
+                    let (sum, terms) = self.ranks.sum_meanwhile(earlier, waiting, pieces, |ready| {
+                        let (mut own, parts) = (Accumulator::default(), Some(Parts { size, ready }));
+                        let terms = self.gradient(batch, &draws, images, alone, scale, (&mut own, parts));
+                        (own.sum().expect("one gradient"), terms)
+                    })?;
+                    summed = Some(sum);
+                    terms
+                } else {
+                    self.gradient(batch, &draws, images, alone, scale, (&mut waiting, None))
+                };
+                report.extend(terms);
             }
-            gradients.extend(gradient.sum());
+            gradients.extend(waiting.sum());
         }
         (report.t, report.weights) = (draws.t, draws.weights);
         report.gather(&self.ranks)?;
@@ -358,7 +373,7 @@ impl Trainer {
         }
         // What the GPU was still at work on when this step began.
         self.settle()?;
-        let mut gradient = self.ranks.sum(gradients, pieces)?;
+        let mut gradient = summed.map_or_else(|| self.ranks.sum(gradients, pieces), Ok)?;
         let squares = self.ranks.squares(gradient.squares(), self.state.parameters.layout().len())?;
         let norm = self.update((gradient, squares), report.lr, scale);
         self.ranks.collect(&mut self.state.parameters, self.task.device())?;
@@ -389,6 +404,13 @@ impl Trainer {
         self.state.progress.images += share.batch as u64;
         self.state.progress.time_sampler = self.time_sampler.state().cloned();
         Ok(report)
+    }
+
+    /// Whether gradients of other processes are added while this one's is computed: all processes come to the same answer.
+    fn sums_meanwhile(&self, micro: usize) -> bool {
+        let (is_shared, is_whole) = (self.ranks.count() > 1, !self.ranks.shards());
+        let in_one_pass = self.config.train.gradient_penalty == 0.0 && self.task.shards().count(micro) == 1;
+        is_shared && is_whole && in_one_pass && self.task.device() == Device::Cpu
     }
 
     /// Waits for the newest step's end.

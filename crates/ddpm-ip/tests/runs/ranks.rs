@@ -173,7 +173,13 @@ fn run_of(count: usize, dir: &Path, config: &Config) -> PathBuf {
 #[test]
 fn any_number_of_ranks_comes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    for other in [&[][..], &[("gradient_penalty", "0.1"), ("dropout", "0"), ("train.batch_size", "28")]] {
+    let settings_of_runs: [&[(&str, &str)]; 3] = [
+        &[],
+        &[("gradient_penalty", "0.1"), ("dropout", "0"), ("train.batch_size", "28")],
+        // Enough parameters for several parts that are added up beside the backward pass.
+        &[("model.num_channels", "96"), ("train.batch_size", "28")],
+    ];
+    for other in settings_of_runs {
         let config = settings("4", other);
         let alone = trained(&config, &folder.path().join(format!("{}", other.len())));
         for count in [1, 2, 3, 4, 6] {

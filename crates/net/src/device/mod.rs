@@ -10,6 +10,7 @@ pub use given::RunPosition;
 pub(crate) use given::{Context, Memory};
 
 use crate::arena::Lease;
+use crate::engine::Parts;
 use crate::graph::Value;
 use crate::kind::Precision;
 use crate::plan::{GradientPlace, Plan, Slot};
@@ -165,6 +166,22 @@ impl<'a> Session<'a> {
             }
             Self::Cuda(session) => session.run(forward, context),
         }
+    }
+
+    /// Runs the backward part on the processor, and shows the gradient in parts.
+    pub(crate) fn run_in_parts(&mut self, context: Context, parts: Parts) {
+        let Self::Cpu { plan, parameters, arena, gradient } = self else { panic!("a GPU completes no parts") };
+        let mut done = plan.forward;
+        for (steps, part) in plan.parts(parts.size) {
+            let outside = gradient.as_mut().map(|memory| memory.values(plan.layout.len()));
+            let memory = Memory { arena: arena.bytes(), parameters, gradient: outside.unwrap_or_default() };
+            cpu::run(plan, done..steps, memory, context);
+            done = steps;
+            let memory = gradient.as_mut().unwrap_or(arena);
+            (parts.ready)(part.clone(), &memory.values(plan.layout.len())[part]);
+        }
+        let memory = Memory { arena: arena.bytes(), parameters, gradient: &mut [] };
+        cpu::run(plan, done..plan.steps.len(), memory, context);
     }
 
     /// A value.
