@@ -96,7 +96,6 @@ impl Bar {
         match event {
             Event::Started { last_step, time_limit, batch_size, step, .. } => {
                 (self.last_step, self.time_limit, self.batch_size) = (*last_step, *time_limit, *batch_size);
-                self.recent.clear();
                 self.begin(*step as f64 * *batch_size as f64);
             }
             Event::Step { step, elapsed, loss } => {
@@ -153,7 +152,6 @@ impl Bar {
                 if self.measured != *what {
                     self.measured.clone_from(what);
                     self.total = *total;
-                    self.recent.clear();
                     self.begin(*done as f64);
                 }
                 self.sampled(*done as f64, &format!("{done}/{total} images of {what}"));
@@ -207,7 +205,7 @@ impl Bar {
         let style = ProgressStyle::with_template("{bar:30} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         self.drawn.set_style(style);
         self.drawn.set_length(1000);
-        self.recent.push_back((Instant::now(), images));
+        self.recent = [(Instant::now(), images)].into();
     }
 
     fn sampled(&mut self, images: f64, what: &str) {
@@ -257,5 +255,18 @@ mod tests {
         let mut pace = Pace::new(begin);
         let due: Vec<u64> = (0..200).filter(|&s| pace.is_due(begin + Duration::from_secs(s))).collect();
         assert_eq!(due, [10, 70, 130, 190]);
+    }
+
+    #[test]
+    fn the_speed_of_what_went_before_does_not_count() {
+        let mut bar = Bar::new(true);
+        for done in [0, 200] {
+            bar.receive(&Event::Sampling { done, total: 10_000, steps: 100 });
+            bar.receive(&Event::SampleStep { done: done + 9000, step: 0, batch: 100 });
+        }
+        bar.receive(&Event::Sampling { done: 300, total: 10_000, steps: 100 });
+        bar.receive(&Event::SampleStep { done: 300, step: 31, batch: 100 });
+        let said = bar.drawn.message();
+        assert!(said.starts_with("300/10000 images · step 31/100 · ") && !said.contains("· -"), "{said}");
     }
 }
