@@ -6,6 +6,8 @@
 #![allow(unsafe_code, reason = "vectors, and tasks that share an output")]
 
 use crate::Conv2d;
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
 use crate::buffer::{Shared, scratch_bytes, with_scratch};
 use crate::element::Element;
 use crate::product::{Left, Panel, panel_columns, product};
@@ -106,8 +108,10 @@ impl Geometry {
     }
 
     /// How it is computed.
-    pub fn method(&self) -> &'static str {
-        if self.is_winograd() {
+    pub fn method<E: Element>(&self) -> &'static str {
+        if self.is_in_tiles::<E>() {
+            "implicit product"
+        } else if self.is_winograd() {
             "Winograd"
         } else if self.is_pointwise() {
             "product"
@@ -132,9 +136,20 @@ impl Geometry {
         self.kernel == [3, 3] && self.stride == 1 && zeros <= 2 && self.padding == [[zeros; 2]; 2]
     }
 
+    /// Whether it is computed in tiles of AMX: by the instruction set and the layer alone. With few channels most of a tile were zeros.
+    fn is_in_tiles<E: Element>(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return E::STEP == 2
+            && self.is_winograd()
+            && self.c.min(self.o) >= 16
+            && crate::Isa::current() == crate::Isa::AmxBf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The convolution of the output's gradient to the input's channels, where every input pixel sees the outputs whose windows
     /// reach it: what a window of three lacked on a side is there twice.
-    fn turned(&self) -> Self {
+    pub(crate) fn turned(&self) -> Self {
         let padding = if self.is_winograd() { self.padding.map(|zeros| zeros.map(|p| 2 - p)) } else { self.padding };
         Self { h: self.out_h(), w: self.out_w(), c: self.o, o: self.c, padding, ..*self }
     }
@@ -165,6 +180,12 @@ impl Geometry {
         };
         let whole = |depth: usize| depth.is_multiple_of(E::STEP);
         match pass {
+            #[cfg(target_arch = "x86_64")]
+            Pass::Forward if self.is_in_tiles::<E>() => amx::convolve_scratch::<E>(*self, threads),
+            #[cfg(target_arch = "x86_64")]
+            Pass::InputGrad if self.is_in_tiles::<E>() => amx::convolve_scratch::<E>(self.turned(), threads),
+            #[cfg(target_arch = "x86_64")]
+            Pass::WeightGrad if self.is_in_tiles::<E>() => amx::weight_grad_scratch::<E>(*self, threads),
             Pass::Forward if self.is_winograd() => winograd::convolve_scratch::<E>(*self, threads),
             Pass::Forward => reordered + multiplied(self.o, depth, !(self.is_pointwise() && whole(depth))),
             Pass::InputGrad if self.is_winograd() => winograd::convolve_scratch::<E>(self.turned(), threads),
@@ -376,7 +397,7 @@ fn multiply<E: Element>(
 
 multiversion! {
     /// Adds bias and residual to sums and writes them as `channels` of the given rows.
-    fn finish<S, E: Element>(
+    pub(crate) fn finish<S, E: Element>(
         sums: &[f32],
         stride: usize,
         rows: Range<usize>,
@@ -438,6 +459,11 @@ pub fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue: Epilo
     g.check(x.len(), weight.len(), out.len());
     assert!(epilogue.bias.is_none_or(|bias| bias.len() == g.o), "a bias for another number of channels than {}", g.o);
     assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "shape of the residual");
+    #[cfg(target_arch = "x86_64")]
+    if g.is_in_tiles::<E>() {
+        // SAFETY: that instruction set was selected, so that the process has the tiles (here and below).
+        return unsafe { amx::convolve::<amx::Amx, E>(g, x, weight, Direction::Forward, epilogue, out) };
+    }
     if g.is_winograd() {
         return winograd::convolve(g, x, weight, Direction::Forward, epilogue, out);
     }
@@ -457,6 +483,11 @@ pub fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32], add: Opti
     g.check(out.len(), weight.len(), grad.len());
     assert!(add.is_none_or(|add| add.len() == out.len()), "shape of what is added to the input's gradient");
     let epilogue = Epilogue { bias: None, residual: add, relu: false };
+    #[cfg(target_arch = "x86_64")]
+    if g.is_in_tiles::<E>() {
+        // SAFETY: as above.
+        return unsafe { amx::convolve::<amx::Amx, E>(g.turned(), grad, weight, Direction::Backward, epilogue, out) };
+    }
     if g.is_winograd() {
         return winograd::convolve(g.turned(), grad, weight, Direction::Backward, epilogue, out);
     }
@@ -556,6 +587,11 @@ pub fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f
     g.check(x.len(), weight.len(), grad.len());
     assert_eq!(bias.len(), g.o, "gradient of a bias for {} channels", g.o);
     column_sums(grad, bias);
+    #[cfg(target_arch = "x86_64")]
+    if g.is_in_tiles::<E>() {
+        // SAFETY: as above.
+        return unsafe { amx::weight_grad::<amx::Amx, E>(g, x, grad, weight) };
+    }
     if g.is_winograd() {
         return winograd::weight_grad(g, x, grad, weight);
     }

@@ -6,7 +6,7 @@
 use crate::kind::{Kind, Precision, Shape};
 use crate::state::Layout;
 use ddpm_kernels::conv::Geometry;
-use ddpm_kernels::{Conv2d, HeadOrder, Pool2d, Resample, attention, pool};
+use ddpm_kernels::{Conv2d, HeadOrder, Pool2d, Resample, attention, bf16, pool};
 
 /// A convolution's parameters and settings. A linear map is one over a single pixel.
 #[derive(Clone, Debug)]
@@ -267,7 +267,11 @@ impl Op {
     /// Its name in tables, without the type; with how the processor computes it, if that is asked for.
     pub(crate) fn name(&self, inputs: &[Kind], layout: &Layout, method: bool) -> String {
         let conv = |pass: &str, g: Geometry| {
-            let ([k, l], method) = (g.kernel, if method { format!(" ({})", g.method()) } else { String::new() });
+            let of = match inputs.first().map(|kind| kind.precision) {
+                Some(Precision::Bf16) => g.method::<bf16>(),
+                _ => g.method::<f32>(),
+            };
+            let ([k, l], method) = (g.kernel, if method { format!(" ({of})") } else { String::new() });
             format!("convolution {k}x{l} {pass}{method}")
         };
         match self {

@@ -1,64 +1,20 @@
 //! Matrix products of bf16 in the tile registers of AMX: 16 x 16 sums of 32 products each by one instruction.
 //!
 //! A tile of the left-hand side has 16 rows of 16 cells, one of a panel 16 cells of 16 columns: the layouts of [`Left`] and
-//! [`Panel`] as they are, if the left-hand side's cells follow each other. Sums are rounded to f32 after each pair of
-//! products, subnormal numbers count as zero.
+//! [`Panel`] as they are, if the left-hand side's cells follow each other.
 
 #![allow(unsafe_code, reason = "instructions without an intrinsic in stable Rust")]
+
+mod conv;
+mod tiles;
 
 use crate::buffer::with_scratch;
 use crate::element::Element;
 use crate::product::{Left, Panel, panel_columns};
 use crate::transpose::transpose;
-use std::arch::asm;
-
-/// Rows of a tile, and cells along the summed dimension.
-const SIDE: usize = 16;
-
-/// Bytes of a tile's row.
-const ROW: usize = 64;
-
-/// What the tile registers hold: 0 to 3 the sums of two by two tiles, 4 and 5 rows, 6 and 7 columns.
-#[repr(C, align(64))]
-struct Shape {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl Shape {
-    /// For up to 16 rows in each of two tiles.
-    fn new([first, second]: [usize; 2]) -> Self {
-        let mut shape = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let rows = [first, first, second, second, first, second, SIDE, SIDE];
-        for (tile, &rows) in rows.iter().enumerate().filter(|(_, rows)| **rows > 0) {
-            (shape.row_bytes[tile], shape.rows[tile]) = (ROW as u16, rows as u8);
-        }
-        shape
-    }
-}
-
-/// An instruction on a tile and rows of memory.
-macro_rules! tile_rows {
-    (load $tile:literal, $from:expr, $stride:expr) => {
-        asm!(concat!("tileloadd tmm", $tile, ", [{at} + {stride}*1]"), at = in(reg) $from, stride = in(reg) $stride, options(nostack, preserves_flags))
-    };
-    (store $tile:literal, $to:expr, $stride:expr) => {
-        asm!(concat!("tilestored [{at} + {stride}*1], tmm", $tile), at = in(reg) $to, stride = in(reg) $stride, options(nostack, preserves_flags))
-    };
-}
-
-/// An instruction on tiles alone.
-macro_rules! tiles {
-    (zero $tile:literal) => {
-        asm!(concat!("tilezero tmm", $tile), options(nostack, preserves_flags))
-    };
-    (dot $sum:literal, $rows:literal, $columns:literal) => {
-        asm!(concat!("tdpbf16ps tmm", $sum, ", tmm", $rows, ", tmm", $columns), options(nostack, preserves_flags))
-    };
-}
+pub(crate) use conv::{convolve, convolve_scratch, weight_grad, weight_grad_scratch};
+pub(crate) use tiles::Amx;
+use tiles::{ROW, SIDE, Tiles};
 
 /// Whether processor and system offer the tiles and this process may use them, and they multiply as they should.
 pub(crate) fn is_usable() -> bool {
@@ -110,7 +66,7 @@ fn multiplies() -> bool {
     let mut sums = vec![1.0; ROWS * COLUMNS];
     let lhs = Left { data: &left, rows: ROWS, cells: CELLS, row_stride: 2 * CELLS, cell_stride: 2 };
     // SAFETY: the caller has asked for the tiles and got them; 32 columns are those of AVX-512.
-    unsafe { product_of(&mut sums, COLUMNS, lhs, Panel { data: &right, stride: 2 * COLUMNS }, true) };
+    unsafe { product_of::<Amx, _>(&mut sums, COLUMNS, lhs, Panel { data: &right, stride: 2 * COLUMNS }, true) };
     sums.iter()
         .enumerate()
         .all(|(i, &sum)| sum == 1.0 + (0..2 * CELLS).map(|k| a(i / COLUMNS, k) * b(k, i % COLUMNS)).sum::<f32>())
@@ -124,7 +80,7 @@ pub(crate) fn product<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<
     assert!(E::STEP == 2 && panel_columns() == 2 * SIDE, "tiles of another type");
     if lhs.cell_stride == E::STEP {
         // SAFETY: this instruction set was selected, so that the process has the tiles.
-        return unsafe { product_of(dst, dst_stride, lhs, panel, accumulate) };
+        return unsafe { product_of::<Amx, E>(dst, dst_stride, lhs, panel, accumulate) };
     }
     // The cells of a row do not follow each other: those of a column do.
     assert_eq!(lhs.row_stride, E::STEP, "a matrix whose cells follow each other neither way");
@@ -145,13 +101,19 @@ pub(crate) fn product<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<
         let data = bytemuck::cast_slice::<f32, E>(turned);
         let lhs = Left { data, row_stride: width, cell_stride: E::STEP, ..lhs };
         // SAFETY: as above.
-        unsafe { product_of(dst, dst_stride, lhs, panel, accumulate) };
+        unsafe { product_of::<Amx, E>(dst, dst_stride, lhs, panel, accumulate) };
     });
 }
 
 /// # Safety
 /// The process may use the tiles. Cells of the left-hand side follow each other, and panels have 32 columns.
-unsafe fn product_of<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E>, panel: Panel<E>, accumulate: bool) {
+unsafe fn product_of<T: Tiles, E: Element>(
+    dst: &mut [f32],
+    dst_stride: usize,
+    lhs: Left<E>,
+    panel: Panel<E>,
+    accumulate: bool,
+) {
     const COLUMNS: usize = 2 * SIDE;
     if lhs.rows == 0 {
         return;
@@ -167,8 +129,10 @@ unsafe fn product_of<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E
         cell.copy_from_slice(&panel.data[(whole * SIDE + i) * panel.stride..][..2 * COLUMNS]);
     }
     let mut last_rows = [[E::default(); 2 * SIDE]; 2 * SIDE];
-    let mut shaped = [0, 0];
     let (row_bytes, cell_bytes, dst_bytes) = (2 * lhs.row_stride, 2 * panel.stride, 4 * dst_stride);
+    let mut shaped = [lhs.rows.min(SIDE), lhs.rows.saturating_sub(SIDE).min(SIDE)];
+    // SAFETY: the process may use the tiles.
+    let mut tiles = unsafe { T::take(shaped) };
     for row in (0..lhs.rows).step_by(2 * SIDE) {
         let count = (lhs.rows - row).min(2 * SIDE);
         let rows = [count.min(SIDE), count.saturating_sub(SIDE)];
@@ -179,23 +143,22 @@ unsafe fn product_of<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E
         // SAFETY: the tiles' rows lie inside the operands: `count` rows of whole cells, checked above, or of the arrays.
         unsafe {
             if std::mem::replace(&mut shaped, rows) != rows {
-                let shape = Shape::new(rows);
-                asm!("ldtilecfg [{}]", in(reg) &raw const shape, options(nostack, preserves_flags));
+                tiles.shape(rows);
             }
             let (c, low) = (dst.as_mut_ptr().add(row * dst_stride), SIDE * dst_stride);
             if accumulate {
-                tile_rows!(load "0", c, dst_bytes);
-                tile_rows!(load "1", c.add(SIDE), dst_bytes);
+                tiles.load::<0>(c.cast(), dst_bytes);
+                tiles.load::<1>(c.add(SIDE).cast(), dst_bytes);
                 if both {
-                    tile_rows!(load "2", c.add(low), dst_bytes);
-                    tile_rows!(load "3", c.add(low + SIDE), dst_bytes);
+                    tiles.load::<2>(c.add(low).cast(), dst_bytes);
+                    tiles.load::<3>(c.add(low + SIDE).cast(), dst_bytes);
                 }
             } else {
-                tiles!(zero "0");
-                tiles!(zero "1");
+                tiles.zero::<0>();
+                tiles.zero::<1>();
                 if both {
-                    tiles!(zero "2");
-                    tiles!(zero "3");
+                    tiles.zero::<2>();
+                    tiles.zero::<3>();
                 }
             }
             for block in 0..whole + usize::from(rest > 0) {
@@ -205,27 +168,25 @@ unsafe fn product_of<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E
                 } else {
                     (last_rows.as_ptr().cast(), ROW, last_columns.as_ptr().cast(), 2 * ROW)
                 };
-                tile_rows!(load "4", a, a_stride);
-                tile_rows!(load "6", b, b_stride);
-                tile_rows!(load "7", b.add(2 * SIDE), b_stride);
-                tiles!(dot "0", "4", "6");
-                tiles!(dot "1", "4", "7");
+                tiles.load::<4>(a.cast(), a_stride);
+                tiles.load::<6>(b.cast(), b_stride);
+                tiles.load::<7>(b.add(2 * SIDE).cast(), b_stride);
+                tiles.dot::<0, 4, 6>();
+                tiles.dot::<1, 4, 7>();
                 if both {
-                    tile_rows!(load "5", a.byte_add(SIDE * a_stride), a_stride);
-                    tiles!(dot "2", "5", "6");
-                    tiles!(dot "3", "5", "7");
+                    tiles.load::<5>(a.byte_add(SIDE * a_stride).cast(), a_stride);
+                    tiles.dot::<2, 5, 6>();
+                    tiles.dot::<3, 5, 7>();
                 }
             }
-            tile_rows!(store "0", c, dst_bytes);
-            tile_rows!(store "1", c.add(SIDE), dst_bytes);
+            tiles.store::<0>(c.cast(), dst_bytes);
+            tiles.store::<1>(c.add(SIDE).cast(), dst_bytes);
             if both {
-                tile_rows!(store "2", c.add(low), dst_bytes);
-                tile_rows!(store "3", c.add(low + SIDE), dst_bytes);
+                tiles.store::<2>(c.add(low).cast(), dst_bytes);
+                tiles.store::<3>(c.add(low + SIDE).cast(), dst_bytes);
             }
         }
     }
-    // SAFETY: the process may use the tiles. Those that are free need not be saved when the thread is switched.
-    unsafe { asm!("tilerelease", options(nostack, preserves_flags)) };
 }
 
 /// Runs `rounds` products in each of four tiles of sums; returns the operations done.
@@ -234,17 +195,15 @@ unsafe fn product_of<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E
 /// If this instruction set is not the selected one.
 pub(crate) fn peak_loop(rounds: usize) -> f64 {
     assert_eq!(crate::Isa::current(), crate::Isa::AmxBf16, "tiles that were not asked for");
-    let shape = Shape::new([SIDE, SIDE]);
-    // SAFETY: this instruction set was selected, so that the process has the tiles. No memory is touched but the shape.
+    // SAFETY: this instruction set was selected, so that the process has the tiles. No memory is touched.
     unsafe {
-        asm!("ldtilecfg [{}]", in(reg) &raw const shape, options(nostack, preserves_flags));
+        let mut tiles = Amx::take([SIDE; 2]);
         for _ in 0..rounds {
-            tiles!(dot "0", "4", "6");
-            tiles!(dot "1", "4", "7");
-            tiles!(dot "2", "5", "6");
-            tiles!(dot "3", "5", "7");
+            tiles.dot::<0, 4, 6>();
+            tiles.dot::<1, 4, 7>();
+            tiles.dot::<2, 5, 6>();
+            tiles.dot::<3, 5, 7>();
         }
-        asm!("tilerelease", options(nostack, preserves_flags));
     }
     (4 * SIDE * SIDE * SIDE * 2 * 2 * rounds) as f64
 }
