@@ -109,7 +109,7 @@ impl Geometry {
 
     /// How it is computed.
     pub fn method<E: Element>(&self) -> &'static str {
-        if self.is_in_tiles::<E>() {
+        if self.is_in_tiles::<E>(Pass::Forward) {
             "implicit product"
         } else if self.is_winograd() {
             "Winograd"
@@ -136,15 +136,11 @@ impl Geometry {
         self.kernel == [3, 3] && self.stride == 1 && zeros <= 2 && self.padding == [[zeros; 2]; 2]
     }
 
-    /// Whether it is computed in tiles of AMX: by the instruction set and the layer alone. With few channels most of a tile were zeros.
-    fn is_in_tiles<E: Element>(&self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return E::STEP == 2
-            && self.is_winograd()
-            && self.c.min(self.o) >= 16
-            && crate::Isa::current() == crate::Isa::AmxBf16;
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+    /// Whether a pass has a kernel for tiles of AMX: by the instruction set and the layer alone. With few channels most of a tile were
+    /// zeros.
+    fn is_in_tiles<E: Element>(&self, pass: Pass) -> bool {
+        let has_kernel = self.is_winograd() || pass == Pass::WeightGrad && self.is_pointwise();
+        has_kernel && self.c.min(self.o) >= 16 && E::STEP == 2 && crate::Isa::has_tiles()
     }
 
     /// The convolution of the output's gradient to the input's channels, where every input pixel sees the outputs whose windows
@@ -181,11 +177,11 @@ impl Geometry {
         let whole = |depth: usize| depth.is_multiple_of(E::STEP);
         match pass {
             #[cfg(target_arch = "x86_64")]
-            Pass::Forward if self.is_in_tiles::<E>() => amx::convolve_scratch::<E>(*self, threads),
+            Pass::Forward if self.is_in_tiles::<E>(pass) => amx::convolve_scratch::<E>(*self, threads),
             #[cfg(target_arch = "x86_64")]
-            Pass::InputGrad if self.is_in_tiles::<E>() => amx::convolve_scratch::<E>(self.turned(), threads),
+            Pass::InputGrad if self.is_in_tiles::<E>(pass) => amx::convolve_scratch::<E>(self.turned(), threads),
             #[cfg(target_arch = "x86_64")]
-            Pass::WeightGrad if self.is_in_tiles::<E>() => amx::weight_grad_scratch::<E>(*self, threads),
+            Pass::WeightGrad if self.is_in_tiles::<E>(pass) => amx::weight_grad_scratch::<E>(*self, threads),
             Pass::Forward if self.is_winograd() => winograd::convolve_scratch::<E>(*self, threads),
             Pass::Forward => reordered + multiplied(self.o, depth, !(self.is_pointwise() && whole(depth))),
             Pass::InputGrad if self.is_winograd() => winograd::convolve_scratch::<E>(self.turned(), threads),
@@ -460,7 +456,7 @@ pub fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue: Epilo
     assert!(epilogue.bias.is_none_or(|bias| bias.len() == g.o), "a bias for another number of channels than {}", g.o);
     assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "shape of the residual");
     #[cfg(target_arch = "x86_64")]
-    if g.is_in_tiles::<E>() {
+    if g.is_in_tiles::<E>(Pass::Forward) {
         // SAFETY: that instruction set was selected, so that the process has the tiles (here and below).
         return unsafe { amx::convolve::<amx::Amx, E>(g, x, weight, Direction::Forward, epilogue, out) };
     }
@@ -484,7 +480,7 @@ pub fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32], add: Opti
     assert!(add.is_none_or(|add| add.len() == out.len()), "shape of what is added to the input's gradient");
     let epilogue = Epilogue { bias: None, residual: add, relu: false };
     #[cfg(target_arch = "x86_64")]
-    if g.is_in_tiles::<E>() {
+    if g.is_in_tiles::<E>(Pass::InputGrad) {
         // SAFETY: as above.
         return unsafe { amx::convolve::<amx::Amx, E>(g.turned(), grad, weight, Direction::Backward, epilogue, out) };
     }
@@ -588,7 +584,7 @@ pub fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f
     assert_eq!(bias.len(), g.o, "gradient of a bias for {} channels", g.o);
     column_sums(grad, bias);
     #[cfg(target_arch = "x86_64")]
-    if g.is_in_tiles::<E>() {
+    if g.is_in_tiles::<E>(Pass::WeightGrad) {
         // SAFETY: as above.
         return unsafe { amx::weight_grad::<amx::Amx, E>(g, x, grad, weight) };
     }

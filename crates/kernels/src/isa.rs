@@ -131,6 +131,14 @@ impl Isa {
             .clone()
     }
 
+    /// Whether the kernels of this process use the tiles of AMX.
+    pub(crate) fn has_tiles() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return Self::current() == Self::AmxBf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// As [`selected`](Self::selected), and the fastest if the choice was wrong.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn current() -> Self {

@@ -45,7 +45,7 @@ multiversion! {
 /// panel's columns are written.
 pub(crate) fn product<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E>, panel: Panel<E>, accumulate: bool) {
     #[cfg(target_arch = "x86_64")]
-    if E::STEP == 2 && crate::Isa::current() == crate::Isa::AmxBf16 {
+    if E::STEP == 2 && crate::Isa::has_tiles() {
         return crate::amx::product(dst, dst_stride, lhs, panel, accumulate);
     }
     vector_product(dst, dst_stride, lhs, panel, accumulate);

@@ -123,7 +123,7 @@ pub fn peak_flop_per_sec(halves: bool) -> f64 {
     const ROUNDS: usize = 2_000_000;
     let run = match halves {
         #[cfg(target_arch = "x86_64")]
-        true if crate::Isa::current() == crate::Isa::AmxBf16 => crate::amx::peak_loop,
+        true if crate::Isa::has_tiles() => crate::amx::peak_loop,
         true => peak_loop::<bf16>,
         false => peak_loop::<f32>,
     };
