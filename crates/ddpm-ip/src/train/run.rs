@@ -274,7 +274,6 @@ fn run(
     let before = Duration::try_from_secs_f64(trainer.state.progress.elapsed_secs).unwrap_or_default();
     let (begin, mut in_hooks, mut waits) = (Instant::now(), Duration::ZERO, Waits::default());
     loop {
-        trainer.shard();
         let since = Instant::now();
         let batch = match loader.next() {
             Ok(batch) => batch,

@@ -56,7 +56,6 @@ pub(super) fn follow(
     emit: &mut Emit,
 ) -> Result<Outcome, Error> {
     loop {
-        trainer.shard();
         let since = Instant::now();
         let batch = loader.next()?;
         let waited = since.elapsed().as_secs_f64();

@@ -177,7 +177,7 @@ impl Trainer {
     }
 
     /// Leaves averages and moments to the ranks, a part to each, if they are to have one.
-    pub(super) fn shard(&mut self) {
+    fn shard(&mut self) {
         if self.ranks.shards() && self.is_whole {
             let part = self.ranks.part(self.ranks.rank(), self.state.parameters.layout().len());
             self.state.divided().for_each(|values| *values = values.part(part.clone()));
@@ -185,11 +185,12 @@ impl Trainer {
         }
     }
 
-    /// Gives rank 0 all of what the ranks have a part of, until they [share](Self::shard) it again. All of them call it.
+    /// Gives rank 0 all of the averages and moments, of which each rank has a part with `shard_optimizer`: until the next step. All
+    /// ranks call it.
     ///
     /// # Errors
     /// A process that is gone.
-    pub(super) fn unshard(&mut self) -> Result<(), Error> {
+    pub fn unshard(&mut self) -> Result<(), Error> {
         if self.is_whole {
             return Ok(());
         }
@@ -223,8 +224,8 @@ impl Trainer {
         self.state.progress.step
     }
 
-    /// Parameters, averages, moments and counters. Where [processes](crate::ranks) keep a part of averages and moments each, this has
-    /// all of them only for hooks that [want](super::Hook::wants_state) them.
+    /// Parameters, averages, moments and counters. Where [processes](crate::ranks) keep a part of averages and moments each, rank 0
+    /// has all of them after [`unshard`](Self::unshard), and for hooks that [want](super::Hook::wants_state) them.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -327,6 +328,7 @@ impl Trainer {
     /// # Errors
     /// As [`Self::train_step`].
     pub fn train_step_with(&mut self, batch: &Batch, draws: Draws) -> Result<StepReport, Error> {
+        self.shard();
         let step = self.state.progress.step;
         let diverged = |what| Error::Diverged { step: step + 1, what, last_good: None };
         let count = draws.t.len();
