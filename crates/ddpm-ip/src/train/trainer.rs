@@ -160,19 +160,28 @@ impl Trainer {
     /// # Errors
     /// A process that is gone.
     pub fn among(mut self, ranks: Ranks) -> Result<Self, Error> {
+        let ranks = ranks.with(&self.config.train);
         if ranks.count() > 1 {
             let progress = serde_json::to_vec(&self.state.progress).expect("numbers");
             let progress = serde_json::from_slice(&ranks.told(&progress)?);
             self.state.progress = progress.map_err(|e| ranks.failure(0, &format!("sent no progress: {e}")))?;
             ranks.spread(&mut self.state.parameters)?;
-            self.state.divided().try_for_each(|values| ranks.spread(values))?;
+            let part = ranks.part(ranks.rank(), self.state.parameters.layout().len());
+            // Rank 0 may have to draw or evaluate before the first step.
+            self.is_whole = ranks.leads() || !ranks.shards();
+            for values in self.state.divided() {
+                ranks.spread(values)?;
+                if !self.is_whole {
+                    *values = values.part(part.clone());
+                }
+            }
             if let Some(history) =
                 self.state.progress.time_sampler.clone().filter(|_| self.time_sampler.state().is_some())
             {
                 self.time_sampler.restore(history).map_err(|e| crate::config::ConfigError(e.to_string()))?;
             }
         }
-        self.ranks = ranks.with(&self.config.train);
+        self.ranks = ranks;
         Ok(self)
     }
 
