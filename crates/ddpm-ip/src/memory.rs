@@ -309,6 +309,11 @@ mod tests {
             super::check(config, &task, &Memory::default(), Some(Machine { name: "this machine", total, free }), 1)
         };
         let all = training(&config, &task, 256, 1).total();
+        // Moments and one average, of which each of two processes keeps a half.
+        config.train.shard_optimizer = true;
+        let (parameters, kept) = (4 * task.parameter_count(), 2 + config.train.ema_rate.len());
+        assert_eq!(all - training(&config, &task, 256, 2).total(), kept * parameters / 2);
+        assert_eq!(all, training(&config, &task, 256, 1).total());
         assert_eq!(check(&config, all, all).expect("enough"), None);
         assert!(check(&config, all, all / 2).expect("enough in all").expect("a remark").contains("are free"));
         let refused = check(&config, all - 1, all - 1).expect_err("too little").0;

@@ -549,21 +549,25 @@ multiversion! {
     ) {
         let count = rows.len() / stride;
         let cells = count.div_ceil(E::STEP);
-        let zeros = vec![E::default(); width];
         for cell in 0..cells {
             let first = &rows[cell * E::STEP * stride + offset..][..width];
-            let second = match rows.get((cell * E::STEP + E::STEP - 1) * stride + offset..) {
-                Some(row) if !row.is_empty() => &row[..width],
-                _ => &zeros,
+            // After the last row of an odd number there is none.
+            let second = if cell * E::STEP + E::STEP <= count {
+                &rows[(cell * E::STEP + E::STEP - 1) * stride + offset..][..width]
+            } else {
+                &[]
             };
             for p in 0..width.div_ceil(columns) {
                 let own = columns.min(width - p * columns);
                 let to = &mut out[(p * cells + cell) * columns * E::STEP..][..columns * E::STEP];
-                let (first, second) = (&first[p * columns..][..own], &second[p * columns..][..own]);
+                let first = &first[p * columns..][..own];
                 let (to, beyond) = to.split_at_mut(own * E::STEP);
                 if E::STEP == 1 {
                     to.copy_from_slice(first);
+                } else if second.is_empty() {
+                    to.chunks_exact_mut(2).zip(first).for_each(|(to, &first)| to.copy_from_slice(&[first, E::default()]));
                 } else {
+                    let second = &second[p * columns..][..own];
                     for ((to, &first), &second) in to.chunks_exact_mut(2).zip(first).zip(second) {
                         to[0] = first;
                         to[1] = second;

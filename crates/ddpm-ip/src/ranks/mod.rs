@@ -264,6 +264,8 @@ impl Ranks {
     /// How values of so many parameters are added up.
     fn plan(&self, len: usize, pieces: usize) -> Plan {
         let count = self.count();
+        // With fast sums each rank has one of its own pieces.
+        let pieces = if self.reduction == Reduction::Fast { count } else { pieces };
         let shares = (0..count).map(|rank| self.pieces(rank, pieces)).collect();
         let grain = if self.shards { GRAIN } else { 1 };
         Plan { rank: self.rank(), per_machine: self.per_machine, pieces, shares, len, grain }
@@ -289,22 +291,19 @@ impl Ranks {
         if count == 1 {
             return Ok(mine.swap_remove(0));
         }
-        let (plan, part) = (self.plan(len, pieces), self.part(self.rank(), len));
+        let plan = self.plan(len, pieces);
         if let Some(group) = &self.group {
             let of_gpu = |sum: Gradient| sum.into_gpu().expect("computed by a GPU");
             let mut mine: Vec<_> = mine.into_iter().map(of_gpu).collect();
-            let sum = match self.reduction {
-                Reduction::Exact => {
-                    let sum = self.call(|_| plan.reduce(&**group, mine))?;
-                    if self.shards { sum } else { group.join(&self.call(|_| plan.collect(&**group, sum))?) }
-                }
-                Reduction::Fast => {
-                    let sum = mine.swap_remove(0);
-                    done(group.sum(&sum, len));
-                    if self.shards { group.part(&sum, part.clone()) } else { sum }
-                }
+            let sum = if self.takes_any_order() {
+                let sum = mine.swap_remove(0);
+                done(group.sum(&sum, len));
+                sum
+            } else {
+                let sum = self.call(|_| plan.reduce(&**group, mine))?;
+                if self.shards { sum } else { group.join(&self.call(|_| plan.collect(&**group, sum))?) }
             };
-            return Ok(Gradient::of_gpu(sum, part.len()));
+            return Ok(Gradient::of_gpu(sum, self.part(self.rank(), len).len()));
         }
         let values: Vec<_> = mine.iter_mut().map(Gradient::values).collect();
         let sum = self.sum_values(values, &plan)?;
@@ -315,22 +314,22 @@ impl Ranks {
 
     /// [`sum`](Self::sum) through main memory, in parts that follow each other.
     fn sum_values(&self, mut mine: Vec<Cow<[f32]>>, plan: &Plan) -> Result<Vec<Vec<f32>>, Error> {
-        let part = self.part(self.rank(), plan.len);
-        match self.reduction {
-            Reduction::Exact => {
-                let sum = self.call(|link| plan.reduce(&Host(link), mine))?;
-                if self.shards {
-                    return Ok(vec![sum.into_owned()]);
-                }
-                let parts = self.call(|link| plan.collect(&Host(link), sum))?;
-                Ok(parts.into_iter().map(|(part, _)| part.into_owned()).collect())
-            }
-            Reduction::Fast => {
-                let mut sum = mine.swap_remove(0).into_owned();
-                self.call(|link| link.sum(&mut sum))?;
-                Ok(vec![if self.shards { sum[part].to_vec() } else { sum }])
-            }
+        if self.takes_any_order() {
+            let mut sum = mine.swap_remove(0).into_owned();
+            self.call(|link| link.sum(&mut sum))?;
+            return Ok(vec![sum]);
         }
+        let sum = self.call(|link| plan.reduce(&Host(link), mine))?;
+        if self.shards {
+            return Ok(vec![sum.into_owned()]);
+        }
+        let parts = self.call(|link| plan.collect(&Host(link), sum))?;
+        Ok(parts.into_iter().map(|(part, _)| part.into_owned()).collect())
+    }
+
+    /// Whether MPI or NCCL add up whole gradients, in their order.
+    fn takes_any_order(&self) -> bool {
+        self.reduction == Reduction::Fast && !self.shards
     }
 
     /// [`sum`](Self::sum) while the last microbatch's backward pass goes on. `compute` gives that gradient, and before that its parts
@@ -421,17 +420,21 @@ impl Ranks {
             None => Cow::Borrowed(&parameters.values()[part.clone()]),
         };
         let parts = self.call(|link| plan.collect(&Host(link), mine))?;
-        let parts: Vec<Vec<f32>> = parts.into_iter().map(|(part, _)| part.into_owned()).collect();
         if let Some(gpu) = gpu {
-            let parts: Vec<_> = parts.iter().map(|part| (done(gpu.upload(part)), part.len())).collect();
+            let parts: Vec<_> = parts.iter().map(|(part, len)| (done(gpu.upload(part)), *len)).collect();
             parameters.set_on_gpu(gpu, &parts);
-        } else {
-            let mut rest = parameters.values_mut();
-            for part in parts {
-                let (place, after) = rest.split_at_mut(part.len());
+            return Ok(());
+        }
+        // What is borrowed is this rank's own part, in its place.
+        let moved = |(part, len)| (if let Cow::Owned(values) = part { Some(values) } else { None }, len);
+        let parts: Vec<(Option<Vec<f32>>, usize)> = parts.into_iter().map(moved).collect();
+        let mut rest = parameters.values_mut();
+        for (part, len) in parts {
+            let (place, after) = rest.split_at_mut(len);
+            if let Some(part) = part {
                 place.copy_from_slice(&part);
-                rest = after;
             }
+            rest = after;
         }
         Ok(())
     }

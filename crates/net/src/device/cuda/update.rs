@@ -107,9 +107,11 @@ pub(crate) fn update(
     let (results, mut note, turn) = (gpu.alloc(RESULTS)?, gpu.note(8)?, gpu.turn()?);
     let sum = results.address();
     let (norm, grad_scale) = (sum.at(8), sum.at(16));
-    enqueue_sum(&turn, squares.address(), count, sum)?;
-    let one = Shape { grid: [1, 1], block: 1, shared: 0 };
-    turn.launch("clip", one, args![sum, clip.scale, clip.max_norm, norm, grad_scale])?;
+    timed(&turn, "gradient norm, f32", 0, || {
+        enqueue_sum(&turn, squares.address(), count, sum)?;
+        let one = Shape { grid: [1, 1], block: 1, shared: 0 };
+        turn.launch("clip", one, args![sum, clip.scale, clip.max_norm, norm, grad_scale])
+    })?;
     // The gradient is read; parameters, moments and averages are read and written.
     timed(&turn, "AdamW and averages, f32", len * (7 + 2 * averages.len()), || {
         let grad = grad.address();
