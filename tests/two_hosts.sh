@@ -3,15 +3,8 @@
 # when the cable is cut. Needs root and iproute2:  tests/two_hosts.sh PROGRAM FOLDER
 set -euo pipefail
 program=$(realpath "$1"); folder=$2
+. "$(dirname "$0")/namespaces.sh" ddpm 10.99.0
 rm -rf "$folder" && mkdir -p "$folder" && cd "$folder"
-trap 'kill $(jobs -p) 2>/dev/null || true; ip netns del ddpm-a; ip netns del ddpm-b' EXIT
-ip netns add ddpm-a; ip netns add ddpm-b
-ip link add ddpm-va netns ddpm-a type veth peer name ddpm-vb netns ddpm-b
-for side in a b; do
-    ip -n ddpm-$side addr add 10.99.0.$([ $side = a ] && echo 1 || echo 2)/24 dev ddpm-v$side
-    ip -n ddpm-$side link set ddpm-v$side up
-    ip -n ddpm-$side link set lo up
-done
 export RAYON_NUM_THREADS=1 DDPM_IP_SILENCE=3
 
 # four WORDS...: starts four processes, two on each machine.
@@ -19,7 +12,7 @@ four() {
     for rank in 0 1 2 3; do
         host=$([ $rank -lt 2 ] && echo a || echo b)
         RANK=$rank WORLD_SIZE=4 LOCAL_RANK=$((rank % 2)) LOCAL_WORLD_SIZE=2 MASTER_ADDR=10.99.0.1 MASTER_PORT=5000 \
-            ip netns exec ddpm-$host unshare --uts bash -c 'hostname host-$0 && exec "$@"' $host "$program" "$@" >$rank.txt 2>&1 &
+            on $host "$program" "$@" >$rank.txt 2>&1 &
     done
 }
 
