@@ -44,13 +44,31 @@ impl<'a> Mask<'a> {
 multiversion! {
     /// 0 where a draw falls below the threshold, else `keep`.
     fn draw<S>(factors: &mut [f32], counter: [u32; 4], key: [u32; 2], block: u32, threshold: u32, keep: f32) {
-        for (i, factors) in factors.chunks_exact_mut(4 * LANES).enumerate() {
-            let words = philox4x32_10_lanes::<LANES>(block.wrapping_add((i * LANES) as u32), counter, key);
-            for (word, words) in words.iter().enumerate() {
-                for (lane, &w) in words.iter().enumerate() {
-                    factors[4 * lane + word] = if w < threshold { 0.0 } else { keep };
-                }
-            }
+        // As many at once as hide a multiplication's latency in the registers that there are.
+        let twice = if S::LANES == LANES { factors.len() / (2 * Mask::DRAW) * 2 * Mask::DRAW } else { 0 };
+        let (wide, rest) = factors.split_at_mut(twice);
+        let later = block.wrapping_add((twice / 4) as u32);
+        draw_lanes::<{ 2 * LANES }>(wide, counter, key, block, threshold, keep);
+        draw_lanes::<LANES>(rest, counter, key, later, threshold, keep);
+    }
+}
+
+/// [`draw`], N draws side by side: the factors of whole ones.
+#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+#[inline(always)]
+fn draw_lanes<const N: usize>(
+    factors: &mut [f32],
+    counter: [u32; 4],
+    key: [u32; 2],
+    block: u32,
+    threshold: u32,
+    keep: f32,
+) {
+    for (i, factors) in factors.chunks_exact_mut(4 * N).enumerate() {
+        let draws = philox4x32_10_lanes::<N>(block.wrapping_add((i * N) as u32), counter, key);
+        let words: &[u32] = bytemuck::cast_slice(draws.as_flattened());
+        for (factor, &word) in factors.iter_mut().zip(words) {
+            *factor = if word < threshold { 0.0 } else { keep };
         }
     }
 }

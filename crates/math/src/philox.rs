@@ -35,28 +35,36 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     c
 }
 
-/// N draws side by side, which the compiler can vectorise: words `[4][N]` of the counters whose first word is
-/// `block + lane` and whose others are those of `counter`.
-#[expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
+/// N draws side by side, which the compiler can vectorise: of each its words, two in a `u64`, as they would follow each other in
+/// memory. The first words of their counters are `block + lane`, the others are those of `counter`.
 #[inline(always)]
-pub fn philox4x32_10_lanes<const N: usize>(block: u32, counter: [u32; 4], key: [u32; 2]) -> [[u32; N]; 4] {
-    let mut c = [[0; N], [counter[1]; N], [counter[2]; N], [counter[3]; N]];
-    (0..N).for_each(|i| c[0][i] = block.wrapping_add(i as u32));
+pub fn philox4x32_10_lanes<const N: usize>(block: u32, counter: [u32; 4], key: [u32; 2]) -> [[u64; 2]; N] {
+    // Words are low halves of lanes as wide as a product, so that none has to be narrowed. What the high halves hold is not used.
+    const WORD: u64 = 0xFFFF_FFFF;
+    let mut c = counter.map(|word| [u64::from(word); N]);
+    (0..N).for_each(|i| c[0][i] = u64::from(block) + i as u64);
     let mut k = key;
     for _ in 0..10 {
         let mut next = [[0; N]; 4];
         for i in 0..N {
-            let product0 = u64::from(MULTIPLIERS[0]) * u64::from(c[0][i]);
-            let product1 = u64::from(MULTIPLIERS[1]) * u64::from(c[2][i]);
-            next[0][i] = (product1 >> 32) as u32 ^ c[1][i] ^ k[0];
-            next[1][i] = product1 as u32;
-            next[2][i] = (product0 >> 32) as u32 ^ c[3][i] ^ k[1];
-            next[3][i] = product0 as u32;
+            let product0 = u64::from(MULTIPLIERS[0]) * (c[0][i] & WORD);
+            let product1 = u64::from(MULTIPLIERS[1]) * (c[2][i] & WORD);
+            next[0][i] = (product1 >> 32) ^ c[1][i] ^ u64::from(k[0]);
+            next[1][i] = product1;
+            next[2][i] = (product0 >> 32) ^ c[3][i] ^ u64::from(k[1]);
+            next[3][i] = product0;
         }
         c = next;
         k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
     }
-    c
+    let pair = |first: u64, second: u64| {
+        if cfg!(target_endian = "big") { first << 32 | (second & WORD) } else { first & WORD | second << 32 }
+    };
+    let mut draws = [[0; 2]; N];
+    for i in 0..N {
+        draws[i] = [pair(c[0][i], c[1][i]), pair(c[2][i], c[3][i])];
+    }
+    draws
 }
 
 /// What a random number is for. Streams of different domains never overlap.
@@ -258,9 +266,10 @@ mod tests {
         let mut stream = Stream::new(9, Domain::Dropout, 1 << 40 | 3, 5);
         let (counter, key) = stream.address();
         for block in [0, 8] {
-            let words = philox4x32_10_lanes::<8>(block, counter, key);
-            for lane in 0..8 {
-                assert_eq!(words.map(|w| w[lane]), [(); 4].map(|()| stream.next_u32()));
+            for pairs in philox4x32_10_lanes::<8>(block, counter, key) {
+                let words = pairs.map(u64::to_ne_bytes).concat();
+                let expected = [(); 4].map(|()| stream.next_u32().to_ne_bytes()).concat();
+                assert_eq!(words, expected);
             }
         }
     }
