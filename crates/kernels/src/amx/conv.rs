@@ -1,9 +1,10 @@
 //! 3x3 convolutions with stride 1 in tiles, without patches and without transforms; and the weights' gradient of 1x1 convolutions.
 //!
-//! An image's pixels, with the zeros around them, are one long row of positions: output pixel (y, x) is at y·w + x, where w is the
-//! width with zeros, and sees the inputs at y·w + x + ky·w + kx. So for each of the nine taps, the inputs of consecutive positions
-//! are consecutive, and are the rows of a tile as they lie in memory. The last two positions of each row of pixels are computed in
-//! vain. Zeros stand for channels beyond the last, to a whole tile.
+//! An image's pixels, with the zeros before, above and below them, are one long row of positions: output pixel (y, x) is at y·w + x,
+//! where w is the width with these zeros, and sees the inputs at y·w + x + ky·w + kx. The zeros after a row of pixels are those
+//! before the next. So for each of the nine taps, the inputs of consecutive positions are consecutive, and are the rows of a tile as
+//! they lie in memory. The last positions of each row of pixels are computed in vain. Zeros stand for channels beyond the last, to
+//! a whole tile.
 
 use super::tiles::{SIDE, Tiles};
 use crate::buffer::{Shared, scratch_bytes, with_scratch};
@@ -30,13 +31,13 @@ const GROUP: usize = 4;
 /// Blocks of 32 positions that such weights serve in turn.
 const RUNS: usize = 4;
 
-/// Positions of a task: enough that the two rows of pixels that it shares with the next one do not matter.
-const STRIP: usize = 1024;
+/// Positions of a task: enough that the two rows of pixels that it shares with the next one do not matter, and a whole image of 32x32.
+const STRIP: usize = 1056;
 
 impl Geometry {
-    /// Width of an image with the zeros around it.
+    /// Positions from a row of pixels to the next.
     fn wide(&self) -> usize {
-        self.w + 2 * self.padding[0][0]
+        (self.w + self.padding[0][0]).max(self.out_w())
     }
 
     /// Positions from an output to the last input that it sees.
@@ -191,23 +192,21 @@ pub(crate) unsafe fn convolve<T: Tiles, E: Element>(
             let positions = rows.min(g.out_h() - top) * wide;
             with_scratch(strip_len(g, rows), |strip: &mut [E]| {
                 let from = top * wide;
-                let blocks = positions.div_ceil(WIDE);
-                copy(g, pixels, from..from + blocks * WIDE + g.reach(), channels, strip);
+                copy(g, pixels, from..from + positions.next_multiple_of(WIDE) + g.reach(), channels, strip);
                 with_scratch(RUNS * SUMS, |sums: &mut [f32]| {
-                    for first in (0..blocks).step_by(RUNS) {
-                        let runs = RUNS.min(blocks - first);
+                    for first in (0..positions).step_by(RUNS * WIDE) {
+                        let end = positions.min(first + RUNS * WIDE);
                         for (p, panel) in packed.chunks_exact(9 * g.steps() * 2 * TILE).enumerate() {
                             // SAFETY: the caller's promise.
-                            unsafe { products::<T, E>(g, &strip[first * WIDE * channels..], panel, sums, runs) };
+                            unsafe { products::<T, E>(g, &strip[first * channels..], panel, sums, end - first) };
                             let outputs = p * WIDE..g.o.min((p + 1) * WIDE);
                             let bias = &bias[outputs.clone()];
-                            let end = positions.min((first + runs) * WIDE);
-                            let mut at = first * WIDE;
+                            let mut at = first;
                             while at < end {
                                 let (y, x) = (top + at / wide, at % wide);
                                 let count = g.out_w().saturating_sub(x).min(end - at);
                                 let row = (image * g.out_h() + y) * g.out_w() + x;
-                                let sums = &sums[(at - first * WIDE) * WIDE..];
+                                let sums = &sums[(at - first) * WIDE..];
                                 if count > 0 {
                                     let rows = row..row + count;
                                     finish(sums, WIDE, rows, g.o, outputs.clone(), bias, epilogue, &out);
@@ -222,16 +221,16 @@ pub(crate) unsafe fn convolve<T: Tiles, E: Element>(
     });
 }
 
-/// The sums of `runs` blocks of 32 positions for 32 outputs, position by position.
+/// The sums of up to [`RUNS`] blocks of 32 positions for 32 outputs, position by position.
 ///
 /// # Safety
 /// The process may use the tiles.
-unsafe fn products<T: Tiles, E: Element>(g: Geometry, strip: &[E], panel: &[E], sums: &mut [f32], runs: usize) {
+unsafe fn products<T: Tiles, E: Element>(g: Geometry, strip: &[E], panel: &[E], sums: &mut [f32], positions: usize) {
     let (wide, steps) = (g.wide(), g.steps());
     let channels = steps * WIDE;
+    let runs = positions.div_ceil(WIDE);
     let last = (runs * WIDE + g.reach()) * channels;
     assert!(last <= strip.len() && panel.len() == 9 * steps * 2 * TILE && runs * SUMS <= sums.len(), "out of bounds");
-    let row_bytes = 2 * channels;
     // SAFETY: the rows of tiles lie inside the strip, the panel and the sums, as was just checked.
     unsafe {
         let mut tiles = T::take([SIDE; 2]);
@@ -241,28 +240,51 @@ unsafe fn products<T: Tiles, E: Element>(g: Geometry, strip: &[E], panel: &[E], 
                 let len = GROUP.min(steps - group);
                 for run in 0..runs {
                     let sums = sums.as_mut_ptr().add(run * SUMS);
-                    if row == 0 && group == 0 {
-                        tiles.zero::<0>();
-                        tiles.zero::<1>();
-                        tiles.zero::<2>();
-                        tiles.zero::<3>();
+                    let inputs = strip.as_ptr().add((run * WIDE + row * wide) * channels + group * WIDE);
+                    let begins = row == 0 && group == 0;
+                    if positions - run * WIDE > SIDE {
+                        add_taps::<T, E, true>(&mut tiles, begins, sums, inputs, channels, weights, len);
                     } else {
-                        load_sums(&mut tiles, sums);
+                        add_taps::<T, E, false>(&mut tiles, begins, sums, inputs, channels, weights, len);
                     }
-                    let mut b = weights;
-                    for column in 0..3 {
-                        let mut a = strip.as_ptr().add((run * WIDE + row * wide + column) * channels + group * WIDE);
-                        for _ in 0..len {
-                            step(&mut tiles, [a, a.add(SIDE * channels)], row_bytes, b);
-                            a = a.add(WIDE);
-                            b = b.add(2 * TILE);
-                        }
-                    }
-                    store_sums(&tiles, sums);
                 }
                 weights = weights.add(3 * len * 2 * TILE);
             }
         }
+    }
+}
+
+/// Adds the products of a kernel row's three taps to the sums of 32 positions, or of the first 16; `len` steps of 32 inputs each.
+///
+/// # Safety
+/// The process may use the tiles, and all lie in memory.
+#[expect(clippy::inline_always, reason = "an inner loop")]
+#[inline(always)]
+unsafe fn add_taps<T: Tiles, E: Element, const BOTH: bool>(
+    tiles: &mut T,
+    begins: bool,
+    sums: *mut f32,
+    inputs: *const E,
+    channels: usize,
+    mut weights: *const E,
+    len: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if begins {
+            zero_sums::<T, BOTH>(tiles);
+        } else {
+            load_sums::<T, BOTH>(tiles, sums);
+        }
+        for column in 0..3 {
+            let mut a = inputs.add(column * channels);
+            for _ in 0..len {
+                step::<T, E, BOTH>(tiles, a, channels, weights);
+                a = a.add(WIDE);
+                weights = weights.add(2 * TILE);
+            }
+        }
+        store_sums::<T, BOTH>(tiles, sums);
     }
 }
 
@@ -272,48 +294,74 @@ fn quarters(sums: *mut f32) -> [*mut u8; 4] {
 }
 
 /// # Safety
+/// The process may use the tiles.
+unsafe fn zero_sums<T: Tiles, const BOTH: bool>(tiles: &mut T) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        tiles.zero::<0>();
+        tiles.zero::<1>();
+        if BOTH {
+            tiles.zero::<2>();
+            tiles.zero::<3>();
+        }
+    }
+}
+
+/// # Safety
 /// The process may use the tiles, and `sums` is valid for [`SUMS`] values.
-unsafe fn load_sums<T: Tiles>(tiles: &mut T, sums: *mut f32) {
+unsafe fn load_sums<T: Tiles, const BOTH: bool>(tiles: &mut T, sums: *mut f32) {
     let [a, b, c, d] = quarters(sums);
     // SAFETY: the caller's promise.
     unsafe {
         tiles.load::<0>(a, 4 * WIDE);
         tiles.load::<1>(b, 4 * WIDE);
-        tiles.load::<2>(c, 4 * WIDE);
-        tiles.load::<3>(d, 4 * WIDE);
+        if BOTH {
+            tiles.load::<2>(c, 4 * WIDE);
+            tiles.load::<3>(d, 4 * WIDE);
+        }
     }
 }
 
 /// # Safety
 /// As [`load_sums`].
-unsafe fn store_sums<T: Tiles>(tiles: &T, sums: *mut f32) {
+unsafe fn store_sums<T: Tiles, const BOTH: bool>(tiles: &T, sums: *mut f32) {
     let [a, b, c, d] = quarters(sums);
     // SAFETY: the caller's promise.
     unsafe {
         tiles.store::<0>(a, 4 * WIDE);
         tiles.store::<1>(b, 4 * WIDE);
-        tiles.store::<2>(c, 4 * WIDE);
-        tiles.store::<3>(d, 4 * WIDE);
+        if BOTH {
+            tiles.store::<2>(c, 4 * WIDE);
+            tiles.store::<3>(d, 4 * WIDE);
+        }
     }
 }
 
-/// Adds two by two products: of two tiles of rows with two tiles of columns that follow each other.
+/// Adds two by two products: of two tiles of rows, `stride` values apart, with two tiles of columns that follow each other. Without
+/// `BOTH` only those of the first tile of rows.
 ///
 /// # Safety
 /// The process may use the tiles, and all lie in memory.
 #[expect(clippy::inline_always, reason = "the innermost loop")]
 #[inline(always)]
-unsafe fn step<T: Tiles, E: Element>(tiles: &mut T, rows: [*const E; 2], row_bytes: usize, columns: *const E) {
+unsafe fn step<T: Tiles, E: Element, const BOTH: bool>(
+    tiles: &mut T,
+    rows: *const E,
+    stride: usize,
+    columns: *const E,
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        tiles.load::<4>(rows[0].cast(), row_bytes);
+        tiles.load::<4>(rows.cast(), 2 * stride);
         tiles.load::<6>(columns.cast(), 2 * WIDE);
         tiles.load::<7>(columns.add(TILE).cast(), 2 * WIDE);
-        tiles.load::<5>(rows[1].cast(), row_bytes);
         tiles.dot::<0, 4, 6>();
         tiles.dot::<1, 4, 7>();
-        tiles.dot::<2, 5, 6>();
-        tiles.dot::<3, 5, 7>();
+        if BOTH {
+            tiles.load::<5>(rows.add(SIDE * stride).cast(), 2 * stride);
+            tiles.dot::<2, 5, 6>();
+            tiles.dot::<3, 5, 7>();
+        }
     }
 }
 
@@ -506,7 +554,6 @@ unsafe fn add_products<T: Tiles, E: Element>(
     sums: &mut [f32],
 ) {
     let (c, o) = (block / p.blocks[1], block % p.blocks[1]);
-    let row_bytes = 2 * p.row;
     assert!(sums.len() == p.block() && p.steps * WIDE + g.reach() <= p.row, "out of bounds");
     // One tap needs its operands once.
     let chunk = if p.taps == 1 { p.steps.max(1) } else { CHUNK };
@@ -519,15 +566,15 @@ unsafe fn add_products<T: Tiles, E: Element>(
             for first in (0..p.steps).step_by(chunk) {
                 for tap in 0..p.taps {
                     let sums = sums.as_mut_ptr().add(tap * SUMS);
-                    load_sums(&mut tiles, sums);
+                    load_sums::<T, true>(&mut tiles, sums);
                     let mut a = inputs.add(first * WIDE + tap / 3 * g.wide() + tap % 3);
                     let mut b = grads.add(first * 2 * TILE);
                     for _ in first..p.steps.min(first + chunk) {
-                        step(&mut tiles, [a, a.add(SIDE * p.row)], row_bytes, b);
+                        step::<T, E, true>(&mut tiles, a, p.row, b);
                         a = a.add(WIDE);
                         b = b.add(2 * TILE);
                     }
-                    store_sums(&tiles, sums);
+                    store_sums::<T, true>(&tiles, sums);
                 }
             }
         }
@@ -703,6 +750,9 @@ mod tests {
         for shape in [[1, 4, 5, 160, 33], [2, 18, 17, 33, 16], [1, 3, 70, 16, 40], [3, 8, 8, 64, 64]] {
             check(shape, 1, 7);
         }
+        // The last block of 32 positions has 17, all of which are outputs; and 16.
+        check([2, 1, 25, 16, 16], 2, 7);
+        check([2, 2, 10, 16, 16], 2, 7);
     }
 
     #[test]
