@@ -111,6 +111,12 @@ fn a_comparison_trains_draws_measures_and_goes_on() {
     assert!(lines().starts_with(&before) && lines().lines().count() == 9);
     // Two seeds have an interval.
     assert!(place.read("plan/index.html").contains(" ± "));
+    // A run that is there has the seed that it was trained with.
+    let mine =
+        "[[variant]]\nname = 'mine'\nrun = 'plan/runs/ip-1'\n[[sample]]\nsampler = 'ddim'\nsteps = 2\nimages = 8\n";
+    std::fs::write(place.path("mine.toml"), mine).unwrap();
+    let said = place.run(&["compare", "mine.toml"]).exits(0).err();
+    assert!(said.contains("of mine, seed 1,") && place.read("mine/results.jsonl").contains("\"seed\":1,"), "{said}");
 
     let runs = ["compare", "plan/runs/base-0", "plan/runs/ip-0", "--out", "two"];
     place.run(&runs).complains(2, &["variant base-0", "at most 10"]);

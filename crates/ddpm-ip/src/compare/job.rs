@@ -113,8 +113,9 @@ impl Piece<'_> {
 pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Result<Outcome, Error> {
     let mut members = job.plan.members(&job.base, &job.out)?;
     for member in &mut members {
-        if let Some(config) = &mut member.config {
-            *config = train::resolve(config)?;
+        match &mut member.config {
+            Some(config) => *config = train::resolve(config)?,
+            None => member.seed = settings_of(member)?.train.seed,
         }
     }
     check(&job.plan, &members)?;
@@ -142,8 +143,9 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             break;
         }
         if is_new {
-            let (kind, amount) = piece.work();
-            speeds[kind] = (speeds[kind].0 + amount, speeds[kind].1 + begin.elapsed());
+            // What came before counts half, so that an hour beside other work is soon forgotten.
+            let ((kind, amount), elapsed) = (piece.work(), begin.elapsed());
+            speeds[kind] = (speeds[kind].0 / 2.0 + amount, speeds[kind].1 / 2 + elapsed);
             page::write(job, &members, &work.results)?;
         }
     }
@@ -154,20 +156,21 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
     Ok(outcome)
 }
 
+/// What a network is trained with, or was.
+fn settings_of(member: &Member) -> Result<Config, Error> {
+    if let Some(config) = &member.config {
+        return Ok(config.clone());
+    }
+    let newest = Store::new(&member.run).newest()?.map(|(_, folder)| checkpoint::resolve(&folder)).transpose()?;
+    let config = newest.map(|file| checkpoint::config_of(&file)).transpose()?.flatten();
+    config.ok_or_else(|| Error::file(&member.run, "holds no checkpoint with settings: name a run directory"))
+}
+
 /// Refuses networks whose distances would not compare, and ways to sample that they do not allow.
 fn check(plan: &Plan, members: &[Member]) -> Result<(), Error> {
     let mut first: Option<(&Member, [String; 5])> = None;
     for member in members {
-        let config = match &member.config {
-            Some(config) => Some(config.clone()),
-            None => match Store::new(&member.run).newest()? {
-                Some((_, folder)) => checkpoint::config_of(&checkpoint::resolve(&folder)?)?,
-                None => None,
-            },
-        };
-        let Some(config) = config else {
-            return Err(Error::file(&member.run, "holds no checkpoint with settings: name a run directory"));
-        };
+        let config = settings_of(member)?;
         for sampling in plan.sample.iter().chain(&plan.bias) {
             for &steps in &sampling.steps {
                 let checked = sampled(&config, sampling, steps).and_then(|config| config.validate());

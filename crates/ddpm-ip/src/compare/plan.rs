@@ -96,7 +96,7 @@ fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
 pub struct Member {
     /// The variant's name.
     pub variant: String,
-    /// The seed of its training.
+    /// The seed of its training; of a run that is there it is not known before its settings are read.
     pub seed: u64,
     /// Its run directory.
     pub run: PathBuf,
