@@ -5,16 +5,21 @@
 
 #![allow(unsafe_code, reason = "instructions without an intrinsic in stable Rust")]
 
+mod blocks;
 mod conv;
+#[cfg(test)]
+mod tests;
 mod tiles;
+mod weight_grad;
 
 use crate::buffer::with_scratch;
 use crate::element::Element;
 use crate::product::{Left, Panel, panel_columns};
 use crate::transpose::transpose;
-pub(crate) use conv::{convolve, convolve_scratch, weight_grad, weight_grad_scratch};
+pub(crate) use conv::{convolve, convolve_scratch};
 pub(crate) use tiles::Amx;
 use tiles::{ROW, SIDE, Tiles};
+pub(crate) use weight_grad::{weight_grad, weight_grad_scratch};
 
 /// Whether processor and system offer the tiles and this process may use them, and they multiply as they should.
 pub(crate) fn is_usable() -> bool {

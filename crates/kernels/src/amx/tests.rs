@@ -1,0 +1,213 @@
+//! Convolutions in tiles against plain loops, with a program in place of the tiles.
+
+use super::conv::{convolve, convolve_scratch};
+use super::tiles::Emulated;
+use super::weight_grad::{Packing, weight_grad, weight_grad_scratch};
+use crate::buffer::kept_bytes;
+use crate::conv::{Epilogue, Geometry};
+use crate::winograd::Direction;
+use crate::{Conv2d, Padding};
+use half::bf16;
+use proptest::prelude::*;
+
+fn values(n: usize, seed: &mut u64) -> Vec<bf16> {
+    let mut next = || {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bf16::from_f32((*seed >> 40) as f32 / (1 << 23) as f32 - 1.0)
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn floats(values: &[bf16]) -> Vec<f32> {
+    values.iter().map(|v| v.to_f32()).collect()
+}
+
+fn geometry([n, h, w, c, o]: [usize; 5], kernel: usize, zeros: usize) -> Geometry {
+    let conv = Conv2d { padding: Padding::Same, ..Conv2d::same([kernel; 2], 1) };
+    Geometry { padding: [[zeros; 2]; 2], ..Geometry::new(conv, [n, h, w, c], o) }
+}
+
+/// Calls `visit` with the places of input, weight and output of every product.
+fn every_product(g: Geometry, mut visit: impl FnMut(usize, usize, usize)) {
+    let (zeros, k) = (g.padding[0][0], g.kernel[0]);
+    for n in 0..g.n {
+        for y in 0..g.out_h() {
+            for x in 0..g.out_w() {
+                for tap in 0..k * k {
+                    let (iy, ix) = ((y + tap / k).wrapping_sub(zeros), (x + tap % k).wrapping_sub(zeros));
+                    if iy >= g.h || ix >= g.w {
+                        continue;
+                    }
+                    for o in 0..g.o {
+                        for c in 0..g.c {
+                            let input = ((n * g.h + iy) * g.w + ix) * g.c + c;
+                            visit(input, (o * g.c + c) * k * k + tap, ((n * g.out_h() + y) * g.out_w() + x) * g.o + o);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn assert_near(found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let off = (f64::from(found) - expected).abs();
+        assert!(off <= tolerance * (1.0 + expected.abs()), "{found}, not {expected}, at {i}");
+    }
+}
+
+fn check(shape: [usize; 5], zeros: usize, mut seed: u64) {
+    let g = geometry(shape, 3, zeros);
+    let x = values(g.input_len(), &mut seed);
+    let grad = values(g.output_len(), &mut seed);
+    let weight = floats(&values(g.weight_len(), &mut seed));
+    let bias = floats(&values(g.o, &mut seed));
+    let (mut y, mut dx, mut dw) = (vec![0.0; g.output_len()], vec![0.0; g.input_len()], vec![0.0; g.weight_len()]);
+    for (y, v) in y.iter_mut().zip(&grad) {
+        // As the residual.
+        *y = f64::from(v.to_f32());
+    }
+    y.iter_mut().enumerate().for_each(|(i, y)| *y += f64::from(bias[i % g.o]));
+    for (dx, v) in dx.iter_mut().zip(&x) {
+        *dx = f64::from(v.to_f32());
+    }
+    let wide = |v: bf16| f64::from(v.to_f32());
+    every_product(g, |i, w, o| {
+        y[o] += wide(x[i]) * f64::from(weight[w]);
+        dx[i] += wide(grad[o]) * f64::from(weight[w]);
+        dw[w] += wide(x[i]) * wide(grad[o]);
+    });
+    let forward = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        let epilogue = Epilogue { bias: Some(&bias[..]), residual: Some(&grad[..]), relu: false };
+        let mut out = vec![bf16::NAN; g.output_len()];
+        // SAFETY: emulated tiles are there.
+        let convolve = || unsafe { convolve::<Emulated, bf16>(g, &x, &weight, Direction::Forward, epilogue, &mut out) };
+        pool.install(convolve);
+        out
+    };
+    let out = forward(1);
+    // An output is rounded to eight bits, a sum to 24.
+    assert_near(&floats(&out), &y, 1.0 / 250.0);
+    assert!(forward(3) == out, "strips of another height");
+    let mut out = vec![bf16::NAN; g.input_len()];
+    let epilogue = Epilogue { bias: None, residual: Some(&x[..]), relu: false };
+    // SAFETY: as above.
+    unsafe { convolve::<Emulated, bf16>(g.turned(), &grad, &weight, Direction::Backward, epilogue, &mut out) };
+    assert_near(&floats(&out), &dx, 1.0 / 250.0);
+    check_weight_grad(g, &x, &grad, &dw);
+}
+
+fn check_weight_grad(g: Geometry, x: &[bf16], grad: &[bf16], expected: &[f64]) {
+    let mut out = vec![f32::NAN; g.weight_len()];
+    // SAFETY: emulated tiles are there.
+    unsafe { weight_grad::<Emulated, bf16>(g, x, grad, &mut out) };
+    assert_near(&out, expected, 1e-4);
+}
+
+#[test]
+fn weight_gradients_of_more_images_than_are_packed_at_a_time_are_plain_loops() {
+    let g = geometry([70, 16, 16, 33, 33], 3, 1);
+    assert!(Packing::new(g).images < g.n, "one group of images");
+    // What a few pixels of each image add, elsewhere zeros.
+    let (mut seed, mut dw) = (3, vec![0.0; g.weight_len()]);
+    let (x, mut grad) = (values(g.input_len(), &mut seed), vec![bf16::ZERO; g.output_len()]);
+    for n in 0..g.n {
+        let pixel = n * 256 + n * 37 % 256;
+        let (y, column) = (n * 37 % 256 / 16, n * 37 % 16);
+        grad[pixel * 33..][..33].copy_from_slice(&values(33, &mut seed));
+        for tap in 0..9 {
+            let (iy, ix) = ((y + tap / 3).wrapping_sub(1), (column + tap % 3).wrapping_sub(1));
+            if iy >= 16 || ix >= 16 {
+                continue;
+            }
+            for (o, c) in (0..33).flat_map(|o| (0..33).map(move |c| (o, c))) {
+                let input = x[((n * 16 + iy) * 16 + ix) * 33 + c];
+                dw[(o * 33 + c) * 9 + tap] += f64::from(input.to_f32()) * f64::from(grad[pixel * 33 + o].to_f32());
+            }
+        }
+    }
+    check_weight_grad(g, &x, &grad, &dw);
+}
+
+#[test]
+fn weight_gradients_of_single_pixels_are_plain_loops() {
+    // Less than a tile of pixels, several rows of them with a rest, and none.
+    for shape in [[5, 1, 1, 40, 33], [3, 20, 37, 17, 16], [2, 32, 32, 32, 64], [0, 4, 4, 16, 16]] {
+        let (g, mut seed) = (geometry(shape, 1, 0), 11);
+        let (x, grad) = (values(g.input_len(), &mut seed), values(g.output_len(), &mut seed));
+        let mut dw = vec![0.0; g.weight_len()];
+        every_product(g, |i, w, o| dw[w] += f64::from(x[i].to_f32()) * f64::from(grad[o].to_f32()));
+        check_weight_grad(g, &x, &grad, &dw);
+    }
+}
+
+#[test]
+fn large_layers_are_plain_loops() {
+    // More steps than a group, more positions than blocks of a run and steps of a chunk, tiles that are not full.
+    for shape in [[1, 4, 5, 160, 33], [2, 18, 17, 33, 16], [1, 3, 70, 16, 40], [3, 8, 8, 64, 64]] {
+        check(shape, 1, 7);
+    }
+    // The last block of 32 positions has 17, all of which are outputs; and 16.
+    check([2, 1, 25, 16, 16], 2, 7);
+    check([2, 2, 10, 16, 16], 2, 7);
+}
+
+#[test]
+fn scratch_is_bounded() {
+    let taken = |threads: usize, work: &(dyn Fn() + Sync)| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        pool.install(work);
+        pool.broadcast(|_| kept_bytes()).into_iter().sum::<usize>()
+    };
+    for (shape, kernel) in [([4, 16, 16, 40, 70], 3), ([1, 5, 7, 160, 33], 3), ([3, 33, 32, 33, 130], 1)] {
+        let (g, mut seed) = (geometry(shape, kernel, kernel / 2), 5);
+        let (x, grad) = (values(g.input_len(), &mut seed), values(g.output_len(), &mut seed));
+        let weight = vec![1.0; g.weight_len()];
+        let epilogue = Epilogue { bias: None, residual: None, relu: false };
+        let convolved = || {
+            let mut out = vec![bf16::NAN; g.output_len()];
+            // SAFETY: emulated tiles are there (here and below).
+            unsafe { convolve::<Emulated, bf16>(g, &x, &weight, Direction::Forward, epilogue, &mut out) };
+        };
+        // SAFETY: as above.
+        let summed = || unsafe { weight_grad::<Emulated, bf16>(g, &x, &grad, &mut vec![0.0; g.weight_len()]) };
+        for threads in [1, 3] {
+            let mut all: Vec<(usize, usize)> = vec![(taken(threads, &summed), weight_grad_scratch::<bf16>(g, threads))];
+            if kernel == 3 {
+                all.push((taken(threads, &convolved), convolve_scratch::<bf16>(g, threads)));
+            }
+            for (taken, bound) in all {
+                assert!(taken <= bound, "{taken} bytes, beyond {bound}: {g:?}");
+                // One thread does all of the work: the bound is not idle.
+                assert!(threads > 1 || 2 * taken >= bound, "{taken} bytes, far from {bound}: {g:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_output_that_is_infinite_touches_no_other() {
+    let g = geometry([1, 3, 3, 17, 17], 3, 1);
+    let mut weight = vec![1.0; g.weight_len()];
+    weight[16 * 17 * 9..].fill(f32::INFINITY);
+    let (x, mut out) = (vec![bf16::ONE; g.input_len()], vec![bf16::NAN; g.output_len()]);
+    let epilogue = Epilogue { bias: None, residual: None, relu: false };
+    // SAFETY: emulated tiles are there.
+    unsafe { convolve::<Emulated, bf16>(g, &x, &weight, Direction::Forward, epilogue, &mut out) };
+    assert_eq!(out[4 * 17..][..17].iter().filter(|v| v.to_f32() == 9.0 * 17.0).count(), 16);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_shape_is_a_plain_loop(
+        n in 0usize..4, h in 1usize..9, w in 1usize..12, c in 1usize..40, o in 1usize..40, zeros in 0usize..3, seed: u64,
+    ) {
+        let smallest = 3usize.saturating_sub(2 * zeros).max(1);
+        check([n, h.max(smallest), w.max(smallest), c, o], zeros, seed);
+    }
+}

@@ -1,0 +1,241 @@
+//! The weights' gradient of 3x3 and 1x1 convolutions in tiles: products over the positions of all images.
+
+use super::blocks::{SUMS, TILE, WIDE, load_sums, step, store_sums};
+use super::conv::copy;
+use super::tiles::{SIDE, Tiles};
+use crate::buffer::{Shared, scratch_bytes, with_scratch};
+use crate::conv::{Geometry, pair_rows};
+use crate::element::Element;
+use crate::transpose::transpose;
+use rayon::prelude::*;
+
+/// Bytes of images that are packed before their products are added up.
+const PACKED_BYTES: usize = 4 << 20;
+
+/// Pixels that are an image to a 1x1 convolution, which does not look at their neighbours.
+const ROW: usize = 1024;
+
+/// Steps of 32 positions whose operands, of 32 inputs and 32 outputs, stay in a first-level cache for all nine taps.
+const CHUNK: usize = 8;
+
+/// How the operands of the weights' gradient are packed.
+#[derive(Clone, Copy)]
+pub(super) struct Packing {
+    /// Steps of 32 output positions of an image.
+    steps: usize,
+    /// Values of an input channel of an image: its positions, and as many as the last tap sees beyond.
+    row: usize,
+    /// Blocks of 32 inputs, and of 32 outputs.
+    blocks: [usize; 2],
+    /// Taps of the kernel.
+    taps: usize,
+    /// Images that are packed at a time.
+    pub(super) images: usize,
+}
+
+/// The batch as the weights' gradient sees it: images, the last of which may be smaller where there is one tap.
+#[derive(Clone, Copy)]
+struct Batch {
+    g: Geometry,
+    /// Pixels of all.
+    pixels: usize,
+}
+
+impl Batch {
+    fn new(g: Geometry) -> Self {
+        let pixels = g.n * g.h * g.w;
+        let in_rows = || Geometry { n: pixels.div_ceil(ROW), h: 1, w: ROW.min(pixels), ..g };
+        Self { g: if g.kernel == [1, 1] { in_rows() } else { g }, pixels }
+    }
+
+    /// An image with its inputs and the gradient of its outputs.
+    fn image<'a, E>(self, i: usize, x: &'a [E], grad: &'a [E]) -> (Geometry, &'a [E], &'a [E]) {
+        let (pixels, outputs) = (self.g.h * self.g.w, self.g.out_h() * self.g.out_w());
+        let mut g = self.g;
+        if g.kernel == [1, 1] {
+            g.w = g.w.min(self.pixels - i * g.w);
+        }
+        let x = &x[i * pixels * g.c..][..g.h * g.w * g.c];
+        (g, x, &grad[i * outputs * g.o..][..g.out_h() * g.out_w() * g.o])
+    }
+}
+
+impl Packing {
+    pub(super) fn new(g: Geometry) -> Self {
+        let g = Batch::new(g).g;
+        let steps = (g.out_h() * g.wide()).div_ceil(WIDE);
+        let lines = (steps * WIDE + g.reach()).div_ceil(WIDE);
+        // An odd number of cache lines, so that the rows of a tile do not all fall into the same few sets of a cache.
+        let row = (lines | 1) * WIDE;
+        let (blocks, taps) = ([g.steps(), g.o.div_ceil(WIDE)], g.kernel[0] * g.kernel[1]);
+        let mut packing = Self { steps, row, blocks, taps, images: 1 };
+        packing.images = (PACKED_BYTES / (2 * (packing.inputs() + packing.grads()))).clamp(1, g.n.max(1));
+        packing
+    }
+
+    /// Values of an image's inputs: channel by channel, their positions.
+    fn inputs(self) -> usize {
+        self.blocks[0] * WIDE * self.row
+    }
+
+    /// Values of an image's gradient: for each 32 outputs, and step, two tiles.
+    fn grads(self) -> usize {
+        self.blocks[1] * self.steps * 2 * TILE
+    }
+
+    /// Values of the sums of 32 inputs and 32 outputs.
+    fn block(self) -> usize {
+        self.taps * SUMS
+    }
+
+    /// Values of the sums: for each 32 inputs and 32 outputs, and tap, two by two tiles.
+    fn sums(self) -> usize {
+        self.blocks[0] * self.blocks[1] * self.block()
+    }
+}
+
+/// Values that a thread takes to pack 32 positions: inputs as they are and in pairs, or outputs.
+fn packing_len(g: Geometry) -> usize {
+    WIDE * (2 * g.steps() * WIDE).max(g.o)
+}
+
+/// The most bytes of scratch that [`weight_grad`] takes on `threads` threads.
+pub(crate) fn weight_grad_scratch<E: Element>(g: Geometry, threads: usize) -> usize {
+    let p = Packing::new(g);
+    let packed = scratch_bytes::<E>(p.images * (p.inputs() + p.grads()));
+    scratch_bytes::<f32>(p.sums()) + packed + threads * scratch_bytes::<E>(packing_len(g))
+}
+
+/// The gradient of the weights `[O, C, k, k]` of a 3x3 or 1x1 convolution, from the input and the output's gradient. What is summed in
+/// which order depends on the layer and the batch alone.
+///
+/// # Safety
+/// The process may use the tiles.
+pub(crate) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f32]) {
+    assert_eq!(E::STEP, 2, "tiles of another type");
+    let (batch, p) = (Batch::new(g), Packing::new(g));
+    with_scratch(p.sums(), |sums: &mut [f32]| {
+        sums.fill(0.0);
+        with_scratch(p.images * (p.inputs() + p.grads()), |packed: &mut [E]| {
+            let (inputs, grads) = packed.split_at_mut(p.images * p.inputs());
+            for first in (0..batch.g.n).step_by(p.images) {
+                let images = p.images.min(batch.g.n - first);
+                let inputs = &mut inputs[..images * p.inputs()];
+                let grads = &mut grads[..images * p.grads()];
+                let both = inputs.par_chunks_mut(p.inputs()).zip(grads.par_chunks_mut(p.grads()));
+                both.enumerate().for_each(|(i, (inputs, grads))| {
+                    let (g, x, grad) = batch.image(first + i, x, grad);
+                    pack_image(g, x, p, inputs);
+                    pack_grad(g, grad, p, grads);
+                });
+                let (inputs, grads) = (&*inputs, &*grads);
+                sums.par_chunks_mut(p.block()).enumerate().for_each(|(block, sums)| {
+                    // SAFETY: the caller's promise.
+                    unsafe { add_products::<T, E>(batch.g, p, block, inputs, grads, sums) };
+                });
+            }
+        });
+        let weight = Shared::new(weight);
+        let sums = &*sums;
+        (0..p.blocks[0] * p.blocks[1]).into_par_iter().for_each(|block| {
+            unpack(g, p, block, &sums[block * p.block()..][..p.block()], &weight);
+        });
+    });
+}
+
+/// An image's inputs, with the zeros around them, channel by channel.
+fn pack_image<E: Element>(g: Geometry, image: &[E], p: Packing, inputs: &mut [E]) {
+    let channels = p.blocks[0] * WIDE;
+    let inputs: &mut [f32] = bytemuck::cast_slice_mut(inputs);
+    with_scratch(2 * WIDE * channels, |scratch: &mut [E]| {
+        let (strip, pairs) = scratch.split_at_mut(WIDE * channels);
+        for at in (0..p.row).step_by(WIDE) {
+            copy(g, image, at..at + WIDE, channels, strip);
+            pair_rows(strip, channels, 0, channels, channels, pairs);
+            // A cell has the size of an f32, and moving one changes no bit of it.
+            let pairs: &[f32] = bytemuck::cast_slice(pairs);
+            transpose(pairs, channels, [SIDE, channels], &mut inputs[at / 2..], p.row / 2);
+        }
+    });
+}
+
+/// The gradient of an image's outputs, at their positions; zeros between the rows of pixels, anything beyond the last output.
+fn pack_grad<E: Element>(g: Geometry, grad: &[E], p: Packing, grads: &mut [E]) {
+    // Rows are as far apart as those of the inputs with zeros.
+    let (wide, w) = (g.wide(), g.out_w());
+    with_scratch(WIDE * g.o, |strip: &mut [E]| {
+        for step in 0..p.steps {
+            strip.fill(E::default());
+            let (mut at, end) = (step * WIDE, ((step + 1) * WIDE).min(g.out_h() * wide));
+            while at < end {
+                let (y, x) = (at / wide, at % wide);
+                let count = w.saturating_sub(x).min(end - at);
+                if count > 0 {
+                    let to = &mut strip[(at - step * WIDE) * g.o..][..count * g.o];
+                    to.copy_from_slice(&grad[(y * w + x) * g.o..][..count * g.o]);
+                }
+                at += wide - x;
+            }
+            for block in 0..p.blocks[1] {
+                let width = WIDE.min(g.o - block * WIDE);
+                let tiles = &mut grads[(block * p.steps + step) * 2 * TILE..][..2 * TILE];
+                pair_rows(strip, g.o, block * WIDE, width, SIDE, tiles);
+            }
+        }
+    });
+}
+
+/// Adds the products of a block of 32 inputs and 32 outputs over some images, tap by tap.
+///
+/// # Safety
+/// The process may use the tiles.
+unsafe fn add_products<T: Tiles, E: Element>(
+    g: Geometry,
+    p: Packing,
+    block: usize,
+    inputs: &[E],
+    grads: &[E],
+    sums: &mut [f32],
+) {
+    let (c, o) = (block / p.blocks[1], block % p.blocks[1]);
+    assert!(sums.len() == p.block() && p.steps * WIDE + g.reach() <= p.row, "out of bounds");
+    // One tap needs its operands once.
+    let chunk = if p.taps == 1 { p.steps.max(1) } else { CHUNK };
+    // SAFETY: inputs, gradients and sums have the lengths of the packing, inside of which the rows of tiles lie.
+    unsafe {
+        let mut tiles = T::take([SIDE; 2]);
+        for (inputs, grads) in inputs.chunks_exact(p.inputs()).zip(grads.chunks_exact(p.grads())) {
+            let inputs = inputs[c * WIDE * p.row..][..WIDE * p.row].as_ptr();
+            let grads = grads[o * p.steps * 2 * TILE..][..p.steps * 2 * TILE].as_ptr();
+            for first in (0..p.steps).step_by(chunk) {
+                for tap in 0..p.taps {
+                    let sums = sums.as_mut_ptr().add(tap * SUMS);
+                    load_sums::<T, true>(&mut tiles, sums);
+                    let mut a = inputs.add(first * WIDE + tap / 3 * g.wide() + tap % 3);
+                    let mut b = grads.add(first * 2 * TILE);
+                    for _ in first..p.steps.min(first + chunk) {
+                        step::<T, E, true>(&mut tiles, a, p.row, b);
+                        a = a.add(WIDE);
+                        b = b.add(2 * TILE);
+                    }
+                    store_sums::<T, true>(&tiles, sums);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the sums of a block into PyTorch's order.
+fn unpack(g: Geometry, p: Packing, block: usize, sums: &[f32], weight: &Shared<f32>) {
+    let (first_c, first_o) = (block / p.blocks[1] * WIDE, block % p.blocks[1] * WIDE);
+    weight.assert_inside(g.weight_len());
+    for o in 0..WIDE.min(g.o - first_o) {
+        for c in 0..WIDE.min(g.c - first_c) {
+            let at = ((first_o + o) * g.c + first_c + c) * p.taps;
+            for tap in 0..p.taps {
+                // SAFETY: inside the weight, as was checked, and of this block alone.
+                unsafe { weight.pointer().add(at + tap).write(sums[tap * SUMS + c * WIDE + o]) };
+            }
+        }
+    }
+}
