@@ -33,6 +33,11 @@ pub trait Vectors: Copy + Default + Send + Sync + bytemuck::Pod {
     /// # Safety
     /// As [`load`](Self::load), for `STEP` times as many values.
     unsafe fn store_cells<S: Simd>(to: *mut Self, first: S::V, second: S::V);
+    /// As [`store_cells`](Self::store_cells), from values of the type.
+    ///
+    /// # Safety
+    /// As [`store_cells`](Self::store_cells); all are valid for a vector of values.
+    unsafe fn pair<S: Simd>(to: *mut Self, first: *const Self, second: *const Self);
     /// c + a·b, cell by cell.
     ///
     /// # Safety
@@ -70,6 +75,11 @@ impl Vectors for f32 {
         unsafe { S::store(to, first) }
     }
     #[inline(always)]
+    unsafe fn pair<S: Simd>(to: *mut f32, first: *const f32, _: *const f32) {
+        // SAFETY: as `load`.
+        unsafe { S::store(to, S::load(first)) }
+    }
+    #[inline(always)]
     unsafe fn dot<S: Simd>(a: S::V, b: S::V, c: S::V) -> S::V {
         // SAFETY: as `load`.
         unsafe { S::mul_add(a, b, c) }
@@ -104,6 +114,11 @@ impl Vectors for bf16 {
     unsafe fn store_cells<S: Simd>(to: *mut bf16, first: S::V, second: S::V) {
         // SAFETY: as `load`.
         unsafe { S::store_pairs(to.cast(), first, second) }
+    }
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(to: *mut bf16, first: *const bf16, second: *const bf16) {
+        // SAFETY: as `load`.
+        unsafe { S::pair_bf16(to.cast(), first.cast(), second.cast()) }
     }
     #[inline(always)]
     unsafe fn dot<S: Simd>(a: S::V, b: S::V, c: S::V) -> S::V {

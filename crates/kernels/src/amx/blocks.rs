@@ -61,7 +61,7 @@ pub(super) unsafe fn store_sums<T: Tiles, const BOTH: bool>(tiles: &T, sums: *mu
     }
 }
 
-/// Adds two by two products: of two tiles of rows, `stride` values apart, with two tiles of columns that follow each other. Without
+/// Adds two by two products: of two tiles of rows, `stride` values apart, with 16 cells of 32 columns. Without
 /// `BOTH` only those of the first tile of rows.
 ///
 /// # Safety
@@ -77,8 +77,8 @@ pub(super) unsafe fn step<T: Tiles, E: Element, const BOTH: bool>(
     // SAFETY: the caller's promise.
     unsafe {
         tiles.load::<4>(rows.cast(), 2 * stride);
-        tiles.load::<6>(columns.cast(), 2 * WIDE);
-        tiles.load::<7>(columns.add(TILE).cast(), 2 * WIDE);
+        tiles.load::<6>(columns.cast(), 4 * WIDE);
+        tiles.load::<7>(columns.add(WIDE).cast(), 4 * WIDE);
         tiles.dot::<0, 4, 6>();
         tiles.dot::<1, 4, 7>();
         if BOTH {

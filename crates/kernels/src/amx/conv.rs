@@ -45,7 +45,7 @@ impl Geometry {
 
 /// Copies an image's positions to `to`, `channels` values each; `positions` count from the first zero above it. Those beyond the image
 /// and its zeros are zeros as well.
-pub(super) fn copy<E: Element>(g: Geometry, image: &[E], positions: Range<usize>, channels: usize, to: &mut [E]) {
+fn copy<E: Element>(g: Geometry, image: &[E], positions: Range<usize>, channels: usize, to: &mut [E]) {
     let (wide, zeros, mut at) = (g.wide(), g.padding[0][0], positions.start);
     let inside = zeros..zeros + g.w;
     while at < positions.end {
@@ -113,7 +113,7 @@ fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction, packed: &
                         let len = GROUP.min(steps - group);
                         let place = (tap / 3 * steps + group) * 3 + tap % 3 * len + step - group;
                         let from = &turned[(step * WIDE * 9 + of) * SIDE..];
-                        cells(from, 9 * SIDE, &mut panel[(place * 2 + half) * TILE..][..TILE]);
+                        cells(from, 9 * SIDE, &mut panel[place * 2 * TILE..][..2 * TILE], half);
                     }
                 }
             }
@@ -122,10 +122,10 @@ fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction, packed: &
 }
 
 multiversion! {
-    /// A tile from rows of 16 values of f32, `stride` apart: two rows to a row of cells.
-    fn cells<S, E: Element>(from: &[f32], stride: usize, tile: &mut [E]) {
-        assert!(from.len() >= (WIDE - 1) * stride + SIDE && tile.len() == TILE && E::STEP == 2, "rows of a tile");
-        for (i, row) in tile.chunks_exact_mut(WIDE).enumerate() {
+    /// One half of 16 cells of 32 columns from rows of 16 values of f32, `stride` apart: two rows to a cell.
+    fn cells<S, E: Element>(from: &[f32], stride: usize, to: &mut [E], half: usize) {
+        assert!(from.len() >= (WIDE - 1) * stride + SIDE && to.len() == 2 * TILE && E::STEP == 2, "rows of a tile");
+        for (i, row) in to.chunks_exact_mut(WIDE).skip(half).step_by(2).enumerate() {
             for j in (0..SIDE).step_by(S::LANES) {
                 // SAFETY: both rows have 16 values, the tile's as many cells, and vectors of up to 16 divide them.
                 unsafe {

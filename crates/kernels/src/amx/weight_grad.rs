@@ -1,10 +1,9 @@
 //! The weights' gradient of 3x3 and 1x1 convolutions in tiles: products over the positions of all images.
 
 use super::blocks::{SUMS, TILE, WIDE, load_sums, step, store_sums};
-use super::conv::copy;
 use super::tiles::{SIDE, Tiles};
 use crate::buffer::{Shared, scratch_bytes, with_scratch};
-use crate::conv::{Geometry, pair_rows};
+use crate::conv::{Geometry, pair_slices};
 use crate::element::Element;
 use crate::transpose::transpose;
 use rayon::prelude::*;
@@ -94,9 +93,9 @@ impl Packing {
     }
 }
 
-/// Values that a thread takes to pack 32 positions: inputs as they are and in pairs, or outputs.
+/// Values that a thread takes to pack the inputs of 32 positions.
 fn packing_len(g: Geometry) -> usize {
-    WIDE * (2 * g.steps() * WIDE).max(g.o)
+    WIDE * g.steps() * WIDE
 }
 
 /// The most bytes of scratch that [`weight_grad`] takes on `threads` threads.
@@ -113,7 +112,7 @@ pub(crate) fn weight_grad_scratch<E: Element>(g: Geometry, threads: usize) -> us
 /// The process may use the tiles.
 pub(crate) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f32]) {
     assert_eq!(E::STEP, 2, "tiles of another type");
-    let (batch, p) = (Batch::new(g), Packing::new(g));
+    let (batch, p, zeros) = (Batch::new(g), Packing::new(g), vec![E::default(); g.c.max(g.o)]);
     with_scratch(p.sums(), |sums: &mut [f32]| {
         sums.fill(0.0);
         with_scratch(p.images * (p.inputs() + p.grads()), |packed: &mut [E]| {
@@ -125,8 +124,8 @@ pub(crate) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], gra
                 let both = inputs.par_chunks_mut(p.inputs()).zip(grads.par_chunks_mut(p.grads()));
                 both.enumerate().for_each(|(i, (inputs, grads))| {
                     let (g, x, grad) = batch.image(first + i, x, grad);
-                    pack_image(g, x, p, inputs);
-                    pack_grad(g, grad, p, grads);
+                    pack_image(g, x, &zeros, p, inputs);
+                    pack_grad(g, grad, &zeros, p, grads);
                 });
                 let (inputs, grads) = (&*inputs, &*grads);
                 sums.par_chunks_mut(p.block()).enumerate().for_each(|(block, sums)| {
@@ -143,15 +142,51 @@ pub(crate) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], gra
     });
 }
 
+/// What consecutive positions have, one after the other: `channels` values of a pixel, or zeros before, above, and after.
+fn positions<'a, E>(
+    image: &'a [E],
+    channels: usize,
+    [h, w]: [usize; 2],
+    before: usize,
+    wide: usize,
+    zeros: &'a [E],
+) -> impl FnMut() -> &'a [E] {
+    let (mut y, mut x) = (0usize, 0usize);
+    move || {
+        let (row, column) = (y.wrapping_sub(before), x.wrapping_sub(before));
+        x += 1;
+        if x == wide {
+            (y, x) = (y + 1, 0);
+        }
+        if row >= h || column >= w {
+            return &zeros[..channels];
+        }
+        let pixel = &image[(row * w + column) * channels..][..channels];
+        prefetch(pixel, AHEAD * channels);
+        pixel
+    }
+}
+
+/// Pixels that are fetched ahead: those of the next positions.
+const AHEAD: usize = WIDE;
+
+/// Asks for the cache lines of what lies `ahead` values after some.
+fn prefetch<E>(values: &[E], ahead: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in values.chunks(64 / size_of::<E>()) {
+        // SAFETY: a hint, which no address makes fail.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast()) };
+    }
+}
+
 /// An image's inputs, with the zeros around them, channel by channel.
-fn pack_image<E: Element>(g: Geometry, image: &[E], p: Packing, inputs: &mut [E]) {
+fn pack_image<E: Element>(g: Geometry, image: &[E], zeros: &[E], p: Packing, inputs: &mut [E]) {
     let channels = p.blocks[0] * WIDE;
     let inputs: &mut [f32] = bytemuck::cast_slice_mut(inputs);
-    with_scratch(2 * WIDE * channels, |scratch: &mut [E]| {
-        let (strip, pairs) = scratch.split_at_mut(WIDE * channels);
+    let mut next = positions(image, g.c, [g.h, g.w], g.padding[0][0], g.wide(), zeros);
+    with_scratch(packing_len(g), |pairs: &mut [E]| {
         for at in (0..p.row).step_by(WIDE) {
-            copy(g, image, at..at + WIDE, channels, strip);
-            pair_rows(strip, channels, 0, channels, channels, pairs);
+            pair_slices(&[(); WIDE].map(|()| next()), channels, pairs, 0);
             // A cell has the size of an f32, and moving one changes no bit of it.
             let pairs: &[f32] = bytemuck::cast_slice(pairs);
             transpose(pairs, channels, [SIDE, channels], &mut inputs[at / 2..], p.row / 2);
@@ -159,30 +194,13 @@ fn pack_image<E: Element>(g: Geometry, image: &[E], p: Packing, inputs: &mut [E]
     });
 }
 
-/// The gradient of an image's outputs, at their positions; zeros between the rows of pixels, anything beyond the last output.
-fn pack_grad<E: Element>(g: Geometry, grad: &[E], p: Packing, grads: &mut [E]) {
+/// The gradient of an image's outputs, at their positions; zeros between the rows of pixels and beyond the last output.
+fn pack_grad<E: Element>(g: Geometry, grad: &[E], zeros: &[E], p: Packing, grads: &mut [E]) {
     // Rows are as far apart as those of the inputs with zeros.
-    let (wide, w) = (g.wide(), g.out_w());
-    with_scratch(WIDE * g.o, |strip: &mut [E]| {
-        for step in 0..p.steps {
-            strip.fill(E::default());
-            let (mut at, end) = (step * WIDE, ((step + 1) * WIDE).min(g.out_h() * wide));
-            while at < end {
-                let (y, x) = (at / wide, at % wide);
-                let count = w.saturating_sub(x).min(end - at);
-                if count > 0 {
-                    let to = &mut strip[(at - step * WIDE) * g.o..][..count * g.o];
-                    to.copy_from_slice(&grad[(y * w + x) * g.o..][..count * g.o]);
-                }
-                at += wide - x;
-            }
-            for block in 0..p.blocks[1] {
-                let width = WIDE.min(g.o - block * WIDE);
-                let tiles = &mut grads[(block * p.steps + step) * 2 * TILE..][..2 * TILE];
-                pair_rows(strip, g.o, block * WIDE, width, SIDE, tiles);
-            }
-        }
-    });
+    let mut next = positions(grad, g.o, [g.out_h(), g.out_w()], 0, g.wide(), zeros);
+    for step in 0..p.steps {
+        pair_slices(&[(); WIDE].map(|()| next()), WIDE, &mut grads[step * 2 * TILE..], p.steps * 2 * TILE);
+    }
 }
 
 /// Adds the products of a block of 32 inputs and 32 outputs over some images, tap by tap.

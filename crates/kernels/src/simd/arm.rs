@@ -181,4 +181,9 @@ impl Simd for Neon {
             vst2_u16(to.add(8), uint16x4x2_t(round(even.1), round(odd.1)));
         }
     }
+    #[inline(always)]
+    unsafe fn pair_bf16(to: *mut u16, even: *const u16, odd: *const u16) {
+        // SAFETY: as `splat`.
+        unsafe { vst2q_u16(to, uint16x8x2_t(vld1q_u16(even), vld1q_u16(odd))) }
+    }
 }

@@ -43,6 +43,8 @@ pub trait Simd: Copy {
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
     /// Writes pairs of bf16, `even` in the low halves, as `2·LANES` values.
     unsafe fn store_pairs(to: *mut u16, even: Self::V, odd: Self::V);
+    /// As `store_pairs`, from `LANES` values of bf16 each.
+    unsafe fn pair_bf16(to: *mut u16, even: *const u16, odd: *const u16);
 }
 
 /// Rounds to the nearest bf16, ties to even; NaN stays NaN.
@@ -182,6 +184,16 @@ impl<const N: usize> Simd for Lanes<N> {
         }
         // SAFETY: the caller's pointer is valid for 2·N values.
         unsafe { to.cast::<[[u16; 2]; N]>().write_unaligned(pairs) }
+    }
+    #[inline(always)]
+    unsafe fn pair_bf16(to: *mut u16, even: *const u16, odd: *const u16) {
+        for i in 0..N {
+            // SAFETY: the caller's pointers are valid for N values, and twice as many.
+            unsafe {
+                to.add(2 * i).write(even.add(i).read());
+                to.add(2 * i + 1).write(odd.add(i).read());
+            }
+        }
     }
 }
 

@@ -152,6 +152,15 @@ impl Simd for Avx2 {
             _mm256_storeu_si256(to.cast(), pairs);
         }
     }
+    #[inline(always)]
+    unsafe fn pair_bf16(to: *mut u16, even: *const u16, odd: *const u16) {
+        // SAFETY: as `splat`.
+        unsafe {
+            let even = _mm256_cvtepu16_epi32(_mm_loadu_si128(even.cast()));
+            let odd = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(odd.cast())));
+            _mm256_storeu_si256(to.cast(), _mm256_or_si256(even, odd));
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -278,6 +287,15 @@ macro_rules! avx512 {
             unsafe {
                 let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
                 _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(ONE as i32)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn pair_bf16(to: *mut u16, even: *const u16, odd: *const u16) {
+            // SAFETY: as `splat`.
+            unsafe {
+                let even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(even.cast()));
+                let odd = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(odd.cast())));
+                _mm512_storeu_si512(to.cast(), _mm512_or_si512(even, odd));
             }
         }
     };
