@@ -7,9 +7,9 @@
 
 use crate::HeadOrder;
 use crate::buffer::with_kept;
-use crate::conv::pair_rows;
 use crate::element::Element;
 use crate::math::exp;
+use crate::pair::pair_rows;
 use crate::product::{Left, Panel, panel_columns, product};
 use crate::simd::{Simd, each_vector, multiversion};
 use crate::transpose::transpose;

@@ -36,6 +36,7 @@ mod isa;
 mod math;
 pub mod norm;
 pub mod optim;
+mod pair;
 pub mod pool;
 mod product;
 pub mod profile;

@@ -3,8 +3,9 @@
 use super::blocks::{SUMS, TILE, WIDE, load_sums, step, store_sums};
 use super::tiles::{SIDE, Tiles};
 use crate::buffer::{Shared, scratch_bytes, with_scratch};
-use crate::conv::{Geometry, pair_slices};
+use crate::conv::Geometry;
 use crate::element::Element;
+use crate::pair::pair_slices;
 use crate::transpose::transpose;
 use rayon::prelude::*;
 
