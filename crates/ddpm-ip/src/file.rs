@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::config::ConfigError;
 use std::hash::{Hash, Hasher};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Writes a file under a temporary name in its folder, syncs it and renames it. After an error nothing is left behind
@@ -57,6 +57,23 @@ pub fn create_folder(path: &Path) -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Refuses to write where a file is that is no `what`: one that does not begin with `head`.
+///
+/// # Errors
+/// Such a file, named.
+pub(crate) fn check_kind(path: &Path, what: &str, head: &[u8]) -> Result<(), ConfigError> {
+    let Ok(file) = std::fs::File::open(path) else { return Ok(()) };
+    let mut begins = Vec::new();
+    let read = file.take(head.len() as u64).read_to_end(&mut begins);
+    if read.is_ok() && (begins.is_empty() || begins == head) {
+        return Ok(());
+    }
+    Err(ConfigError(format!("{} exists and is no {what}: choose another name, or remove it", path.display())))
+}
+
+/// How a PNG begins.
+pub(crate) const PNG: &[u8] = b"\x89PNG";
 
 /// What tells a file or folder from others, and from itself at another time: path, length and time of change, of a folder
 /// those of all files in it and below.

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// No more is read of a foreign file in search of the end of its line.
 const LONGEST_LINE: u64 = 1 << 20;
 
+/// Stands for the first byte of a file whose call has failed.
+const FAILED: u8 = b'!';
+
 /// `OUT.partial`: a line that says what is being made, and on a GPU by what; then the finished images' bytes.
 pub(crate) struct Partial {
     path: PathBuf,
@@ -21,8 +24,8 @@ pub(crate) struct Partial {
 
 impl Partial {
     /// Opens what an earlier call with the same `identity` (a line of text) left, or begins anew, and says how many
-    /// whole images are there. Images of another identity are dropped if they may be `replace`d; `emit` is told if the images were
-    /// begun by other engines of a GPU.
+    /// whole images are there. Images of another identity are dropped if they may be `replace`d, or their call has [failed](Self::fail);
+    /// `emit` is told if the images were begun by other engines of a GPU.
     ///
     /// # Errors
     /// A file with images of another identity, or that another process is writing.
@@ -48,16 +51,23 @@ impl Partial {
         let mut line = Vec::new();
         let mut reader = BufReader::new(std::io::Read::take(&file, LONGEST_LINE));
         reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
+        let (failed, own) = (line.first() == Some(&FAILED), identity.as_bytes()[0]);
+        if failed {
+            line[0] = own;
+        }
         let before = line.strip_suffix(b"\n").and_then(|line| line.strip_prefix(identity.as_bytes()));
         let before = before.filter(|before| before.is_empty() || before[0] == b'\t').map(<[u8]>::to_vec);
         if before.is_none() {
-            if !replace && file.metadata().map_err(io)?.len() > line.len() as u64 {
+            if !replace && !failed && file.metadata().map_err(io)?.len() > line.len() as u64 {
                 let message = "holds images of an unfinished command with other settings or from another source: \
                                repeat that command to finish it, choose another --out, or delete this file";
                 return Err(Error::file(&path, message));
             }
             file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
             file.write_all(format!("{identity}{engines}\n").as_bytes()).map_err(io)?;
+        }
+        if failed {
+            file.rewind().and_then(|()| file.write_all(&[own])).map_err(io)?;
         }
         let before = before.unwrap_or_else(|| engines.as_bytes().to_vec());
         let start = (identity.len() + before.len()) as u64 + 1;
@@ -70,6 +80,11 @@ impl Partial {
             emit(Event::Notice(device::chosen_anew(&before)));
         }
         Ok((Self { path, file, start, image_bytes }, done as usize))
+    }
+
+    /// Notes that the call has failed: the same one may go on from here, and one with other settings may begin anew.
+    pub(crate) fn fail(&mut self) -> Result<(), Error> {
+        self.file.rewind().and_then(|()| self.file.write_all(&[FAILED])).map_err(Error::io("write", &self.path))
     }
 
     /// Adds finished images.
@@ -105,6 +120,26 @@ impl Partial {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_failed_call_left_goes_on_or_makes_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("a");
+        let open = |identity: &str| Partial::open(&out, identity, 2, false, Device::Cpu, &mut |_| {});
+        let begun = |images: &[u8]| {
+            let (mut partial, done) = open("this").unwrap();
+            partial.append(images).unwrap();
+            partial.fail().unwrap();
+            done
+        };
+        assert_eq!(begun(b"12"), 0);
+        // The same call knows its images, and is no failed one until it fails again.
+        assert_eq!(open("this").unwrap().1, 1);
+        assert!(open("that").is_err());
+        assert_eq!(begun(b"34"), 1);
+        assert_eq!(open("that").unwrap().1, 0);
+        assert_eq!(fs::read(folder.path().join("a.partial")).unwrap(), b"that\n");
+    }
 
     #[test]
     fn what_other_engines_began_goes_on_and_is_said() {

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::checkpoint::Loaded;
 use crate::config::{Config, ConfigError};
-use crate::file::write_atomic;
+use crate::file::{create_folder, folder_of, write_atomic};
 use crate::npz::{Array, Npz, NpzWriter};
 use crate::{low_res, memory};
 use ddpm_net::{Device, Feed};
@@ -96,6 +96,11 @@ pub fn predict(
     output: &Path,
     device: Device,
 ) -> Result<Vec<usize>, Error> {
+    // Another answer may be replaced.
+    if output.exists() && !Npz::open(output).is_ok_and(|npz| npz.names() == ["out"]) {
+        let message = "exists and is no earlier answer: choose another --output, or remove it";
+        return Err(Error::file(output, message));
+    }
     let loaded = Loaded::open(checkpoint, config, device)?;
     let mut npz = Npz::open(input)?;
     let t = match npz.integers("t") {
@@ -111,6 +116,7 @@ pub fn predict(
         low_res: if enlarges { Some(npz.floats("low_res")?) } else { None },
     };
     let Array { shape, values } = call(&loaded, &arrays).map_err(|e| Error::file(input, e.0))?;
+    create_folder(folder_of(output))?;
     write_atomic(output, |w| {
         let mut npz = NpzWriter::new(w);
         npz.array::<f32>("out", &shape, |push| push(&values))?;

@@ -65,9 +65,8 @@ pub(super) fn command() -> Command {
             Arg::new("short-chains")
                 .long("short-chains")
                 .value_name("N")
-                .default_value("2")
                 .value_parser(value_parser!(u32))
-                .help("steps of the short chains that start a little above each timestep"),
+                .help("steps of the short chains that start a little above each timestep [default: 2]"),
         )
         .arg(args::switch("frechet", "also measure the Frechet distance of chains, by the timestep where they start"))
         .arg(
@@ -113,7 +112,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
         None
     };
     let out = matches.get_one::<PathBuf>("out").cloned().or_else(args::log_dir).unwrap_or_else(|| ".".into());
-    let short = matches.get_one::<u32>("short-chains").map_or(2, |&n| n as usize);
+    let short = matches.get_one::<u32>("short-chains").map(|&n| n as usize);
     let job = bias::Job { checkpoints, out, short, features };
     let mut sinks = Sinks::new(quiet, None);
     let result = bias::run(&job, device, &*crate::interrupt::flag()?, &mut |e| sinks.receive(&e));

@@ -73,6 +73,10 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<Outcome> {
             Job { plan: Plan::read(path)?, base, out, settings: usual_settings() }
         }
         runs => {
+            if let Some(file) = runs.iter().find(|path| path.is_file()) {
+                let message = format!("{} is a file: give one plan, or run directories", file.display());
+                return Err(ConfigError(message).into());
+            }
             let out = out.unwrap_or_else(|| PathBuf::from("comparison"));
             Job { plan: Plan::of_runs(runs)?, base: PathBuf::new(), out, settings: usual_settings() }
         }

@@ -15,7 +15,9 @@ pub(crate) fn run(matches: &ArgMatches, mut whole: Command) -> anyhow::Result<Ou
     if let Some(shell) = matches.get_one::<Shell>("shell") {
         let mut script = Vec::new();
         clap_complete::generate(*shell, &mut whole, "ddpm-ip", &mut script);
-        crate::output::print(&String::from_utf8_lossy(&script))?;
+        // clap_complete 4.6.11 writes the hyphen of a program's name in two ways, so that bash knows no subcommand's flags.
+        let script = String::from_utf8_lossy(&script).replace("ddpm__subcmd__ip", "ddpm__ip");
+        crate::output::print(&script)?;
     }
     Ok(Outcome::Finished)
 }

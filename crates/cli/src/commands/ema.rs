@@ -124,7 +124,8 @@ fn make(matches: &ArgMatches, run: &std::path::Path, lengths: &[f64], step: Opti
         .collect();
     if let Some((_, path)) = made.first() {
         let path = quoted(&path.display().to_string());
-        lines.push(format!("\nnext:\n  ddpm-ip sample --checkpoint {path} --num-samples 100 --grid grid.png"));
+        let program = super::train::program();
+        lines.push(format!("\nnext:\n  {program} sample --checkpoint {path} --num-samples 100 --grid grid.png"));
     }
     print(&lines.join("\n"))?;
     Ok(Outcome::Finished)

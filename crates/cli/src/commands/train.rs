@@ -130,7 +130,11 @@ fn resolve(kind: &Kind, preset: Option<&Preset>, matches: &ArgMatches) -> anyhow
     for begin in ["train.init_from", "train.resume_checkpoint"] {
         if let Some(path) = args::given(matches, begin).filter(|path| !path.is_empty()) {
             let network = args::given(matches, "sample.network").unwrap_or_default();
-            let (mut own, _) = settings_and_remark(Path::new(path), network, matches, &layers)?;
+            // What a run began from may be gone when it goes on; its own checkpoint has the settings.
+            let run = matches.get_one::<PathBuf>("out").filter(|_| !Path::new(path).exists());
+            let own = run.and_then(|run| newest(run).ok()).map(|(checkpoint, _)| checkpoint);
+            let from = own.as_deref().unwrap_or(Path::new(path));
+            let (mut own, _) = settings_and_remark(from, network, matches, &layers)?;
             let goes_on = begin == "train.resume_checkpoint" && own.contains_key("train");
             if !goes_on {
                 own.retain(|section, _| ["model", "classifier", "diffusion"].contains(&section));
@@ -387,10 +391,10 @@ fn summary(outcome: Outcome, out: &Path, seen: &Seen, config: &Config) -> anyhow
     lines.push("\nnext:".into());
     match config.model.arch {
         Arch::Adm | Arch::Ddim => {
-            lines.push(format!(
-                "  {program} sample --checkpoint {run} --num-samples 100 --out {run} --grid {}",
-                quoted(&out.join("grid.png").display().to_string())
-            ));
+            // Named by the step, so that what an earlier call drew is not in the way.
+            let place = |name: String| quoted(&out.join(name).display().to_string());
+            let (npz, grid) = (place(format!("samples_{step:06}.npz")), place(format!("grid_{step:06}.png")));
+            lines.push(format!("  {program} sample --checkpoint {run} --num-samples 100 --out {npz} --grid {grid}"));
         }
         Arch::Superres => lines.push(format!(
             "  {program} super-res-sample --checkpoint {run} --base-samples SAMPLES.npz --num-samples 100 --grid grid.png"
@@ -415,7 +419,7 @@ fn loss_curve(out: &Path) -> Option<Vec<String>> {
 }
 
 /// The program as the user called it.
-fn program() -> String {
+pub(super) fn program() -> String {
     words().next().unwrap_or_else(|| "ddpm-ip".into())
 }
 

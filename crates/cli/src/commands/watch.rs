@@ -42,7 +42,10 @@ pub(super) fn command() -> Command {
                 .value_name("ADDRESS")
                 .help("address to listen on; with one that is not a loopback address, everybody who reaches it sees the runs")
                 .default_value("127.0.0.1")
-                .value_parser(value_parser!(IpAddr)),
+                .value_parser(|text: &str| match text {
+                    "localhost" => Ok(IpAddr::from(Ipv4Addr::LOCALHOST)),
+                    _ => text.parse().map_err(|_| "give an IP address, such as 127.0.0.1 or 0.0.0.0"),
+                }),
         )
 }
 

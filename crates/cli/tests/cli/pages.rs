@@ -118,6 +118,13 @@ fn a_comparison_trains_draws_measures_and_goes_on() {
     let said = place.run(&["compare", "mine.toml"]).exits(0).err();
     assert!(said.contains("of mine, seed 1,") && place.read("mine/results.jsonl").contains("\"seed\":1,"), "{said}");
 
+    // A plan that was edited does not show what was trained before under its name.
+    let edited = place.read("plan.toml").replace("gamma = 0\n", "gamma = 0.9\n");
+    std::fs::write(place.path("plan.toml"), edited).unwrap();
+    let said = ["variant base", "plan/runs/base-0", "perturbation.gamma is 0.9 now", "another name"];
+    place.run(&["compare", "plan.toml"]).complains(2, &said);
+    place.run(&["compare", "plan.toml", "mine.toml"]).complains(2, &["plan.toml is a file", "one plan"]);
+
     let runs = ["compare", "plan/runs/base-0", "plan/runs/ip-0", "--out", "two"];
     place.run(&runs).complains(2, &["variant base-0", "at most 10"]);
     std::fs::write(place.path("wrong.toml"), "variants = []").unwrap();

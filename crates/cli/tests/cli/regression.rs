@@ -167,6 +167,29 @@ fn other_results_replaced() {
     place.run(&bias).exits(0);
     place.run(&bias).complains(2, &["bias/bias.json exists already", "--out"]);
     place.run(&["info", "in", "--contact-sheet", "in/a_0.png"]).complains(2, &["in/a_0.png", "would be lost"]);
+    // Files of another kind.
+    std::fs::write(place.path("notes"), "mine").unwrap();
+    place.run(&["report", "run", "--out", "notes"]).complains(2, &["notes exists and is no page"]);
+    place.run(&["info", "digits", "--contact-sheet", "notes"]).complains(2, &["notes exists and is no PNG"]);
+    std::fs::write(place.path("notes.png"), "mine").unwrap();
+    let near = ["evaluate", "digits", "digits", "--metrics", "fid", "--neighbours", "notes.png", "--quiet"];
+    place.run(&near).complains(2, &["notes.png exists and is no PNG"]);
+    let predict = ["predict", "--checkpoint", "run", "--input", "in.npz", "--output", "known.npz"];
+    place.run(&predict).complains(1, &["known.npz: exists and is no earlier answer"]);
+    assert_eq!(place.read("notes"), "mine");
+}
+
+#[test]
+fn advice_of_prepare_can_be_followed() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("in")).unwrap();
+    for (name, size) in [("a", 8), ("b", 8), ("c", 9)] {
+        image::GrayImage::new(size, size).save(place.path(&format!("in/{name}.png"))).unwrap();
+    }
+    let prepare = |more: &[&str]| place.run(&[&["prepare", "images", "in", "--out", "out.npz"], more].concat());
+    prepare(&[]).complains(1, &["--image-size"]);
+    prepare(&["--image-size", "8"]).exits(0);
+    assert_eq!(names(&place.path("")), ["in", "out.npz"]);
 }
 
 #[cfg(target_os = "linux")]

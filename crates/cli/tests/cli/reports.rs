@@ -106,6 +106,25 @@ fn completions_know_the_flags() {
         let script = place.run(&["completions", shell]).exits(0).out();
         assert!(script.contains("noise-schedule"), "{shell}");
     }
+    let script = place.run(&["completions", "bash"]).exits(0).out();
+    std::fs::write(place.path("completions.bash"), script).unwrap();
+    for (words, expected) in
+        [("ddpm-ip tr", "train"), ("ddpm-ip train --gam", "--gamma"), ("ddpm-ip prepare ci", "cifar10")]
+    {
+        let words: Vec<&str> = words.split(' ').collect();
+        let last = words.len() - 1;
+        let script = format!(
+            ". ./completions.bash; COMP_WORDS=({}); COMP_CWORD={last}; f=$(complete -p ddpm-ip | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
+             $f ddpm-ip '{}' '{}'; echo \"${{COMPREPLY[*]}}\"",
+            words.join(" "),
+            words[last],
+            words[last - 1]
+        );
+        let bash =
+            std::process::Command::new("bash").args(["-c", &script]).current_dir(place.path(".")).output().unwrap();
+        let said = String::from_utf8_lossy(&bash.stdout);
+        assert!(said.split_whitespace().any(|word| word == expected), "{words:?}: {said}{bash:?}");
+    }
 }
 
 /// A reader that goes away, as `head` does, is no failure.

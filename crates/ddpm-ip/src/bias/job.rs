@@ -37,8 +37,8 @@ pub struct Job {
     pub checkpoints: Vec<(PathBuf, Config)>,
     /// The folder for `bias.json`, `bias.npz` and `bias.svg`.
     pub out: PathBuf,
-    /// Steps of the short chains.
-    pub short: usize,
+    /// Steps of the short chains: 2 if nothing is said, or 1 in chains of 2.
+    pub short: Option<usize>,
     /// The feature network and the folder of weights, where Fréchet distances by start step are wanted.
     pub features: Option<(Option<Choice>, PathBuf)>,
 }
@@ -206,8 +206,8 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             return Err(ConfigError(message.into()).into());
         }
         let steps = Diffusion::for_sampling(&config.diffusion, &config.sample)?.schedule.len();
-        if job.short == 0 || job.short >= steps.max(2) {
-            let message = format!("--short-chains {}: give 1 to {} steps", job.short, steps.max(2) - 1);
+        if let Some(short) = job.short.filter(|&short| short == 0 || short >= steps.max(2)) {
+            let message = format!("--short-chains {short}: give 1 to {} steps", steps.max(2) - 1);
             return Err(ConfigError(message).into());
         }
     }
@@ -359,7 +359,7 @@ fn entry(
         data_variance: &images.variance,
         batch: settings.batch_size,
         seed: settings.seed,
-        short: job.short,
+        short: job.short.unwrap_or(2).min(diffusion.schedule.len().max(2) - 1),
     };
     let what = path.display().to_string();
     let mut failed = None;

@@ -88,7 +88,7 @@ fn of_entry(entry: &Entry, images: usize) -> String {
     let s = &entry.suggestions;
     let es = match (&s.es_auto.scale, s.es_auto.largest_gap) {
         (Some(scale), Some([before, after])) => format!(
-            "es:{scale:.4} ({}: the largest gap of norms is {:.1} % without, {:.1} % with it, on fresh seeds)",
+            "sample with es:{scale:.4} ({}: the largest gap of norms is {:.1} % without, {:.1} % with it, on fresh seeds)",
             if s.es_auto.kept { "worth trying" } else { "not kept" },
             100.0 * before,
             100.0 * after
@@ -98,7 +98,7 @@ fn of_entry(entry: &Entry, images: usize) -> String {
     line(
         "rules of thumb, unproven",
         format!(
-            "train with γ = {:.3} (half of ν) or {:.3} (excess of the variance); sample with {es}",
+            "train with γ = {:.3} (half of ν) or {:.3} (excess of the variance); {es}",
             s.gamma_from_prediction_error, s.gamma_from_variance
         ),
     );

@@ -34,7 +34,13 @@ pub fn settings_of(path: &Path, network: &str, image_size: usize) -> Result<(tom
         let message = format!("its {} tensors{first} match no known network: see `ddpm-ip info`", tensors.len());
         return Err(Error::file(&file, message));
     };
-    Ok((architecture.settings(Some(image_size)), remark))
+    let assumed = format!(
+        "{} carries no settings: what its tensors do not show is assumed (--image-size, --noise-schedule, --num-head-channels, \
+         --use-new-attention-order, --variance and other flags say otherwise)",
+        file.display()
+    );
+    let said = [remark, Some(assumed)].into_iter().flatten().collect::<Vec<_>>().join("; ");
+    Ok((architecture.settings(Some(image_size)), Some(said)))
 }
 
 /// A network with the parameters of a checkpoint, loaded once for any number of calls.

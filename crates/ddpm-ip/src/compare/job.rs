@@ -4,7 +4,7 @@ use super::page;
 use super::plan::{Member, Plan, Sampling};
 use crate::bias;
 use crate::checkpoint::{self, Store};
-use crate::config::{Config, ConfigError, Layers};
+use crate::config::{Arch, Config, ConfigError, Layers};
 use crate::data::Dataset;
 use crate::evaluate::{self, EvaluationHook, Yardstick};
 use crate::event::{Emit, Event, Outcome};
@@ -118,7 +118,7 @@ pub fn run(job: &Job, device: Device, stop: &AtomicBool, emit: &mut Emit) -> Res
             None => member.seed = settings_of(member)?.train.seed,
         }
     }
-    check(&job.plan, &members)?;
+    check(&job.plan, &members, device)?;
     create_folder(&job.out)?;
     let lines = job.out.join("results.jsonl");
     let earlier = std::fs::read_to_string(&lines).unwrap_or_default();
@@ -166,11 +166,28 @@ fn settings_of(member: &Member) -> Result<Config, Error> {
     config.ok_or_else(|| Error::file(&member.run, "holds no checkpoint with settings: name a run directory"))
 }
 
-/// Refuses networks whose distances would not compare, and ways to sample that they do not allow.
-fn check(plan: &Plan, members: &[Member]) -> Result<(), Error> {
+/// Refuses networks whose distances would not compare, that draw nothing, or that were trained with other settings; and ways to
+/// sample that they do not allow.
+fn check(plan: &Plan, members: &[Member], device: Device) -> Result<(), Error> {
     let mut first: Option<(&Member, [String; 5])> = None;
     for member in members {
         let config = settings_of(member)?;
+        if config.model.arch == Arch::Classifier {
+            return Err(Error::file(&member.run, "holds a classifier, which draws no images"));
+        }
+        let changes = match &member.config {
+            Some(config) => train::changes_of_run(&member.run, config, device)?,
+            None => Vec::new(),
+        };
+        if !changes.is_empty() {
+            let message = format!(
+                "the plan's variant {} is not what was trained in {} ({}): give the variant another name, or remove that folder",
+                member.variant,
+                member.run.display(),
+                changes.join("; ")
+            );
+            return Err(ConfigError(message).into());
+        }
         for sampling in plan.sample.iter().chain(&plan.bias) {
             for &steps in &sampling.steps {
                 let checked = sampled(&config, sampling, steps).and_then(|config| config.validate());
@@ -368,7 +385,7 @@ impl Work<'_> {
             emit(Event::Begins(format!("{of}: exposure bias of {}, seed {}", member.variant, member.seed)));
             config.sample.batch_size = config.sample.batch_size.min(64);
             config.sample.num_samples = sampling.images.min(Dataset::count_and_shape(&config.data.data_dir)?.0);
-            let job = bias::Job { checkpoints: vec![(folder, config)], out, short: 2, features: None };
+            let job = bias::Job { checkpoints: vec![(folder, config)], out, short: None, features: None };
             if bias::run(&job, self.device, self.stop, emit)?.0 == Outcome::Interrupted {
                 return Ok((Outcome::Interrupted, true));
             }

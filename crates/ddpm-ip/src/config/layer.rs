@@ -118,7 +118,8 @@ impl Layers {
             [(key.section.to_string(), Value::Table(section))].into_iter().collect::<Table>()
         };
         Config::from_table(single(value.clone())).map_err(|e| {
-            ConfigError(format!("{} = {shown}: {}", key.path(), e.0.lines().next().unwrap_or_default()))
+            let why = in_words(key, e.0.lines().next().unwrap_or_default());
+            ConfigError(format!("{} = {shown}: {why}", key.path()))
         })?;
         let section = self.table.entry(key.section).or_insert_with(|| Value::Table(Table::new()));
         if let Value::Table(section) = section {
@@ -126,6 +127,23 @@ impl Layers {
         }
         Ok(())
     }
+}
+
+/// What reading a value says, without names of types; `auto` is among the precisions.
+fn in_words(key: &Key, why: &str) -> String {
+    let mut why = why.to_string();
+    for (name, words) in [
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected an array of length 2", "expected 2 numbers"),
+        ("invalid length", "wrong number of values"),
+    ] {
+        why = why.replace(name, words);
+    }
+    if key.name == "precision" && why.contains("`f16`") {
+        why.push_str(", `auto`");
+    }
+    why
 }
 
 /// The key of that name: `section.key`, the key alone, or its flag's name. The classifier's keys, many of which are the

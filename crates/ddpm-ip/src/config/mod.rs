@@ -338,8 +338,10 @@ impl Config {
             ),
             ("sample", &self.sample.timestep_respacing, Diffusion::for_sampling(&self.diffusion, &self.sample)),
         ] {
-            let diffusion =
-                diffusion.map_err(|e| ConfigError(format!("{section}.timestep_respacing = \"{respacing}\": {e}")))?;
+            let diffusion = diffusion.map_err(|e| {
+                let key = format!("{section}.timestep_respacing");
+                ConfigError(format!("{key} = \"{respacing}\": {e} (--set {key}=…)"))
+            })?;
             require(
                 self.diffusion.prediction != Prediction::Epsilon || !diffusion.schedule.ends_in_pure_noise(),
                 || {

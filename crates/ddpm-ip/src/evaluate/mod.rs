@@ -28,7 +28,7 @@ use crate::Error;
 use crate::config::ConfigError;
 use crate::data::{ImageArray, ImageSet, Labels, Shape};
 use crate::event::{Emit, Event, Outcome};
-use crate::file::{append, create_folder};
+use crate::file::{PNG, append, check_kind, create_folder};
 use crate::ranks::Place;
 use crate::record::Record;
 use compare::compare;
@@ -274,6 +274,7 @@ pub fn evaluate(
     check_wishes(&reference, &samples, settings)?;
     if let Some(sheet) = &settings.neighbours {
         check_target(sheet, &[&reference, &samples])?;
+        check_kind(sheet, "PNG", PNG)?;
         make_folder(sheet)?;
     }
     let network = network(&[&reference, &samples], settings, device)?;

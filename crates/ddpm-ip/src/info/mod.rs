@@ -8,6 +8,7 @@ use crate::Error;
 use crate::checkpoint::{self, Store, TensorInfo};
 use crate::config::{Config, ConfigError};
 use crate::data::{Dataset, contact_sheet as sheet};
+use crate::file;
 use crate::torch::TorchFile;
 use crate::train::open_data;
 use ddpm_formats::diffusers::weights_in;
@@ -165,6 +166,7 @@ pub fn contact_sheet(what: &str, config: &Config, out: &Path, count: usize) -> R
         let message = format!("{} is one of the files of {what} and would be lost: name another file", out.display());
         return Err(ConfigError(message).into());
     }
+    file::check_kind(out, "PNG", file::PNG)?;
     let config = &data_config(what, config)?;
     let data = open_data(config)?;
     let count = count.min(data.len());

@@ -162,6 +162,9 @@ impl<'a, 'e> Maker<'a, 'e> {
         if !good.is_empty() {
             self.output.put(&good)?;
         }
+        if failed || self.failed {
+            self.output.fail()?;
+        }
         if let Some(error) = bad {
             return Err(error);
         }

@@ -147,6 +147,14 @@ impl Output {
         }
     }
 
+    /// Notes that the source or the settings cannot be used, so that others may take this place. PNGs of a folder are not removed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn fail(&mut self) -> Result<(), Error> {
+        if let Self::Npz { partial, .. } = self { partial.fail() } else { Ok(()) }
+    }
+
     /// All `count` images are there: the npz is written, a folder is complete as it is.
     ///
     /// # Errors

@@ -50,6 +50,7 @@ pub fn write(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
             ConfigError(format!("--out {} is a folder: name a file, such as report.html", out.display())).into()
         );
     }
+    file::check_kind(out, "page", b"<!DOCTYPE html>")?;
     let runs = read(paths)?;
     let (version, now) = (env!("CARGO_PKG_VERSION"), humantime::format_rfc3339_seconds(SystemTime::now()));
     let runs: Vec<&Run> = runs.iter().collect();

@@ -23,6 +23,6 @@ pub use log::LogHook;
 pub(crate) use on_gpu::pairs;
 pub use remarks::remarks;
 pub use run::{RunOptions, check_memory, memory, parameter_count, resolve, train};
-pub(crate) use run::{open_data, open_data_of_network};
+pub(crate) use run::{changes_of_run, open_data, open_data_of_network};
 pub use task::Task;
 pub use trainer::{Draws, StepReport, Trainer};

@@ -91,6 +91,7 @@ fn run(
     }
     check_place(dir, &config.data.data_dir)?;
     let dataset = open_data(config)?;
+    dataset.check_batch(config.train.batch_size)?;
     let mut config = with_classes(config, &dataset)?;
     let store = Store::new(dir);
     // Nobody else moves what is there.
@@ -574,6 +575,19 @@ fn changes(before: &Config, config: &Config) -> Vec<String> {
     let matter = |key: &str| !HARMLESS.contains(&key) && !key.starts_with("sample.") && !key.starts_with("evaluation.");
     let changes = config.changes_from(before).into_iter().filter(|(key, _, before)| matter(key) && kept(key, before));
     changes.map(|(key, now, before)| format!("{key} is {now} now; the checkpoint was made with {before}")).collect()
+}
+
+/// In what a run that is there differs from what would be trained, in words; nothing where there is none.
+pub(crate) fn changes_of_run(dir: &Path, config: &Config, device: Device) -> Result<Vec<String>, Error> {
+    let Some((step, folder)) = Store::new(dir).newest()? else { return Ok(Vec::new()) };
+    let Some(before) = checkpoint::config_of(&checkpoint::resolve(&folder)?)? else { return Ok(Vec::new()) };
+    let mut config = config.clone();
+    config.settle(device, Some(&before));
+    let mut all = changes(&before, &config);
+    if let Some(last) = config.train.last_step().filter(|last| *last < step) {
+        all.push(format!("training ends at step {last} now; the checkpoint is of step {step}"));
+    }
+    Ok(all)
 }
 
 /// Refuses to begin where a run is that began elsewhere.

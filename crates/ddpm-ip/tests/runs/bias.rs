@@ -20,7 +20,7 @@ fn subject(folder: &Path, settings: &[(&str, &str)]) -> (PathBuf, Config) {
 
 fn job(checkpoints: &[(&Path, &Config)], out: &Path) -> Job {
     let checkpoints = checkpoints.iter().map(|&(path, config)| (path.to_path_buf(), config.clone())).collect();
-    Job { checkpoints, out: out.to_path_buf(), short: 2, features: None }
+    Job { checkpoints, out: out.to_path_buf(), short: None, features: None }
 }
 
 fn measure(job: &Job) -> Result<Report, Error> {
@@ -91,7 +91,10 @@ fn what_cannot_be_measured_is_said_before_work() {
     let mut larger = config.clone();
     larger.model.image_size = 16;
     assert_says(measure(&job(&[(&checkpoint, &config), (&checkpoint, &larger)], &out)), &["another size"]);
-    assert_says(measure(&Job { short: 5, ..job(&[(&checkpoint, &config)], &out) }), &["--short-chains 5", "1 to 4"]);
+    assert_says(
+        measure(&Job { short: Some(5), ..job(&[(&checkpoint, &config)], &out) }),
+        &["--short-chains 5", "1 to 4"],
+    );
     assert!(!out.exists());
 
     let stop = AtomicBool::new(false);
