@@ -18,12 +18,21 @@ pub(crate) struct Record {
     /// What was found beside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) report: Option<serde_json::Value>,
+    /// Names of the classes of its images, by their numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) classes: Vec<String>,
 }
 
 impl Record {
     /// Of `count` entries made by what `identity` says in full and `what` in words.
     pub(crate) fn new(identity: &str, count: usize, what: String) -> Self {
-        Self { identity: weights::hash(identity.as_bytes()), count, what, report: None }
+        Self { identity: weights::hash(identity.as_bytes()), count, what, report: None, classes: Vec::new() }
+    }
+
+    /// What a file says of how it was made.
+    pub(crate) fn of(file: &Path) -> Option<Self> {
+        let text = Npz::open(file).ok().and_then(|npz| npz.comment());
+        text.and_then(|text| serde_json::from_str(&text).ok())
     }
 
     /// As it is written.
@@ -39,10 +48,8 @@ impl Record {
         if !out.exists() {
             return Ok(None);
         }
-        let text = Npz::open(out).ok().and_then(|npz| npz.comment());
-        let found: Option<Self> = text.and_then(|text| serde_json::from_str(&text).ok());
         let refuse = |what: &str| Err(ConfigError(format!("{} {what}. {instead}", out.display())));
-        match found {
+        match Self::of(out) {
             Some(found) if found.identity != self.identity || found.count > self.count => {
                 refuse(&format!("holds {}", found.what))
             }

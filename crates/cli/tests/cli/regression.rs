@@ -338,6 +338,13 @@ fn classes_by_their_names() {
     assert_eq!(labels(&place, "samples_3x8x8x1.npz"), [1, 0, 1]);
     place.run(&[&sample[..], &["cow"]].concat()).complains(2, &["there is no class \"cow\"", "cat, dog"]);
     place.run(&[&sample[..], &["2"]].concat()).complains(2, &["--classes names class 2", "0 to 1"]);
+    // Prepared images keep the names.
+    place.run(&["prepare", "images", "pets", "--labels", "folder", "--image-size", "8", "--out", "pets.npz"]).exits(0);
+    let prepared = ["--data-dir", "pets.npz", "--class-cond", "true", "--image-size", "8", "--out", "prepared"];
+    run(&place, &tiny(&[&prepared[..], &["--in-channels", "1", "--steps", "1", "--batch-size", "2"]].concat()))
+        .exits(0);
+    let config: toml::Table = place.read("prepared/config.toml").parse().unwrap();
+    assert_eq!(config["classes"]["names"].to_string(), r#"["cat", "dog"]"#);
     // A name goes before a number.
     images(&place, &["three/0/1.png", "three/1/1.png", "three/10/1.png", "three/10/2.png"], false);
     let three = ["--data-dir", "three", "--labels", "folder", "--class-cond", "true", "--image-size", "8"];

@@ -4,6 +4,7 @@ use super::memory::Memory;
 use super::source::{Kind, square};
 use super::{DataError, Fit, Labels, OnBadImage, Pixels, folder};
 use crate::config::listed;
+use crate::record::Record;
 use crate::{Error, weights};
 use ddpm_math::{Domain, Stream};
 use sha2::{Digest, Sha256};
@@ -126,6 +127,11 @@ impl Dataset {
             && let Some((of_files, names)) = folder::classes(Path::new(name), files, options.labels)
         {
             (labels, class_names) = (Some(of_files), names);
+        }
+        if let (Source::Memory(_), Some(most)) = (&source, labels.iter().flatten().max()) {
+            // An npz that `prepare` made tells the names.
+            let names = Record::of(Path::new(name)).map(|record| record.classes).unwrap_or_default();
+            class_names = if names.len() > *most as usize { names } else { Vec::new() };
         }
         let dataset = Self { name: name.to_string(), source, labels, class_names, options: *options };
         if let Source::Memory(memory) = &dataset.source {

@@ -16,6 +16,7 @@ pub(super) struct Images {
     /// Names of the PNGs.
     names: Vec<String>,
     labels: Option<Vec<u32>>,
+    classes: Vec<String>,
     expected: Option<usize>,
 }
 
@@ -37,7 +38,7 @@ impl Images {
         if archive.files().is_empty() {
             return Err(if path.is_dir() { empty(path) } else { Error::file(path, "has no images") });
         }
-        Ok(Self { archive, names: Vec::new(), labels: None, expected: None })
+        Ok(Self { archive, names: Vec::new(), labels: None, classes: Vec::new(), expected: None })
     }
 
     /// A known data set, whose PNGs have its files' own names, without labels.
@@ -73,7 +74,7 @@ impl Images {
         }
         let name = |(i, &label): (usize, &u32)| format!("{}_{:07}", prefixes[label as usize], i + 1);
         let names = labels.iter().enumerate().map(name).collect();
-        Ok(Self { names, labels: Some(labels), ..images })
+        Ok(Self { names, labels: Some(labels), classes, ..images })
     }
 
     /// The first image.
@@ -98,6 +99,10 @@ impl Source for Images {
 
     fn labelled(&self) -> bool {
         self.labels.is_some()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
     }
 
     fn feed(&self, maker: &mut Maker) -> Result<(), Error> {

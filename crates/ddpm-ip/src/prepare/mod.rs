@@ -147,7 +147,9 @@ pub fn run(job: &Job, ranks: &Ranks, stop: &AtomicBool, emit: &mut Emit) -> Resu
     fed?;
     let Some((count, output)) = ended? else { return Ok(Outcome::Interrupted) };
     job.check_count(count, source.as_ref())?;
-    output.finish(count, &Record::new(&identity, count, format!("{count} {what}")))?;
+    let mut record = Record::new(&identity, count, format!("{count} {what}"));
+    record.classes = source.classes().to_vec();
+    output.finish(count, &record)?;
     Ok(Outcome::Finished)
 }
 

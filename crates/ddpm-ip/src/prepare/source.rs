@@ -34,6 +34,11 @@ pub(super) trait Source {
         false
     }
 
+    /// Names of the classes, by their numbers, where labels have some.
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
     /// Offers all images, in an order that is always the same, until the maker breaks off.
     fn feed(&self, maker: &mut Maker) -> Result<(), Error>;
 }
