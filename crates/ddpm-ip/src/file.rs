@@ -17,7 +17,7 @@ pub fn write_atomic(
 ) -> Result<(), Error> {
     let folder = folder_of(path);
     let io = |e| Error::io("write", path)(e);
-    let file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder).map_err(io)?;
+    let file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder).map_err(|e| io(without_path(e)))?;
     let mut writer = std::io::BufWriter::new(file.as_file());
     write(&mut writer).and_then(|()| writer.flush()).map_err(io)?;
     drop(writer);
@@ -26,6 +26,12 @@ pub fn write_atomic(
     file.persist(path).map_err(|e| io(e.error))?;
     sync_folder(folder);
     Ok(())
+}
+
+/// What the system said when a temporary file was made, without the name of that file.
+fn without_path(error: std::io::Error) -> std::io::Error {
+    let code = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<std::io::Error>()?.raw_os_error());
+    code.map_or(error, std::io::Error::from_raw_os_error)
 }
 
 /// Temporary files are private; a finished one is readable like any other.

@@ -147,7 +147,7 @@ pub(super) fn evaluate_command() -> Command {
                 .value_delimiter(',')
                 .action(ArgAction::Append)
                 .value_parser(args::choice(METRICS))
-                .help("metrics to compute, some of fid (with sfid), is, pr (precision and recall), kid [default: all]"),
+                .help("metrics to compute beside fid and sfid, which always are: is, pr (precision and recall), kid [default: all]"),
         )
         .arg(number("num-images", 2..=u64::MAX, "use only the first N samples"))
         .arg(number("split", 1..=u64::MAX, "samples per split of the Inception Score [default: 5000]"))

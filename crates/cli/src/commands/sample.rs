@@ -45,7 +45,8 @@ pub(super) fn command(kind: &Kind) -> Command {
             "{} into samples_NxHxWxC.npz (`arr_0` uint8 NHWC, `arr_1` labels).\n\n\
              Settings come from the checkpoint; --config, --set and flags override them, in this order. Image i depends \
              only on --seed and on i. If a command was interrupted, repeat it to resume; if it was finished, it finds its \
-             file done. A file that another command wrote is replaced only with --overwrite.\n\n\
+             file done. A file that another command wrote is replaced only with --overwrite, \
+             or by more images of the same kind.\n\n\
              Corrections of exposure bias for --correct: {}. docs/exposure-bias.md explains them.",
             kind.about,
             CORRECTION_FORMS.join(", ")

@@ -223,6 +223,10 @@ fn a_preset_goes_on_from_the_references_files() {
         let args = [&digits[..], &["--steps", "2", "--out", &begin[2..], begin, "files/model000001.pt"]].concat();
         place.run(&args).exits(0);
     }
+    // An average of another rate lies beside.
+    let convert = ["convert", "files/model000001.pt", "back", "--config", "run/config.toml", "--ema-rate"];
+    let said = place.run(&[&convert[..], &["0.9"]].concat()).exits(0).err();
+    assert!(said.contains("ema_0.9_000001.pt is not there") && said.contains("--ema-rate 0.995 takes"), "{said}");
 }
 
 #[test]

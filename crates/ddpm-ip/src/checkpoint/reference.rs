@@ -3,7 +3,7 @@
 use super::{Progress, State, tensors};
 use crate::Error;
 use crate::config::{ConfigError, TrainConfig};
-use crate::file::{create_folder, write_atomic};
+use crate::file::{create_folder, folder_of, write_atomic};
 use crate::torch::{self, Moment, Optimizer, OptimizerEntries, Tensor, TorchFile};
 use ddpm_net::{Layout, Parameters, Spec};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,16 @@ impl Trio {
         Ok(Self { model: model.to_path_buf(), step: step.ok_or_else(other)? })
     }
 
+    /// Rates of the averages that lie beside the model, with commas.
+    fn rates_beside(&self) -> String {
+        let files = folder_of(&self.model).read_dir().into_iter().flatten().flatten();
+        let end = format!("_{:06}.pt", self.step);
+        let rate = |name: String| Some(name.strip_prefix("ema_")?.strip_suffix(&end)?.parse::<f64>().ok()?.to_string());
+        let mut rates: Vec<String> = files.filter_map(|file| rate(file.file_name().into_string().ok()?)).collect();
+        rates.sort();
+        rates.join(",")
+    }
+
     fn beside(&self, name: &str) -> PathBuf {
         self.model.with_file_name(name)
     }
@@ -58,7 +68,10 @@ impl Trio {
             let average = if path.exists() {
                 load(&path, layout)?
             } else {
-                remarks.push(format!("{} is not there: this EMA starts at the parameters", path.display()));
+                let (there, path) = (self.rates_beside(), path.display());
+                let advice =
+                    if there.is_empty() { String::new() } else { format!("; --ema-rate {there} takes those that are") };
+                remarks.push(format!("{path} is not there: this EMA starts at the parameters{advice}"));
                 parameters.clone()
             };
             ema.push((rate, average));
