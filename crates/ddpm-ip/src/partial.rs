@@ -84,7 +84,8 @@ impl Partial {
 
     /// Notes that the call has failed: the same one may go on from here, and one with other settings may begin anew.
     pub(crate) fn fail(&mut self) -> Result<(), Error> {
-        self.file.rewind().and_then(|()| self.file.write_all(&[FAILED])).map_err(Error::io("write", &self.path))
+        let mark = self.file.rewind().and_then(|()| self.file.write_all(&[FAILED]));
+        mark.and_then(|()| self.file.seek(SeekFrom::End(0))).map(drop).map_err(Error::io("write", &self.path))
     }
 
     /// Adds finished images.

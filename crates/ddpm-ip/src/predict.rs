@@ -98,8 +98,9 @@ pub fn predict(
 ) -> Result<Vec<usize>, Error> {
     // Another answer may be replaced.
     if output.exists() && !Npz::open(output).is_ok_and(|npz| npz.names() == ["out"]) {
-        let message = "exists and is no earlier answer: choose another --output, or remove it";
-        return Err(Error::file(output, message));
+        let message =
+            format!("{} exists and is no earlier answer: choose another --output, or remove it", output.display());
+        return Err(ConfigError(message).into());
     }
     let loaded = Loaded::open(checkpoint, config, device)?;
     let mut npz = Npz::open(input)?;

@@ -175,7 +175,7 @@ fn other_results_replaced() {
     let near = ["evaluate", "digits", "digits", "--metrics", "fid", "--neighbours", "notes.png", "--quiet"];
     place.run(&near).complains(2, &["notes.png exists and is no PNG"]);
     let predict = ["predict", "--checkpoint", "run", "--input", "in.npz", "--output", "known.npz"];
-    place.run(&predict).complains(1, &["known.npz: exists and is no earlier answer"]);
+    place.run(&predict).complains(2, &["known.npz exists and is no earlier answer"]);
     assert_eq!(place.read("notes"), "mine");
 }
 
