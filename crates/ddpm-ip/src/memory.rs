@@ -102,6 +102,7 @@ pub fn of_sampling(config: &Config, device: Device) -> Result<Memory, ConfigErro
     memory.add("program", PROGRAM);
     memory.add("parameters", 4 * task.parameter_count());
     memory.add("activations", plan.arenas * plan.arena);
+    memory.add("packed weights", plan.packed);
     memory.add("scratch of kernels", plan.scratch);
     memory.add("images and noise of a step", 6 * batch * 4 * config.model.in_channels * config.model.image_size.pow(2));
     Ok(memory)
@@ -255,7 +256,7 @@ pub(crate) fn check_sampling(config: &Config, machine: Option<Machine>) -> Resul
     }
     let advice = match fitting {
         Some(n) => format!("--batch-size {n} fits"),
-        None => "--precision bf16 needs less".into(),
+        None => "no --batch-size fits: use a smaller network".into(),
     };
     let step = format!("drawing {batch} images together needs about {}", gib(all));
     if all <= machine.total {

@@ -84,6 +84,8 @@ pub struct PlanMemory {
     pub arenas: usize,
     /// Bytes that the kernels keep, all threads together.
     pub scratch: usize,
+    /// Bytes of weights that stay packed for the next batch.
+    pub packed: usize,
 }
 
 /// Who is shown a gradient in parts, each as soon as the backward pass has completed it.
@@ -142,8 +144,8 @@ impl<N: Network> Engine<N> {
         let dropout = matches!(purpose, Purpose::Training(_));
         let planned = self.planned(Key { n: n.div_ceil(pieces), size, purpose, dropout });
         let arenas = pieces.min(threads);
-        let [arena, scratch] = self.device.plan_bytes(&planned.plan, threads);
-        PlanMemory { arena, arenas, scratch }
+        let [arena, scratch, packed] = self.device.plan_bytes(&planned.plan, threads);
+        PlanMemory { arena, arenas, scratch, packed }
     }
 
     /// The convolutions that cuDNN computes for a batch on a chip that is not there, in their order, and the engine of each;

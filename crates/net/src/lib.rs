@@ -49,6 +49,7 @@ mod kind;
 mod linear;
 pub mod network;
 pub mod op;
+mod packed;
 mod plan;
 mod recompute;
 mod shards;

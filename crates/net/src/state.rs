@@ -5,6 +5,7 @@
 //! optimizer, averages, files and sums over processes go through one buffer.
 
 use crate::device::done;
+use crate::packed::PackedWeights;
 use crate::values::Values;
 use ddpm_cuda::{Address, Buffer, Gpu};
 use ddpm_math::{Domain, Stream};
@@ -112,6 +113,7 @@ impl Layout {
 pub struct Parameters {
     layout: Arc<Layout>,
     values: Values,
+    packed: PackedWeights,
 }
 
 impl Parameters {
@@ -121,7 +123,7 @@ impl Parameters {
     /// If they are not as many as the layout has.
     pub fn new(layout: Arc<Layout>, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), layout.len(), "values of a network with other parameters");
-        Self { layout, values: Values::new(values) }
+        Self { layout, values: Values::new(values), packed: PackedWeights::default() }
     }
 
     /// The values of each parameter.
@@ -171,6 +173,7 @@ impl Parameters {
 
     /// All values, to be changed.
     pub fn values_mut(&mut self) -> &mut [f32] {
+        self.packed.clear();
         self.values.host_mut()
     }
 
@@ -202,7 +205,13 @@ impl Parameters {
 
     /// All values in the memory of a GPU, to be changed.
     pub(crate) fn gpu_mut(&mut self, gpu: &'static Gpu) -> Address {
+        self.packed.clear();
         self.values.gpu_mut(gpu)
+    }
+
+    /// Weights as the processor's convolutions read them.
+    pub(crate) fn packed(&self) -> &PackedWeights {
+        &self.packed
     }
 
     /// The values of the parameter at a place.

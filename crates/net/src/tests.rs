@@ -4,12 +4,12 @@
 
 use crate::arena::Lease;
 use crate::backward::{With, differentiate};
-use crate::device::{Context, Memory, RunPosition, cpu};
+use crate::device::{Context, Device, Memory, RunPosition, cpu};
 use crate::graph::{Graph, Value};
 use crate::kind::{Precision, Shape};
 use crate::op::{Conv, Norm, Op};
 use crate::plan::{GradientPlace, Plan, tests::KEEP_ALL};
-use crate::state::{Init, Layout, Spec};
+use crate::state::{Init, Layout, Parameters, Spec};
 use ddpm_kernels::{Conv2d, HeadOrder, Padding, Resample};
 use ddpm_math::{Domain, Stream};
 use proptest::prelude::*;
@@ -80,6 +80,7 @@ impl<'a> Case<'a> {
         let (seed, of_input) = differentiate(&mut graph, output, what, self.recompute);
         let wanted: Vec<Value> = [output].into_iter().chain(of_input).collect();
         let plan = Plan::new(&graph, &wanted, place);
+        let parameters = Parameters::new(Arc::clone(&self.layout), parameters.to_vec());
         let mut memory = Lease::new(plan.bytes());
         let arena = memory.bytes();
         let mut outside = vec![f32::NAN; if place == GradientPlace::Outside { self.layout.len() } else { 0 }];
@@ -94,7 +95,7 @@ impl<'a> Case<'a> {
         inputs.iter().zip(values).for_each(|(&value, values)| fill(arena, value, values));
         let context = Context { labels: Some(&self.labels), position: Some(RunPosition { seed: 3, position: 5 }) };
         let run = |steps, arena: &mut [u8], outside: &mut [f32]| {
-            cpu::run(&plan, steps, Memory { arena, parameters, gradient: outside }, context);
+            cpu::run(&plan, steps, Memory::new(&plan, &parameters, arena, outside), context);
         };
         run(0..plan.forward, arena, &mut outside);
         let made = read(arena, output);
@@ -303,6 +304,36 @@ fn random(graph: &mut Graph, input: Value, choices: &[u8], precision: Precision)
     }
     graph.stage();
     graph.add(Op::Leave(6), &[values[values.len() - 1]])
+}
+
+/// Weights that stay packed are those of the parameters as they are.
+#[test]
+fn packed_weights_are_made_again_when_parameters_change() {
+    let layout = layout(&[&[32, 32, 3, 3], &[32], &[32, 32, 1], &[32]]);
+    let plan = |n: usize, side: usize| {
+        let mut graph = Graph::new(Arc::clone(&layout));
+        let shape = Shape { n, h: side, w: side, c: 32 };
+        let x = graph.input(shape, Precision::F32);
+        let h = graph.add(Op::Cast(Precision::Bf16), &[x]);
+        let h = graph.add(conv(vec![0], [3, 3], 1, Padding::Same), &[h]);
+        let h = graph.add(conv(vec![2], [1, 1], 1, Padding::Same), &[h]);
+        let y = graph.add(Op::Cast(Precision::F32), &[h]);
+        (Plan::new(&graph, &[y], GradientPlace::Outside), shape, [x, y])
+    };
+    let plans = [plan(2, 6), plan(1, 6), plan(1, 3)];
+    let run = |parameters: &Parameters| {
+        plans.each_ref().map(|(plan, shape, [x, y])| {
+            Device::Cpu.compute(plan, parameters, &[(*x, &normal(shape.len(), 3))], &[*y]).concat()
+        })
+    };
+    let fresh = |seed: u64| Parameters::new(Arc::clone(&layout), normal(layout.len(), seed));
+    let mut parameters = fresh(4);
+    let first = run(&parameters);
+    assert_eq!(run(&parameters), first, "the second time");
+    assert_eq!(run(&parameters.clone()), first, "a copy");
+    parameters.values_mut().copy_from_slice(fresh(5).values());
+    assert_eq!(run(&parameters), run(&fresh(5)), "other values");
+    assert_ne!(run(&parameters), first);
 }
 
 proptest! {

@@ -73,7 +73,7 @@ fn copy<E: Element>(g: Geometry, image: &[E], positions: Range<usize>, channels:
 }
 
 /// Values of packed weights.
-fn packed_len(g: Geometry) -> usize {
+pub(crate) fn packed_len(g: Geometry) -> usize {
     g.o.div_ceil(WIDE) * 9 * g.steps() * 2 * TILE
 }
 
@@ -84,8 +84,9 @@ fn pack_len(g: Geometry) -> usize {
 }
 
 /// Weights as the products read them: for each 32 outputs, kernel row, and group of steps, for each tap and step two tiles.
-fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction, packed: &mut [E]) {
+pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction, packed: &mut [E]) {
     let steps = g.steps();
+    assert!(E::STEP == 2 && packed.len() == packed_len(g), "weights of another shape, or tiles of another type");
     packed.par_chunks_mut(9 * steps * 2 * TILE).enumerate().for_each(|(p, panel)| {
         with_scratch(pack_len(g), |turned: &mut [f32]| {
             for half in 0..2 {
@@ -149,7 +150,7 @@ fn strip_len(g: Geometry, rows: usize) -> usize {
     ((rows * g.wide()).next_multiple_of(WIDE) + g.reach()) * g.steps() * WIDE
 }
 
-/// The most bytes of scratch that [`convolve`] takes on `threads` threads.
+/// The most bytes of scratch that [`pack`] and then [`convolve`] take on `threads` threads, packed weights among them.
 pub(crate) fn convolve_scratch<E: Element>(g: Geometry, threads: usize) -> usize {
     let (strip, sums) = (strip_len(g, strip_rows(g, threads)), scratch_bytes::<f32>(RUNS * SUMS));
     // The inputs lie where the weights were turned.
@@ -157,57 +158,51 @@ pub(crate) fn convolve_scratch<E: Element>(g: Geometry, threads: usize) -> usize
     scratch_bytes::<E>(packed_len(g)) + threads * (scratch_bytes::<E>(strip).max(turned) + sums)
 }
 
-/// The convolution of `x` `[N, H, W, C]` with a weight, into `out` `[N, H', W', O]`.
+/// The convolution of `x` `[N, H, W, C]` with packed weights, into `out` `[N, H', W', O]`.
 ///
 /// # Safety
 /// The process may use the tiles.
 pub(crate) unsafe fn convolve<T: Tiles, E: Element>(
     g: Geometry,
     x: &[E],
-    weight: &[f32],
-    direction: Direction,
+    packed: &[E],
     epilogue: Epilogue<E>,
     out: &mut [E],
 ) {
-    assert_eq!(E::STEP, 2, "tiles of another type");
+    assert!(E::STEP == 2 && packed.len() == packed_len(g), "weights of another shape, or tiles of another type");
     let rows = strip_rows(g, rayon::current_num_threads());
-    let (wide, channels) = (g.wide(), g.steps() * WIDE);
+    let (wide, channels, strips) = (g.wide(), g.steps() * WIDE, g.out_h().div_ceil(rows));
     let bias = padded_bias(epilogue.bias, g.o.next_multiple_of(WIDE));
     let out = Shared::new(out);
-    with_scratch(packed_len(g), |packed: &mut [E]| {
-        pack(g, weight, direction, packed);
-        let packed = &*packed;
-        let strips = g.out_h().div_ceil(rows);
-        (0..g.n * strips).into_par_iter().for_each(|task| {
-            let (image, top) = (task / strips, task % strips * rows);
-            let pixels = &x[image * g.h * g.w * g.c..][..g.h * g.w * g.c];
-            let positions = rows.min(g.out_h() - top) * wide;
-            with_scratch(strip_len(g, rows), |strip: &mut [E]| {
-                let from = top * wide;
-                copy(g, pixels, from..from + positions.next_multiple_of(WIDE) + g.reach(), channels, strip);
-                with_scratch(RUNS * SUMS, |sums: &mut [f32]| {
-                    for first in (0..positions).step_by(RUNS * WIDE) {
-                        let end = positions.min(first + RUNS * WIDE);
-                        for (p, panel) in packed.chunks_exact(9 * g.steps() * 2 * TILE).enumerate() {
-                            // SAFETY: the caller's promise.
-                            unsafe { products::<T, E>(g, &strip[first * channels..], panel, sums, end - first) };
-                            let outputs = p * WIDE..g.o.min((p + 1) * WIDE);
-                            let bias = &bias[outputs.clone()];
-                            let mut at = first;
-                            while at < end {
-                                let (y, x) = (top + at / wide, at % wide);
-                                let count = g.out_w().saturating_sub(x).min(end - at);
-                                let row = (image * g.out_h() + y) * g.out_w() + x;
-                                let sums = &sums[(at - first) * WIDE..];
-                                if count > 0 {
-                                    let rows = row..row + count;
-                                    finish(sums, WIDE, rows, g.o, outputs.clone(), bias, epilogue, &out);
-                                }
-                                at += wide - x;
+    (0..g.n * strips).into_par_iter().for_each(|task| {
+        let (image, top) = (task / strips, task % strips * rows);
+        let pixels = &x[image * g.h * g.w * g.c..][..g.h * g.w * g.c];
+        let positions = rows.min(g.out_h() - top) * wide;
+        with_scratch(strip_len(g, rows), |strip: &mut [E]| {
+            let from = top * wide;
+            copy(g, pixels, from..from + positions.next_multiple_of(WIDE) + g.reach(), channels, strip);
+            with_scratch(RUNS * SUMS, |sums: &mut [f32]| {
+                for first in (0..positions).step_by(RUNS * WIDE) {
+                    let end = positions.min(first + RUNS * WIDE);
+                    for (p, panel) in packed.chunks_exact(9 * g.steps() * 2 * TILE).enumerate() {
+                        // SAFETY: the caller's promise.
+                        unsafe { products::<T, E>(g, &strip[first * channels..], panel, sums, end - first) };
+                        let outputs = p * WIDE..g.o.min((p + 1) * WIDE);
+                        let bias = &bias[outputs.clone()];
+                        let mut at = first;
+                        while at < end {
+                            let (y, x) = (top + at / wide, at % wide);
+                            let count = g.out_w().saturating_sub(x).min(end - at);
+                            let row = (image * g.out_h() + y) * g.out_w() + x;
+                            let sums = &sums[(at - first) * WIDE..];
+                            if count > 0 {
+                                let rows = row..row + count;
+                                finish(sums, WIDE, rows, g.o, outputs.clone(), bias, epilogue, &out);
                             }
+                            at += wide - x;
                         }
                     }
-                });
+                }
             });
         });
     });

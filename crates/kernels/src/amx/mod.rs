@@ -16,7 +16,7 @@ use crate::buffer::with_scratch;
 use crate::element::Element;
 use crate::product::{Left, Panel, panel_columns};
 use crate::transpose::transpose;
-pub(crate) use conv::{convolve, convolve_scratch};
+pub(crate) use conv::{convolve, convolve_scratch, pack, packed_len};
 pub(crate) use tiles::Amx;
 use tiles::{ROW, SIDE, Tiles};
 pub(crate) use weight_grad::{weight_grad, weight_grad_scratch};

@@ -1,9 +1,9 @@
 //! Convolutions in tiles against plain loops, with a program in place of the tiles.
 
-use super::conv::{convolve, convolve_scratch};
+use super::conv::{convolve, convolve_scratch, pack, packed_len};
 use super::tiles::Emulated;
 use super::weight_grad::{Packing, weight_grad, weight_grad_scratch};
-use crate::buffer::kept_bytes;
+use crate::buffer::{kept_bytes, with_scratch};
 use crate::conv::{Epilogue, Geometry};
 use crate::winograd::Direction;
 use crate::{Conv2d, Padding};
@@ -58,6 +58,22 @@ fn assert_near(found: &[f32], expected: &[f64], tolerance: f64) {
     }
 }
 
+fn convolve_with(
+    g: Geometry,
+    x: &[bf16],
+    weight: &[f32],
+    direction: Direction,
+    epilogue: Epilogue<bf16>,
+    out: &mut [bf16],
+) {
+    with_scratch(packed_len(g), |packed: &mut [bf16]| {
+        packed.fill(bf16::NAN);
+        pack(g, weight, direction, packed);
+        // SAFETY: emulated tiles are there.
+        unsafe { convolve::<Emulated, bf16>(g, x, packed, epilogue, out) };
+    });
+}
+
 fn check(shape: [usize; 5], zeros: usize, mut seed: u64) {
     let g = geometry(shape, 3, zeros);
     let x = values(g.input_len(), &mut seed);
@@ -83,9 +99,7 @@ fn check(shape: [usize; 5], zeros: usize, mut seed: u64) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
         let epilogue = Epilogue { bias: Some(&bias[..]), residual: Some(&grad[..]), relu: false };
         let mut out = vec![bf16::NAN; g.output_len()];
-        // SAFETY: emulated tiles are there.
-        let convolve = || unsafe { convolve::<Emulated, bf16>(g, &x, &weight, Direction::Forward, epilogue, &mut out) };
-        pool.install(convolve);
+        pool.install(|| convolve_with(g, &x, &weight, Direction::Forward, epilogue, &mut out));
         out
     };
     let out = forward(1);
@@ -94,8 +108,7 @@ fn check(shape: [usize; 5], zeros: usize, mut seed: u64) {
     assert!(forward(3) == out, "strips of another height");
     let mut out = vec![bf16::NAN; g.input_len()];
     let epilogue = Epilogue { bias: None, residual: Some(&x[..]), relu: false };
-    // SAFETY: as above.
-    unsafe { convolve::<Emulated, bf16>(g.turned(), &grad, &weight, Direction::Backward, epilogue, &mut out) };
+    convolve_with(g.turned(), &grad, &weight, Direction::Backward, epilogue, &mut out);
     assert_near(&floats(&out), &dx, 1.0 / 250.0);
     check_weight_grad(g, &x, &grad, &dw);
 }
@@ -169,10 +182,9 @@ fn scratch_is_bounded() {
         let epilogue = Epilogue { bias: None, residual: None, relu: false };
         let convolved = || {
             let mut out = vec![bf16::NAN; g.output_len()];
-            // SAFETY: emulated tiles are there (here and below).
-            unsafe { convolve::<Emulated, bf16>(g, &x, &weight, Direction::Forward, epilogue, &mut out) };
+            convolve_with(g, &x, &weight, Direction::Forward, epilogue, &mut out);
         };
-        // SAFETY: as above.
+        // SAFETY: emulated tiles are there.
         let summed = || unsafe { weight_grad::<Emulated, bf16>(g, &x, &grad, &mut vec![0.0; g.weight_len()]) };
         for threads in [1, 3] {
             let mut all: Vec<(usize, usize)> = vec![(taken(threads, &summed), weight_grad_scratch::<bf16>(g, threads))];
@@ -195,8 +207,7 @@ fn an_output_that_is_infinite_touches_no_other() {
     weight[16 * 17 * 9..].fill(f32::INFINITY);
     let (x, mut out) = (vec![bf16::ONE; g.input_len()], vec![bf16::NAN; g.output_len()]);
     let epilogue = Epilogue { bias: None, residual: None, relu: false };
-    // SAFETY: emulated tiles are there.
-    unsafe { convolve::<Emulated, bf16>(g, &x, &weight, Direction::Forward, epilogue, &mut out) };
+    convolve_with(g, &x, &weight, Direction::Forward, epilogue, &mut out);
     assert_eq!(out[4 * 17..][..17].iter().filter(|v| v.to_f32() == 9.0 * 17.0).count(), 16);
 }
 

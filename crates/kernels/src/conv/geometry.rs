@@ -1,7 +1,7 @@
 //! Sizes of a convolution, how it is computed, and its patches.
 
 use super::weight_grad::SUMMED_OUTPUTS;
-use super::{BLOCK_ROWS, block, packed_len};
+use super::{BLOCK_ROWS, block, packed_matrix_len};
 use crate::Conv2d;
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
@@ -11,7 +11,7 @@ use crate::product::panel_columns;
 use crate::winograd;
 
 /// Sizes of one convolution. Pairs are rows and columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
     /// Images.
     pub n: usize,
@@ -133,6 +133,18 @@ impl Geometry {
         has_kernel && self.c.min(self.o) >= 16 && E::STEP == 2 && crate::Isa::has_tiles()
     }
 
+    /// Values of the weights as [`pack`](super::pack) lays them out. They depend on the size of an image, not on how many there are.
+    pub fn packed_len<E: Element>(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.is_in_tiles::<E>(Pass::Forward) {
+            return amx::packed_len(*self);
+        }
+        if self.is_winograd() {
+            return winograd::packed_len::<E>(*self);
+        }
+        packed_matrix_len::<E>([self.columns(), self.o])
+    }
+
     /// The convolution of the output's gradient to the input's channels, where every input pixel sees the outputs whose windows
     /// reach it: what a window of three lacked on a side is there twice.
     pub(crate) fn turned(&self) -> Self {
@@ -153,7 +165,7 @@ impl Geometry {
     }
 
     /// Bytes of scratch that a pass takes at most on `threads` threads, packed weights and blocks of work, with the instruction
-    /// set of this process.
+    /// set of this process. A forward pass with weights that are packed takes less by those.
     pub fn scratch_bytes<E: Element>(&self, pass: Pass, threads: usize) -> usize {
         let (depth, wide, threads) = (self.columns(), panel_columns(), threads.max(1));
         let reordered = if self.taps() == 1 { 0 } else { scratch_bytes::<f32>(self.weight_len()) };
@@ -161,7 +173,7 @@ impl Geometry {
         let multiplied = |outputs: usize, depth: usize, gathers: bool| {
             let (block, deep) = (block(self.rows(), threads), depth.next_multiple_of(E::STEP));
             let gathered = if gathers { scratch_bytes::<E>(block * deep) } else { 0 };
-            let packed = scratch_bytes::<E>(packed_len::<E>([depth, outputs]));
+            let packed = scratch_bytes::<E>(packed_matrix_len::<E>([depth, outputs]));
             packed + threads * (gathered + scratch_bytes::<f32>(block * wide))
         };
         let whole = |depth: usize| depth.is_multiple_of(E::STEP);
@@ -178,7 +190,7 @@ impl Geometry {
             Pass::InputGrad if self.is_pointwise() => multiplied(self.c, self.o, !whole(self.o)),
             Pass::InputGrad => {
                 let each = self.scattered().map(scratch_bytes::<f32>).iter().sum::<usize>();
-                reordered + scratch_bytes::<f32>(packed_len::<f32>([self.o, depth])) + threads * each
+                reordered + scratch_bytes::<f32>(packed_matrix_len::<f32>([self.o, depth])) + threads * each
             }
             Pass::WeightGrad if self.is_winograd() => winograd::weight_grad_scratch::<E>(*self, threads),
             Pass::WeightGrad => {

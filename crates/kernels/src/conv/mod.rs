@@ -1,7 +1,7 @@
 //! Channels-last convolution: 3x3 with stride 1 by Winograd's algorithm, all others as products of gathered patches.
 //!
 //! Columns are ordered (ky, kx, c): the taps of one kernel row are neighbours in memory, so building a column is a few
-//! long copies. Weights are kept in PyTorch's `[O, C, k, l]` and repacked per call.
+//! long copies. Weights are kept in PyTorch's `[O, C, k, l]` and repacked per call, or [once](pack) for many.
 
 #![allow(unsafe_code, reason = "vectors, and tasks that share an output")]
 
@@ -64,13 +64,13 @@ fn with_reordered<R>(g: Geometry, weight: &[f32], work: impl FnOnce(&[f32]) -> R
 }
 
 /// Values of a packed matrix `[depth, columns]`.
-fn packed_len<E: Element>([depth, columns]: [usize; 2]) -> usize {
+fn packed_matrix_len<E: Element>([depth, columns]: [usize; 2]) -> usize {
     columns.next_multiple_of(panel_columns()) * depth.next_multiple_of(E::STEP)
 }
 
 /// A matrix `[depth, columns]` with strides, one of which is 1, as panels `[panel][depth / STEP][column][STEP]` with zeros
 /// beyond the depth and anything beyond the last column.
-fn pack<E: Element>(
+fn pack_matrix<E: Element>(
     values: &[f32],
     [depth, columns]: [usize; 2],
     [depth_stride, column_stride]: [usize; 2],
@@ -210,26 +210,47 @@ unsafe fn finish_vector<S: Simd, E: Element>(
     }
 }
 
+/// Lays out a convolution's `weight` `[O, C, k, l]` as the products of [`forward_packed`] read it: [`Geometry::packed_len`] values.
+pub fn pack<E: Element>(g: Geometry, weight: &[f32], packed: &mut [E]) {
+    assert_eq!((weight.len(), packed.len()), (g.weight_len(), g.packed_len::<E>()), "weights of another shape: {g:?}");
+    #[cfg(target_arch = "x86_64")]
+    if g.is_in_tiles::<E>(Pass::Forward) {
+        return amx::pack(g, weight, Direction::Forward, packed);
+    }
+    if g.is_winograd() {
+        return winograd::pack(g, weight, Direction::Forward, packed);
+    }
+    let depth = g.columns();
+    with_reordered(g, weight, |weight| pack_matrix(weight, [depth, g.o], [1, depth], packed));
+}
+
 /// Convolution: `x` `[N, H, W, C]` with `weight` `[O, C, k, l]` into `out` `[N, H', W', O]`, after what the epilogue says.
 pub fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue: Epilogue<E>, out: &mut [E]) {
     g.check(x.len(), weight.len(), out.len());
+    with_scratch(g.packed_len::<E>(), |packed: &mut [E]| {
+        pack(g, weight, packed);
+        forward_packed(g, x, packed, epilogue, out);
+    });
+}
+
+/// As [`forward`], with weights that were [packed](pack) before, for as many images of this size as there are: the same values.
+pub fn forward_packed<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue: Epilogue<E>, out: &mut [E]) {
+    g.check(x.len(), g.weight_len(), out.len());
+    assert_eq!(packed.len(), g.packed_len::<E>(), "weights that were packed for another convolution than {g:?}");
     assert!(epilogue.bias.is_none_or(|bias| bias.len() == g.o), "a bias for another number of channels than {}", g.o);
     assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "shape of the residual");
     #[cfg(target_arch = "x86_64")]
     if g.is_in_tiles::<E>(Pass::Forward) {
         // SAFETY: that instruction set was selected, so that the process has the tiles (here and below).
-        return unsafe { amx::convolve::<amx::Amx, E>(g, x, weight, Direction::Forward, epilogue, out) };
+        return unsafe { amx::convolve::<amx::Amx, E>(g, x, packed, epilogue, out) };
     }
     if g.is_winograd() {
-        return winograd::convolve(g, x, weight, Direction::Forward, epilogue, out);
+        return winograd::convolve(g, x, packed, epilogue, out);
     }
     let (depth, width) = (g.columns(), g.columns().next_multiple_of(E::STEP));
-    with_scratch(packed_len::<E>([depth, g.o]), |packed: &mut [E]| {
-        with_reordered(g, weight, |weight| pack(weight, [depth, g.o], [1, depth], packed));
-        let direct = (g.is_pointwise() && depth == width).then_some(x);
-        multiply(g.rows(), g.o, width, direct, packed, epilogue, out, |first, count, rows| {
-            g.gather(x, first, count, rows, width);
-        });
+    let direct = (g.is_pointwise() && depth == width).then_some(x);
+    multiply(g.rows(), g.o, width, direct, packed, epilogue, out, |first, count, rows| {
+        g.gather(x, first, count, rows, width);
     });
 }
 
@@ -238,28 +259,34 @@ pub fn forward<E: Element>(g: Geometry, x: &[E], weight: &[f32], epilogue: Epilo
 pub fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32], add: Option<&[E]>, out: &mut [E]) {
     g.check(out.len(), weight.len(), grad.len());
     assert!(add.is_none_or(|add| add.len() == out.len()), "shape of what is added to the input's gradient");
-    let epilogue = Epilogue { bias: None, residual: add, relu: false };
+    let (turned, epilogue) = (g.turned(), Epilogue { bias: None, residual: add, relu: false });
     #[cfg(target_arch = "x86_64")]
     if g.is_in_tiles::<E>(Pass::InputGrad) {
-        // SAFETY: as above.
-        return unsafe { amx::convolve::<amx::Amx, E>(g.turned(), grad, weight, Direction::Backward, epilogue, out) };
+        return with_scratch(amx::packed_len(turned), |packed: &mut [E]| {
+            amx::pack(turned, weight, Direction::Backward, packed);
+            // SAFETY: as above.
+            unsafe { amx::convolve::<amx::Amx, E>(turned, grad, packed, epilogue, out) };
+        });
     }
     if g.is_winograd() {
-        return winograd::convolve(g.turned(), grad, weight, Direction::Backward, epilogue, out);
+        return with_scratch(winograd::packed_len::<E>(turned), |packed: &mut [E]| {
+            winograd::pack(turned, weight, Direction::Backward, packed);
+            winograd::convolve(turned, grad, packed, epilogue, out);
+        });
     }
     if g.is_pointwise() {
         let width = g.o.next_multiple_of(E::STEP);
-        return with_scratch(packed_len::<E>([g.o, g.c]), |packed: &mut [E]| {
-            pack(weight, [g.o, g.c], [g.c, 1], packed);
+        return with_scratch(packed_matrix_len::<E>([g.o, g.c]), |packed: &mut [E]| {
+            pack_matrix(weight, [g.o, g.c], [g.c, 1], packed);
             let direct = (g.o == width).then_some(grad);
             multiply(g.rows(), g.c, width, direct, packed, epilogue, out, |first, count, rows| {
-                g.turned().gather(grad, first, count, rows, width);
+                turned.gather(grad, first, count, rows, width);
             });
         });
     }
     let depth = g.columns();
-    with_scratch(packed_len::<f32>([g.o, depth]), |packed: &mut [f32]| {
-        with_reordered(g, weight, |weight| pack(weight, [g.o, depth], [depth, 1], packed));
+    with_scratch(packed_matrix_len::<f32>([g.o, depth]), |packed: &mut [f32]| {
+        with_reordered(g, weight, |weight| pack_matrix(weight, [g.o, depth], [depth, 1], packed));
         scatter_grad(g, grad, packed, add, out);
     });
 }

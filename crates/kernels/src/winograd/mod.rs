@@ -32,7 +32,7 @@ use crate::conv::{Epilogue, Geometry, padded_bias};
 use crate::element::Element;
 use crate::product::{Left, Panel, panel_columns, product};
 use form::{F2, F4, Form};
-use pack::{pack, packed_len, point_plane};
+use pack::point_plane;
 use rayon::prelude::*;
 use tiles::Tiles;
 use transform::{plane, transform_inputs, transform_outputs};
@@ -49,20 +49,24 @@ fn is_large<E: Element>(g: Geometry) -> bool {
     E::STEP == 1 && steps(F4::POINTS, F4::OUT) < steps(F2::POINTS, F2::OUT)
 }
 
-/// The convolution of `x` `[N, H, W, C]` with a weight, into `out` `[N, H', W', O]`.
-pub(crate) fn convolve<E: Element>(
-    g: Geometry,
-    x: &[E],
-    weight: &[f32],
-    direction: Direction,
-    epilogue: Epilogue<E>,
-    out: &mut [E],
-) {
-    let run = if is_large::<E>(g) { run::<E, F4> } else { run::<E, F2> };
-    run(g, x, weight, direction, epilogue, &Shared::new(out));
+/// Values of packed weights.
+pub(crate) fn packed_len<E: Element>(g: Geometry) -> usize {
+    if is_large::<E>(g) { pack::packed_len::<E, F4>(g) } else { pack::packed_len::<E, F2>(g) }
 }
 
-/// The most bytes of scratch that [`convolve`] takes on `threads` threads.
+/// Transforms a weight into what [`convolve`] reads, for `g` as the geometry of the convolution to be done.
+pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction, packed: &mut [E]) {
+    let pack = if is_large::<E>(g) { pack::pack::<E, F4> } else { pack::pack::<E, F2> };
+    pack(g, weight, direction, packed);
+}
+
+/// The convolution of `x` `[N, H, W, C]` with packed weights, into `out` `[N, H', W', O]`.
+pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue: Epilogue<E>, out: &mut [E]) {
+    let run = if is_large::<E>(g) { run::<E, F4> } else { run::<E, F2> };
+    run(g, x, packed, epilogue, &Shared::new(out));
+}
+
+/// The most bytes of scratch that [`pack`] and then [`convolve`] take on `threads` threads, packed weights among them.
 pub(crate) fn convolve_scratch<E: Element>(g: Geometry, threads: usize) -> usize {
     let bytes = if is_large::<E>(g) { run_scratch::<E, F4> } else { run_scratch::<E, F2> };
     bytes(g, threads)
@@ -106,17 +110,10 @@ fn run_scratch<E: Element, F: Form>(g: Geometry, threads: usize) -> usize {
     let inputs = scratch_bytes::<E>(F::POINTS * blocks.input_plane);
     let sums = scratch_bytes::<f32>(F::POINTS * blocks.sum_plane);
     // The inputs lie where the kernels lay.
-    scratch_bytes::<E>(packed_len::<E, F>(g)) + threads * (inputs.max(pack::scratch()) + sums)
+    scratch_bytes::<E>(pack::packed_len::<E, F>(g)) + threads * (inputs.max(pack::scratch()) + sums)
 }
 
-fn run<E: Element, F: Form>(
-    g: Geometry,
-    x: &[E],
-    weight: &[f32],
-    direction: Direction,
-    epilogue: Epilogue<E>,
-    out: &Shared<E>,
-) {
+fn run<E: Element, F: Form>(g: Geometry, x: &[E], packed: &[E], epilogue: Epilogue<E>, out: &Shared<E>) {
     let tiles = Tiles::new::<F>(g);
     let (columns, width) = (panel_columns(), g.c.next_multiple_of(E::STEP));
     let Blocks { block, input_plane, sum_plane } = Blocks::new::<E, F>(&tiles, rayon::current_num_threads());
@@ -124,30 +121,26 @@ fn run<E: Element, F: Form>(
     let zeros = vec![E::default(); width];
     let bias = padded_bias(epilogue.bias, g.o.next_multiple_of(columns));
     // The blocks cover all tiles, the panels all channels, and `transform_outputs` writes those of each.
-    with_scratch(packed_len::<E, F>(g), |packed: &mut [E]| {
-        pack::<E, F>(g, weight, direction, packed);
-        let packed = &*packed;
-        (0..tiles.count().div_ceil(block)).into_par_iter().for_each(|task| {
-            let block = task * block..tiles.count().min((task + 1) * block);
-            with_scratch(F::POINTS * input_plane, |inputs: &mut [E]| {
-                transform_inputs::<E, F>(&tiles, x, &zeros, block.clone(), inputs, input_plane);
-                with_scratch(F::POINTS * sum_plane, |sums: &mut [f32]| {
-                    for (p, packed) in packed.chunks_exact(F::POINTS * packed_plane).enumerate() {
-                        for (point, packed) in packed.chunks_exact(packed_plane).enumerate() {
-                            let lhs = Left {
-                                data: &inputs[point * input_plane..],
-                                rows: block.len(),
-                                cells: width / E::STEP,
-                                row_stride: width,
-                                cell_stride: E::STEP,
-                            };
-                            product(&mut sums[point * sum_plane..], columns, lhs, Panel::packed(packed), false);
-                        }
-                        let channels = p * columns..g.o.min((p + 1) * columns);
-                        let (block, bias) = (block.clone(), &bias[p * columns..]);
-                        transform_outputs::<E, F>(&tiles, block, sums, sum_plane, channels, bias, epilogue, out);
+    (0..tiles.count().div_ceil(block)).into_par_iter().for_each(|task| {
+        let block = task * block..tiles.count().min((task + 1) * block);
+        with_scratch(F::POINTS * input_plane, |inputs: &mut [E]| {
+            transform_inputs::<E, F>(&tiles, x, &zeros, block.clone(), inputs, input_plane);
+            with_scratch(F::POINTS * sum_plane, |sums: &mut [f32]| {
+                for (p, packed) in packed.chunks_exact(F::POINTS * packed_plane).enumerate() {
+                    for (point, packed) in packed.chunks_exact(packed_plane).enumerate() {
+                        let lhs = Left {
+                            data: &inputs[point * input_plane..],
+                            rows: block.len(),
+                            cells: width / E::STEP,
+                            row_stride: width,
+                            cell_stride: E::STEP,
+                        };
+                        product(&mut sums[point * sum_plane..], columns, lhs, Panel::packed(packed), false);
                     }
-                });
+                    let channels = p * columns..g.o.min((p + 1) * columns);
+                    let (block, bias) = (block.clone(), &bias[p * columns..]);
+                    transform_outputs::<E, F>(&tiles, block, sums, sum_plane, channels, bias, epilogue, out);
+                }
             });
         });
     });

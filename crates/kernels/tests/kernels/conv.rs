@@ -3,8 +3,8 @@
 use crate::plain::{Conv, dot};
 use crate::run;
 use crate::support::*;
-use ddpm_kernels::conv::{Epilogue, Geometry, input_grad, weight_grad};
-use ddpm_kernels::{Conv2d, Padding, bf16};
+use ddpm_kernels::conv::{Epilogue, Geometry, input_grad, pack, weight_grad};
+use ddpm_kernels::{Conv2d, Element, Padding, bf16};
 use proptest::prelude::*;
 
 /// Odd shapes, but no larger than plain loops can bear.
@@ -48,8 +48,28 @@ fn expected(s: Conv, i: &Inputs) -> Vec<f64> {
     s.forward(&doubles(&i.x), &doubles(&i.weight), &doubles(&i.bias))
 }
 
+/// The convolution with weights that were packed for other numbers of images.
+fn forward_packed<E: Element>(s: Conv, i: &Inputs, residual: &[E]) -> Vec<f32> {
+    let g = s.geometry();
+    let mut packed = vec![E::from_f32(f32::NAN); g.packed_len::<E>()];
+    pack(Geometry { n: 1, ..g }, &i.weight, &mut packed);
+    let epilogue = Epilogue { bias: Some(&i.bias), residual: Some(residual), relu: true };
+    written(g.output_len(), |out: &mut [E]| {
+        ddpm_kernels::conv::forward_packed(g, &rounded::<E>(&i.x), &packed, epilogue, out);
+    })
+}
+
 proptest! {
     #![proptest_config(config(48))]
+
+    #[test]
+    fn packed_weights_serve_any_number_of_images(s in shapes(), seed: u64) {
+        let i = inputs(s, seed);
+        let once = run::conv::<f32>(s, &i.x, &i.weight, &i.bias, Some(&i.w), true);
+        prop_assert_eq!(forward_packed::<f32>(s, &i, &i.w), once);
+        let once = run::conv::<bf16>(s, &i.x, &i.weight, &i.bias, Some(&i.w), true);
+        prop_assert_eq!(forward_packed::<bf16>(s, &i, &rounded(&i.w)), once);
+    }
 
     #[test]
     fn forward_is_the_plain_loop(s in shapes(), seed: u64) {

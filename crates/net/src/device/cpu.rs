@@ -4,6 +4,7 @@ use super::given::{Context, Memory};
 use crate::engine::NO_CLASS;
 use crate::kind::Precision;
 use crate::op::{Op, extent};
+use crate::packed::{self, PackedWeights};
 use crate::plan::{GradientPlace, Plan, Slot, Step};
 use crate::state::Layout;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
@@ -19,7 +20,7 @@ use std::ops::Range;
 const SLICES: usize = 8;
 
 pub(crate) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Context) {
-    let Memory { arena, parameters, gradient } = memory;
+    let Memory { arena, parameters, packed, gradient } = memory;
     for step in &plan.steps[steps] {
         let mut ranges: [Range<usize>; SLICES] = Default::default();
         let slots = step.inputs.iter().chain(&step.outputs);
@@ -39,14 +40,31 @@ pub(crate) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Con
             Some(writes) if !inside => &mut gradient[writes.clone()],
             _ => cast_slice_mut(written),
         };
-        let call = Call { step, layout: &plan.layout, parameters, context };
+        let call = Call { step, layout: &plan.layout, parameters, packed, context };
         timed(|| step.work(&plan.layout, true), || call.run(operands, written));
     }
 }
 
 /// Bytes that the kernels of a plan keep or take beside its memory on so many threads: the most of any step.
 pub(super) fn scratch_bytes(plan: &Plan, threads: usize) -> usize {
-    plan.steps.iter().map(|step| step_scratch(step, &plan.layout, threads)).max().unwrap_or(0)
+    // Packed weights that stay are no scratch.
+    let own = |step| step_scratch(step, &plan.layout, threads) - packed_bytes_of(plan, step);
+    plan.steps.iter().map(own).max().unwrap_or(0)
+}
+
+/// Bytes of packed weights that a plan leaves for its next run.
+pub(super) fn packed_bytes(plan: &Plan) -> usize {
+    plan.steps.iter().map(|step| packed_bytes_of(plan, step)).sum()
+}
+
+fn packed_bytes_of(plan: &Plan, step: &Step) -> usize {
+    let Op::Conv(layer) = &step.op else { return 0 };
+    let g = layer.geometry(step.inputs[0].kind.shape, &plan.layout);
+    match step.inputs[0].kind.precision {
+        _ if plan.writes_gradient() => 0,
+        Precision::Bf16 => packed::bytes::<bf16>(g),
+        _ => packed::bytes::<f32>(g),
+    }
 }
 
 fn step_scratch(step: &Step, layout: &Layout, threads: usize) -> usize {
@@ -89,6 +107,7 @@ struct Call<'a> {
     step: &'a Step,
     layout: &'a Layout,
     parameters: &'a [f32],
+    packed: Option<&'a PackedWeights>,
     context: Context<'a>,
 }
 
@@ -188,16 +207,16 @@ impl Call<'_> {
                 elementwise::pixels_to_planes(read::<E>(inputs[0]), of.c, 0, *c, of.pixels(), write(out()));
             }
             Op::Conv(layer) => {
-                let (weight, bias) = (self.joined(&layer.places, 0), self.joined(&layer.places, 1));
+                let (g, weight) = (layer.geometry(shape(0), self.layout), || self.joined(&layer.places, 0));
+                let (x, bias) = (read::<E>(inputs[0]), self.joined(&layer.places, 1));
                 let residual = inputs.get(1).map(|residual| read::<E>(residual));
                 let epilogue = conv::Epilogue { bias: Some(&bias), residual, relu: layer.relu };
-                conv::forward(
-                    layer.geometry(shape(0), self.layout),
-                    read::<E>(inputs[0]),
-                    &weight,
-                    epilogue,
-                    write(out()),
-                );
+                match self.packed.filter(|_| packed::is_kept::<E>(g)) {
+                    Some(packed) => packed.with(layer.places[0], g, weight, |packed| {
+                        conv::forward_packed(g, x, packed, epilogue, write(out()));
+                    }),
+                    None => conv::forward(g, x, &weight(), epilogue, write(out())),
+                }
             }
             Op::ConvInputGrad(layer, x, _) => {
                 let (weight, g) = (self.joined(&layer.places, 0), layer.geometry(*x, self.layout));

@@ -112,19 +112,19 @@ impl Device {
         }
     }
 
-    /// Bytes of memory that a plan runs in, and what its kernels keep or take beside it on so many threads.
-    pub(crate) fn plan_bytes(self, plan: &Plan, threads: usize) -> [usize; 2] {
+    /// Bytes of memory that a plan runs in, what its kernels keep or take beside it on so many threads, and packed weights.
+    pub(crate) fn plan_bytes(self, plan: &Plan, threads: usize) -> [usize; 3] {
         match self {
-            Self::Cpu => [plan.bytes(), cpu::scratch_bytes(plan, threads)],
-            Self::Cuda(gpu) => [plan.bytes(), plan.program(gpu).bytes() - plan.bytes()],
-            Self::Chip(chip) => [plan.bytes(), done(OnChip::new(chip, plan)).bytes - plan.bytes()],
+            Self::Cpu => [plan.bytes(), cpu::scratch_bytes(plan, threads), cpu::packed_bytes(plan)],
+            Self::Cuda(gpu) => [plan.bytes(), plan.program(gpu).bytes() - plan.bytes(), 0],
+            Self::Chip(chip) => [plan.bytes(), done(OnChip::new(chip, plan)).bytes - plan.bytes(), 0],
         }
     }
 }
 
 /// One run of a plan.
 pub(crate) enum Session<'a> {
-    Cpu { plan: &'a Plan, parameters: &'a [f32], arena: Lease, gradient: Option<Lease> },
+    Cpu { plan: &'a Plan, parameters: &'a Parameters, arena: Lease, gradient: Option<Lease> },
     Cuda(cuda::Session<'a>),
 }
 
@@ -136,7 +136,7 @@ impl<'a> Session<'a> {
         match device {
             Device::Cpu => Self::Cpu {
                 plan,
-                parameters: parameters.values(),
+                parameters,
                 arena: Lease::new(plan.bytes()),
                 gradient: outside.then(|| Lease::new(4 * len)),
             },
@@ -160,7 +160,7 @@ impl<'a> Session<'a> {
         match self {
             Self::Cpu { plan, parameters, arena, gradient } => {
                 let gradient = gradient.as_mut().map_or(&mut [][..], |memory| memory.values(plan.layout.len()));
-                let memory = Memory { arena: arena.bytes(), parameters, gradient };
+                let memory = Memory::new(plan, parameters, arena.bytes(), gradient);
                 let steps = if forward { 0..plan.forward } else { plan.forward..plan.steps.len() };
                 cpu::run(plan, steps, memory, context);
             }
@@ -174,13 +174,13 @@ impl<'a> Session<'a> {
         let mut done = plan.forward;
         for (steps, part) in plan.parts(parts.size) {
             let outside = gradient.as_mut().map(|memory| memory.values(plan.layout.len()));
-            let memory = Memory { arena: arena.bytes(), parameters, gradient: outside.unwrap_or_default() };
+            let memory = Memory::new(plan, parameters, arena.bytes(), outside.unwrap_or_default());
             cpu::run(plan, done..steps, memory, context);
             done = steps;
             let memory = gradient.as_mut().unwrap_or(arena);
             (parts.ready)(part.clone(), &memory.values(plan.layout.len())[part]);
         }
-        let memory = Memory { arena: arena.bytes(), parameters, gradient: &mut [] };
+        let memory = Memory::new(plan, parameters, arena.bytes(), &mut []);
         cpu::run(plan, done..plan.steps.len(), memory, context);
     }
 
