@@ -9,6 +9,9 @@ pub const ISA_VARIABLE: &str = "DDPM_IP_ISA";
 /// An instruction set that the kernels are compiled for, from the plainest to the fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
+    /// As [`AmxBf16`](Self::AmxBf16), with a program in place of the tiles: slow, so that what is written for them can be tried elsewhere.
+    #[cfg(target_arch = "x86_64")]
+    AmxEmulated,
     /// What every processor of the architecture has, as the compiler finds it.
     Portable,
     /// 128-bit vectors of 64-bit ARM, in pairs.
@@ -50,6 +53,8 @@ impl std::error::Error for UnknownIsa {}
 
 impl Isa {
     const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::AmxEmulated,
         Self::Portable,
         #[cfg(target_arch = "aarch64")]
         Self::Neon,
@@ -66,6 +71,8 @@ impl Isa {
     /// Its name, as in `DDPM_IP_ISA`.
     pub const fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxEmulated => "amx-emulated",
             Self::Portable => "portable",
             #[cfg(target_arch = "aarch64")]
             Self::Neon => "neon",
@@ -93,7 +100,7 @@ impl Isa {
         match self {
             Self::Portable => true,
             Self::Avx2 => avx2(),
-            Self::Avx512 => avx512(),
+            Self::Avx512 | Self::AmxEmulated => avx512(),
             Self::Avx512Bf16 => avx512() && has!("avx512bf16"),
             Self::AmxBf16 => avx512() && has!("avx512bf16") && crate::amx::is_usable(),
         }
@@ -134,7 +141,7 @@ impl Isa {
     /// Whether the kernels of this process use the tiles of AMX.
     pub(crate) fn has_tiles() -> bool {
         #[cfg(target_arch = "x86_64")]
-        return Self::current() == Self::AmxBf16;
+        return matches!(Self::current(), Self::AmxBf16 | Self::AmxEmulated);
         #[cfg(not(target_arch = "x86_64"))]
         false
     }

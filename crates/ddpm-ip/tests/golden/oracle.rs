@@ -3,7 +3,8 @@
 //!
 //! `tests/golden/oracle/NAME.npz` holds some values of every parameter's gradient and the losses, from that program's kernels
 //! for AVX-512, AVX2 and any machine: how far the others lie from the first says how far off rounding may be. In f32 AVX2 and
-//! AVX-512 gave the same bits; the portable path, which has no fused multiply-adds, did not.
+//! AVX-512 gave the same bits; the portable path, which has no fused multiply-adds, did not. In bf16 the tiles of AMX do not use
+//! Winograd's algorithm, whose roundings those results have: they have to lie about as near to f32 as those, or nearer.
 
 use super::support::weights;
 use ddpm_ip::checkpoint::State;
@@ -144,6 +145,10 @@ fn own_kernels() -> usize {
     }
 }
 
+fn has_tiles() -> bool {
+    ddpm_ip::instruction_set().unwrap().starts_with("amx")
+}
+
 fn norm(values: impl Iterator<Item = f32>) -> f64 {
     values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
 }
@@ -163,12 +168,21 @@ fn golden_oracle() {
                     values
                 };
                 let all = ["avx512", "avx2", "portable"].map(&mut read);
-                let near = &all[own_kernels()];
+                let in_tiles = precision == Precision::Bf16 && has_tiles();
+                let near = if in_tiles {
+                    let mut exact = Npz::open(&held(family, Precision::F32)).unwrap();
+                    let mut values = exact.floats(&format!("avx512_{what}")).unwrap().values;
+                    values.truncate(found.len());
+                    values
+                } else {
+                    all[own_kernels()].clone()
+                };
                 assert_eq!(found.len(), near.len(), "{family} {precision:?}: number of values of {what}");
                 let apart = |other: &[f32]| norm(near.iter().zip(other).map(|(a, b)| a - b));
                 let size = norm(near.iter().copied());
                 let others = all.iter().map(|other| apart(other)).fold(0.0, f64::max);
-                let (off, allowed) = (apart(found), 2.0 * others.max(rounding(precision) * size));
+                let allowed = if in_tiles { 1.25 * others } else { 2.0 * others.max(rounding(precision) * size) };
+                let off = apart(found);
                 println!("{family} {precision:?} {what}: off by {:.2e}, {:.2e} allowed", off / size, allowed / size);
                 assert!(
                     off <= allowed,

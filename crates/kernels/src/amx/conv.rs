@@ -158,11 +158,11 @@ pub(crate) fn convolve_scratch<E: Element>(g: Geometry, threads: usize) -> usize
     scratch_bytes::<E>(packed_len(g)) + threads * (scratch_bytes::<E>(strip).max(turned) + sums)
 }
 
-/// The convolution of `x` `[N, H, W, C]` with packed weights, into `out` `[N, H', W', O]`.
+/// As [`convolve`](super::convolve).
 ///
 /// # Safety
 /// The process may use the tiles.
-pub(crate) unsafe fn convolve<T: Tiles, E: Element>(
+pub(super) unsafe fn convolve<T: Tiles, E: Element>(
     g: Geometry,
     x: &[E],
     packed: &[E],

@@ -12,14 +12,42 @@ mod tests;
 mod tiles;
 mod weight_grad;
 
+use crate::Isa;
 use crate::buffer::with_scratch;
+use crate::conv::{Epilogue, Geometry};
 use crate::element::Element;
 use crate::product::{Left, Panel, panel_columns};
 use crate::transpose::transpose;
-pub(crate) use conv::{convolve, convolve_scratch, pack, packed_len};
-pub(crate) use tiles::Amx;
-use tiles::{ROW, SIDE, Tiles};
-pub(crate) use weight_grad::{weight_grad, weight_grad_scratch};
+pub(crate) use conv::{convolve_scratch, pack, packed_len};
+use tiles::{Amx, Emulated, ROW, SIDE, Tiles};
+pub(crate) use weight_grad::weight_grad_scratch;
+
+/// Calls a function with the tiles of this process.
+macro_rules! in_tiles {
+    ($($function:ident)::+, $E:ident, $($arg:expr),*) => {
+        match Isa::current() {
+            // SAFETY: this instruction set was selected, so that the process has the tiles.
+            Isa::AmxBf16 => unsafe { $($function)::+::<Amx, $E>($($arg),*) },
+            // SAFETY: every process has these.
+            Isa::AmxEmulated => unsafe { $($function)::+::<Emulated, $E>($($arg),*) },
+            _ => panic!("tiles that were not asked for"),
+        }
+    };
+}
+
+/// The convolution of `x` `[N, H, W, C]` with packed weights, into `out` `[N, H', W', O]`.
+///
+/// # Panics
+/// If the instruction set has no tiles (here and below).
+pub(crate) fn convolve<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue: Epilogue<E>, out: &mut [E]) {
+    in_tiles!(conv::convolve, E, g, x, packed, epilogue, out);
+}
+
+/// The gradient of the weights `[O, C, k, k]` of a 3x3 or 1x1 convolution, from the input and the output's gradient. What is summed in
+/// which order depends on the layer and the batch alone.
+pub(crate) fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f32]) {
+    in_tiles!(weight_grad::weight_grad, E, g, x, grad, weight);
+}
 
 /// Whether processor and system offer the tiles and this process may use them, and they multiply as they should.
 pub(crate) fn is_usable() -> bool {
@@ -84,8 +112,7 @@ fn multiplies() -> bool {
 pub(crate) fn product<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<E>, panel: Panel<E>, accumulate: bool) {
     assert!(E::STEP == 2 && panel_columns() == 2 * SIDE, "tiles of another type");
     if lhs.cell_stride == E::STEP {
-        // SAFETY: this instruction set was selected, so that the process has the tiles.
-        return unsafe { product_of::<Amx, E>(dst, dst_stride, lhs, panel, accumulate) };
+        return in_tiles!(product_of, E, dst, dst_stride, lhs, panel, accumulate);
     }
     // The cells of a row do not follow each other: those of a column do.
     assert_eq!(lhs.row_stride, E::STEP, "a matrix whose cells follow each other neither way");
@@ -105,8 +132,7 @@ pub(crate) fn product<E: Element>(dst: &mut [f32], dst_stride: usize, lhs: Left<
         }
         let data = bytemuck::cast_slice::<f32, E>(turned);
         let lhs = Left { data, row_stride: width, cell_stride: E::STEP, ..lhs };
-        // SAFETY: as above.
-        unsafe { product_of::<Amx, E>(dst, dst_stride, lhs, panel, accumulate) };
+        in_tiles!(product_of, E, dst, dst_stride, lhs, panel, accumulate);
     });
 }
 
@@ -194,21 +220,27 @@ unsafe fn product_of<T: Tiles, E: Element>(
     }
 }
 
-/// Runs `rounds` products in each of four tiles of sums; returns the operations done.
-///
-/// # Panics
-/// If this instruction set is not the selected one.
+/// Runs `rounds` products in each of four tiles of sums, or fewer where a program does them; returns the operations done.
 pub(crate) fn peak_loop(rounds: usize) -> f64 {
-    assert_eq!(crate::Isa::current(), crate::Isa::AmxBf16, "tiles that were not asked for");
-    // SAFETY: this instruction set was selected, so that the process has the tiles. No memory is touched.
-    unsafe {
-        let mut tiles = Amx::take([SIDE; 2]);
-        for _ in 0..rounds {
-            tiles.dot::<0, 4, 6>();
-            tiles.dot::<1, 4, 7>();
-            tiles.dot::<2, 5, 6>();
-            tiles.dot::<3, 5, 7>();
+    /// # Safety
+    /// The process may use the tiles.
+    unsafe fn run<T: Tiles>(rounds: usize) -> f64 {
+        // SAFETY: the caller's promise. No memory is touched.
+        unsafe {
+            let mut tiles = T::take([SIDE; 2]);
+            for _ in 0..rounds {
+                tiles.dot::<0, 4, 6>();
+                tiles.dot::<1, 4, 7>();
+                tiles.dot::<2, 5, 6>();
+                tiles.dot::<3, 5, 7>();
+            }
         }
+        (4 * SIDE * SIDE * SIDE * 2 * 2 * rounds) as f64
     }
-    (4 * SIDE * SIDE * SIDE * 2 * 2 * rounds) as f64
+    match Isa::current() {
+        // SAFETY: this instruction set was selected, so that the process has the tiles.
+        Isa::AmxBf16 => unsafe { run::<Amx>(rounds) },
+        // SAFETY: every process has these.
+        _ => unsafe { run::<Emulated>(rounds / 1000) },
+    }
 }

@@ -1,4 +1,4 @@
-//! The tile registers: those of the processor, and in tests a program that does what they do.
+//! The tile registers: those of the processor, and for tests a program that does what they do.
 
 #![expect(clippy::inline_always, reason = "instructions of the innermost loops")]
 
@@ -106,14 +106,12 @@ impl Drop for Amx {
 }
 
 /// A program that does what the processor's do.
-#[cfg(test)]
-pub(super) struct Emulated {
+pub(crate) struct Emulated {
     rows: [usize; 8],
     /// Rows of cells.
     tiles: [[[u32; SIDE]; SIDE]; 8],
 }
 
-#[cfg(test)]
 impl Tiles for Emulated {
     unsafe fn take(rows: [usize; 2]) -> Self {
         Self { rows: rows_of(rows), tiles: [[[0; SIDE]; SIDE]; 8] }
@@ -148,15 +146,16 @@ impl Tiles for Emulated {
         assert_eq!((self.rows[SUMS], self.rows[COLUMNS]), (self.rows[ROWS], SIDE), "tiles that do not fit each other");
         let halves = |cell: u32| [f32::from_bits(cell << 16), f32::from_bits(cell & 0xffff_0000)];
         for i in 0..self.rows[ROWS] {
-            for j in 0..SIDE {
-                let mut sum = f32::from_bits(self.tiles[SUMS][i][j]);
-                for k in 0..SIDE {
-                    let ([a, b], [c, d]) = (halves(self.tiles[ROWS][i][k]), halves(self.tiles[COLUMNS][k][j]));
-                    sum += a * c;
-                    sum += b * d;
+            let mut sums = self.tiles[SUMS][i].map(f32::from_bits);
+            for k in 0..SIDE {
+                let [a, b] = halves(self.tiles[ROWS][i][k]);
+                for (sum, &cell) in sums.iter_mut().zip(&self.tiles[COLUMNS][k]) {
+                    let [c, d] = halves(cell);
+                    *sum += a * c;
+                    *sum += b * d;
                 }
-                self.tiles[SUMS][i][j] = sum.to_bits();
             }
+            self.tiles[SUMS][i] = sums.map(f32::to_bits);
         }
     }
 }

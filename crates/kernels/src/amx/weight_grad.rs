@@ -106,12 +106,11 @@ pub(crate) fn weight_grad_scratch<E: Element>(g: Geometry, threads: usize) -> us
     scratch_bytes::<f32>(p.sums()) + packed + threads * scratch_bytes::<E>(packing_len(g))
 }
 
-/// The gradient of the weights `[O, C, k, k]` of a 3x3 or 1x1 convolution, from the input and the output's gradient. What is summed in
-/// which order depends on the layer and the batch alone.
+/// As [`weight_grad`](super::weight_grad()).
 ///
 /// # Safety
 /// The process may use the tiles.
-pub(crate) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f32]) {
+pub(super) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f32]) {
     assert_eq!(E::STEP, 2, "tiles of another type");
     let (batch, p, zeros) = (Batch::new(g), Packing::new(g), vec![E::default(); g.c.max(g.o)]);
     with_scratch(p.sums(), |sums: &mut [f32]| {

@@ -241,8 +241,7 @@ pub fn forward_packed<E: Element>(g: Geometry, x: &[E], packed: &[E], epilogue: 
     assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "shape of the residual");
     #[cfg(target_arch = "x86_64")]
     if g.is_in_tiles::<E>(Pass::Forward) {
-        // SAFETY: that instruction set was selected, so that the process has the tiles (here and below).
-        return unsafe { amx::convolve::<amx::Amx, E>(g, x, packed, epilogue, out) };
+        return amx::convolve(g, x, packed, epilogue, out);
     }
     if g.is_winograd() {
         return winograd::convolve(g, x, packed, epilogue, out);
@@ -264,8 +263,7 @@ pub fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32], add: Opti
     if g.is_in_tiles::<E>(Pass::InputGrad) {
         return with_scratch(amx::packed_len(turned), |packed: &mut [E]| {
             amx::pack(turned, weight, Direction::Backward, packed);
-            // SAFETY: as above.
-            unsafe { amx::convolve::<amx::Amx, E>(turned, grad, packed, epilogue, out) };
+            amx::convolve(turned, grad, packed, epilogue, out);
         });
     }
     if g.is_winograd() {

@@ -21,8 +21,7 @@ pub fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f
     column_sums(grad, bias);
     #[cfg(target_arch = "x86_64")]
     if g.is_in_tiles::<E>(Pass::WeightGrad) {
-        // SAFETY: that instruction set was selected, so that the process has the tiles.
-        return unsafe { amx::weight_grad::<amx::Amx, E>(g, x, grad, weight) };
+        return amx::weight_grad(g, x, grad, weight);
     }
     if g.is_winograd() {
         return winograd::weight_grad(g, x, grad, weight);

@@ -242,7 +242,7 @@ macro_rules! multiversion {
                     // SAFETY: an instruction set is only selected on a machine that has all of it.
                     Isa::Avx512Bf16 | Isa::AmxBf16 => return unsafe { avx512_bf16::<$($T),*>($($arg),*) },
                     // SAFETY: as above.
-                    Isa::Avx512 => return unsafe { avx512::<$($T),*>($($arg),*) },
+                    Isa::Avx512 | Isa::AmxEmulated => return unsafe { avx512::<$($T),*>($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 => return unsafe { avx2::<$($T),*>($($arg),*) },
                     Isa::Portable => {}
