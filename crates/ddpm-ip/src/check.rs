@@ -88,7 +88,7 @@ const NO_FLOATS: usize = usize::MAX;
 
 fn operations(device: Device, tell: &mut dyn FnMut(Finding)) {
     let tolerance = |precision| match precision {
-        Precision::F32 => 1e-5,
+        Precision::F32 | Precision::Bf16x3 => 1e-5,
         Precision::Bf16 => 6e-3,
         Precision::F16 => 1e-3,
     };
@@ -349,7 +349,7 @@ fn training(device: Device, tell: &mut dyn FnMut(Finding)) -> Result<(), Error> 
         };
         let error = error(&losses(device)?, &losses(Device::Cpu)?);
         let tolerance = match precision {
-            Precision::F32 => 1e-4,
+            Precision::F32 | Precision::Bf16x3 => 1e-4,
             Precision::Bf16 => 5e-2,
             Precision::F16 => 1e-2,
         };

@@ -92,6 +92,11 @@ pub fn instruction_set() -> Result<&'static str, ConfigError> {
     ddpm_kernels::Isa::selected().map(ddpm_kernels::Isa::name).map_err(|e| ConfigError(e.to_string()))
 }
 
+/// Whether the CPU kernels use the tiles of AMX.
+pub fn has_tiles() -> bool {
+    ddpm_kernels::profile::has_tiles()
+}
+
 /// The instruction sets that `DDPM_IP_ISA` may name on this machine, the fastest last.
 pub fn instruction_sets() -> Vec<&'static str> {
     ddpm_kernels::Isa::available().map(ddpm_kernels::Isa::name).collect()

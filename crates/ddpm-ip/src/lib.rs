@@ -77,6 +77,6 @@ pub mod words;
 
 pub use ddpm_formats::{npz, torch};
 pub use ddpm_net::{self as net, Device};
-pub use device::{device, devices, instruction_set, instruction_sets};
+pub use device::{device, devices, has_tiles, instruction_set, instruction_sets};
 pub use error::Error;
 pub use event::{Emit, Event, Outcome};

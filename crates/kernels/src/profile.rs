@@ -116,6 +116,11 @@ pub fn timed<R>(what: impl FnOnce() -> (String, Work), run: impl FnOnce() -> R) 
     result
 }
 
+/// Whether bf16 is multiplied in tiles of AMX, and f32 where it may be [split](crate::conv::Geometry::split).
+pub fn has_tiles() -> bool {
+    crate::Isa::has_tiles()
+}
+
 /// Multiply-adds per second, times two, that all threads together reach from registers: the machine's limit. With `halves`
 /// of products of bf16, else of f32.
 pub fn peak_flop_per_sec(halves: bool) -> f64 {

@@ -3,6 +3,7 @@
 use crate::backward::{With, differentiate};
 use crate::device::{Context, Device, OnChip, RunPosition, Session, done};
 use crate::graph::{Graph, Value};
+use crate::kind::Precision;
 use crate::network::{Network, Recorded, timestep_embedding};
 use crate::plan::{GradientPlace, Plan, Plans};
 use crate::shards::{Gradient, Shards, Tree, each};
@@ -200,7 +201,9 @@ impl<N: Network> Engine<N> {
         let wanted: Vec<Value> = [recorded.output].into_iter().chain(of_images).collect();
         // A GPU computes weight gradients beside what comes next, into a buffer of their own.
         let (place, slack) = if self.device.is_whole() { (GradientPlace::Outside, 8) } else { (place, 0) };
-        Planned { plan: Plan::with_slack(&graph, &wanted, place, slack), recorded, seed, of_images }
+        let mut plan = Plan::with_slack(&graph, &wanted, place, slack);
+        plan.split = self.network.config().precision == Precision::Bf16x3;
+        Planned { plan, recorded, seed, of_images }
     }
 
     /// The network's output for a batch: planes `[N, out, H, W]`, or logits `[N, classes]`.

@@ -29,6 +29,11 @@ impl Conv {
     pub(crate) fn geometry(&self, x: Shape, layout: &Layout) -> Geometry {
         Geometry::new(self.settings, [x.n, x.h, x.w, x.c], self.outputs(layout))
     }
+
+    /// As [`geometry`](Self::geometry), as the processor computes it.
+    pub(crate) fn on_cpu(&self, x: Shape, layout: &Layout, split: bool) -> Geometry {
+        Geometry { split, ..self.geometry(x, layout) }
+    }
 }
 
 /// A group normalisation with what follows it.
@@ -264,14 +269,16 @@ impl Op {
         }
     }
 
-    /// Its name in tables, without the type; with how the processor computes it, if that is asked for.
-    pub(crate) fn name(&self, inputs: &[Kind], layout: &Layout, method: bool) -> String {
+    /// Its name in tables, without the type; with how the processor computes it, if that is asked for by saying whether it may
+    /// [split](Geometry::split) f32.
+    pub(crate) fn name(&self, inputs: &[Kind], layout: &Layout, split: Option<bool>) -> String {
         let conv = |pass: &str, g: Geometry| {
+            let g = Geometry { split: split == Some(true), ..g };
             let of = match inputs.first().map(|kind| kind.precision) {
                 Some(Precision::Bf16) => g.method::<bf16>(),
                 _ => g.method::<f32>(),
             };
-            let ([k, l], method) = (g.kernel, if method { format!(" ({of})") } else { String::new() });
+            let ([k, l], method) = (g.kernel, split.map_or(String::new(), |_| format!(" ({of})")));
             format!("convolution {k}x{l} {pass}{method}")
         };
         match self {

@@ -50,10 +50,10 @@ impl Step {
         kind.map_or(Precision::F32, |slot| slot.kind.precision)
     }
 
-    /// Its name and work, as measurements have it.
-    pub(crate) fn work(&self, layout: &Layout, method: bool) -> (String, Work) {
+    /// Its name and work, as measurements have it; the name as [`Op::name`].
+    pub(crate) fn work(&self, layout: &Layout, split: Option<bool>) -> (String, Work) {
         let kinds: Vec<Kind> = self.inputs.iter().map(|slot| slot.kind).collect();
-        let name = format!("{}, {}", self.op.name(&kinds, layout, method), self.precision().name());
+        let name = format!("{}, {}", self.op.name(&kinds, layout, split), self.precision().name());
         let read = match &self.op {
             Op::Conv(conv) | Op::ConvInputGrad(conv, ..) => {
                 conv.places.iter().map(|&place| layout.range(place).len()).sum()
@@ -74,6 +74,8 @@ pub struct Plan {
     /// Steps before the caller looks at the output.
     pub(crate) forward: usize,
     pub(crate) gradient: GradientPlace,
+    /// Whether the processor may [split](ddpm_kernels::conv::Geometry::split) f32.
+    pub(crate) split: bool,
     slots: HashMap<Value, Slot>,
     bytes: usize,
     /// Bytes of what the caller gives and looks at.
@@ -180,7 +182,7 @@ impl Plan {
         let given = inputs.iter().map(|(value, _)| value).chain(wanted);
         let edges = given.map(|value| graph.kind(*value).bytes() + 8 * graph.kind(*value).shape.n + 256).sum();
         let (layout, program) = (Arc::clone(&graph.layout), Arc::default());
-        Self { layout, steps, forward, gradient, slots, bytes, edges, program }
+        Self { layout, steps, forward, gradient, split: false, slots, bytes, edges, program }
     }
 
     /// Whether it writes the gradient of parameters.

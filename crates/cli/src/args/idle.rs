@@ -19,6 +19,8 @@ const IDLE: &[Idle] = &[
     ("data.val_data_dir", |c| c.model.arch != Arch::Classifier, "classifiers (classifier-train)"),
     ("train.eval_interval", |c| c.data.val_data_dir.is_empty(), "evaluations of a classifier on --val-data-dir"),
     ("data.labels", has_own_labels, "folders of images, and this data carries its own labels"),
+    ("model.precision", |c| c.model.precision == Precision::Bf16x3 && !ddpm_ip::has_tiles(), TILES),
+    ("classifier.precision", |c| c.classifier.precision == Precision::Bf16x3 && !ddpm_ip::has_tiles(), TILES),
     ("train.fp16_scale_growth", |c| c.model.precision != Precision::F16, "--precision f16"),
     ("train.ema_warmup", |c| c.train.ema_rate.is_empty(), "runs with EMAs (--ema-rate)"),
     ("train.posthoc_ema_interval", |c| c.train.posthoc_ema.is_empty(), "--posthoc-ema"),
@@ -31,6 +33,8 @@ const IDLE: &[Idle] = &[
     ("sample.churn_min", |c| c.sample.churn == 0.0, "--churn"),
     ("sample.churn_max", |c| c.sample.churn == 0.0, "--churn"),
 ];
+
+const TILES: &str = "CPUs with AMX, as bf16x3; others compute in f32";
 
 /// Whether γ varies with t.
 fn varies(config: &Config) -> bool {

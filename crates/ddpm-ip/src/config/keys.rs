@@ -66,7 +66,8 @@ pub const KEYS: &[Key] = &[
     key(
         "model",
         "precision",
-        "type of activations and products: f32, bf16, f16, auto (bf16 on a GPU); the rest is f32",
+        "type of activations and products: f32, bf16, f16, auto (bf16 on a GPU), bf16x3 (f32, multiplied as three products \
+         of bf16 where a CPU has AMX); the rest is f32",
     ),
     key("model", "use_checkpoint", "gradient checkpointing: recompute blocks in the backward pass to save memory"),
     key("classifier", "width", "base number of channels of the classifier"),
@@ -90,7 +91,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("classifier", "pool", "output layer of the classifier: attention, adaptive, spatial, spatial_v2"),
     key("classifier", "num_classes", "number of classes of the classifier; 0: as many as the data has"),
-    key("classifier", "precision", "type of the classifier's activations and products: f32, bf16, f16, auto"),
+    key("classifier", "precision", "type of the classifier's activations and products: f32, bf16, f16, auto, bf16x3"),
     key("classifier", "noised", "train the classifier on noised images; false: on clean ones"),
     key("diffusion", "diffusion_steps", "number of diffusion steps T"),
     key("diffusion", "noise_schedule", "noise schedule: linear, cosine"),

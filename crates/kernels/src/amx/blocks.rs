@@ -1,7 +1,7 @@
 //! Two by two tiles of sums, side by side.
 
 use super::tiles::{SIDE, Tiles};
-use crate::element::Element;
+use half::bf16;
 
 /// Positions, or channels, of two tiles side by side; and values of a row of bf16.
 pub(super) const WIDE: usize = 2 * SIDE;
@@ -68,11 +68,11 @@ pub(super) unsafe fn store_sums<T: Tiles, const BOTH: bool>(tiles: &T, sums: *mu
 /// The process may use the tiles, and all lie in memory.
 #[expect(clippy::inline_always, reason = "the innermost loop")]
 #[inline(always)]
-pub(super) unsafe fn step<T: Tiles, E: Element, const BOTH: bool>(
+pub(super) unsafe fn step<T: Tiles, const BOTH: bool>(
     tiles: &mut T,
-    rows: *const E,
+    rows: *const bf16,
     stride: usize,
-    columns: *const E,
+    columns: *const bf16,
 ) {
     // SAFETY: the caller's promise.
     unsafe {

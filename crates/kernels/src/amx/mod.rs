@@ -7,6 +7,7 @@
 
 mod blocks;
 mod conv;
+mod parts;
 #[cfg(test)]
 mod tests;
 mod tiles;

@@ -5,20 +5,21 @@ use super::tiles::Emulated;
 use super::weight_grad::{Packing, weight_grad, weight_grad_scratch};
 use crate::buffer::{kept_bytes, with_scratch};
 use crate::conv::{Epilogue, Geometry};
+use crate::element::Element;
 use crate::winograd::Direction;
 use crate::{Conv2d, Padding};
 use half::bf16;
 use proptest::prelude::*;
 
-fn values(n: usize, seed: &mut u64) -> Vec<bf16> {
+fn values<E: Element>(n: usize, seed: &mut u64) -> Vec<E> {
     let mut next = || {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bf16::from_f32((*seed >> 40) as f32 / (1 << 23) as f32 - 1.0)
+        E::from_f32((*seed >> 40) as f32 / (1 << 23) as f32 - 1.0)
     };
     (0..n).map(|_| next()).collect()
 }
 
-fn floats(values: &[bf16]) -> Vec<f32> {
+fn floats<E: Element>(values: &[E]) -> Vec<f32> {
     values.iter().map(|v| v.to_f32()).collect()
 }
 
@@ -58,28 +59,30 @@ fn assert_near(found: &[f32], expected: &[f64], tolerance: f64) {
     }
 }
 
-fn convolve_with(
+fn convolve_with<E: Element>(
     g: Geometry,
-    x: &[bf16],
+    x: &[E],
     weight: &[f32],
     direction: Direction,
-    epilogue: Epilogue<bf16>,
-    out: &mut [bf16],
+    epilogue: Epilogue<E>,
+    out: &mut [E],
 ) {
-    with_scratch(packed_len(g), |packed: &mut [bf16]| {
-        packed.fill(bf16::NAN);
+    with_scratch(packed_len::<E>(g), |packed: &mut [E]| {
+        packed.fill(E::from_f32(f32::NAN));
         pack(g, weight, direction, packed);
         // SAFETY: emulated tiles are there.
-        unsafe { convolve::<Emulated, bf16>(g, x, packed, epilogue, out) };
+        unsafe { convolve::<Emulated, E>(g, x, packed, epilogue, out) };
     });
 }
 
-fn check(shape: [usize; 5], zeros: usize, mut seed: u64) {
-    let g = geometry(shape, 3, zeros);
-    let x = values(g.input_len(), &mut seed);
-    let grad = values(g.output_len(), &mut seed);
-    let weight = floats(&values(g.weight_len(), &mut seed));
-    let bias = floats(&values(g.o, &mut seed));
+/// A convolution and its gradients, with values of a type, whose own rounding of an output is `tolerance`.
+fn check<E: Element + PartialEq>(shape: [usize; 5], kernel: usize, zeros: usize, tolerance: f64, mut seed: u64) {
+    let g = geometry(shape, kernel, zeros);
+    let x: Vec<E> = values(g.input_len(), &mut seed);
+    let grad: Vec<E> = values(g.output_len(), &mut seed);
+    let weight = floats(&values::<E>(g.weight_len(), &mut seed));
+    let bias = floats(&values::<E>(g.o, &mut seed));
+    let none = E::from_f32(f32::NAN);
     let (mut y, mut dx, mut dw) = (vec![0.0; g.output_len()], vec![0.0; g.input_len()], vec![0.0; g.weight_len()]);
     for (y, v) in y.iter_mut().zip(&grad) {
         // As the residual.
@@ -89,7 +92,7 @@ fn check(shape: [usize; 5], zeros: usize, mut seed: u64) {
     for (dx, v) in dx.iter_mut().zip(&x) {
         *dx = f64::from(v.to_f32());
     }
-    let wide = |v: bf16| f64::from(v.to_f32());
+    let wide = |v: E| f64::from(v.to_f32());
     every_product(g, |i, w, o| {
         y[o] += wide(x[i]) * f64::from(weight[w]);
         dx[i] += wide(grad[o]) * f64::from(weight[w]);
@@ -98,26 +101,33 @@ fn check(shape: [usize; 5], zeros: usize, mut seed: u64) {
     let forward = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
         let epilogue = Epilogue { bias: Some(&bias[..]), residual: Some(&grad[..]), relu: false };
-        let mut out = vec![bf16::NAN; g.output_len()];
+        let mut out = vec![none; g.output_len()];
         pool.install(|| convolve_with(g, &x, &weight, Direction::Forward, epilogue, &mut out));
         out
     };
     let out = forward(1);
-    // An output is rounded to eight bits, a sum to 24.
-    assert_near(&floats(&out), &y, 1.0 / 250.0);
+    assert_near(&floats(&out), &y, tolerance);
     assert!(forward(3) == out, "strips of another height");
-    let mut out = vec![bf16::NAN; g.input_len()];
+    let mut out = vec![none; g.input_len()];
     let epilogue = Epilogue { bias: None, residual: Some(&x[..]), relu: false };
     convolve_with(g.turned(), &grad, &weight, Direction::Backward, epilogue, &mut out);
-    assert_near(&floats(&out), &dx, 1.0 / 250.0);
+    assert_near(&floats(&out), &dx, tolerance);
     check_weight_grad(g, &x, &grad, &dw);
 }
 
-fn check_weight_grad(g: Geometry, x: &[bf16], grad: &[bf16], expected: &[f64]) {
+/// [`check`] in both types.
+fn check_both(shape: [usize; 5], kernel: usize, zeros: usize, seed: u64) {
+    // An output in bf16 is rounded to eight bits.
+    check::<bf16>(shape, kernel, zeros, 1.0 / 250.0, seed);
+    // Of f32 2⁻¹⁷ of each product is missing at most; a half left out would be 2⁻⁹.
+    check::<f32>(shape, kernel, zeros, 3e-4, seed);
+}
+
+fn check_weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E], expected: &[f64]) {
     let mut out = vec![f32::NAN; g.weight_len()];
     // SAFETY: emulated tiles are there.
-    unsafe { weight_grad::<Emulated, bf16>(g, x, grad, &mut out) };
-    assert_near(&out, expected, 1e-4);
+    unsafe { weight_grad::<Emulated, E>(g, x, grad, &mut out) };
+    assert_near(&out, expected, 3e-4);
 }
 
 #[test]
@@ -126,7 +136,7 @@ fn weight_gradients_of_more_images_than_are_packed_at_a_time_are_plain_loops() {
     assert!(Packing::new(g).images < g.n, "one group of images");
     // What a few pixels of each image add, elsewhere zeros.
     let (mut seed, mut dw) = (3, vec![0.0; g.weight_len()]);
-    let (x, mut grad) = (values(g.input_len(), &mut seed), vec![bf16::ZERO; g.output_len()]);
+    let (x, mut grad) = (values::<bf16>(g.input_len(), &mut seed), vec![bf16::ZERO; g.output_len()]);
     for n in 0..g.n {
         let pixel = n * 256 + n * 37 % 256;
         let (y, column) = (n * 37 % 256 / 16, n * 37 % 16);
@@ -150,10 +160,11 @@ fn weight_gradients_of_single_pixels_are_plain_loops() {
     // Less than a tile of pixels, several rows of them with a rest, and none.
     for shape in [[5, 1, 1, 40, 33], [3, 20, 37, 17, 16], [2, 32, 32, 32, 64], [0, 4, 4, 16, 16]] {
         let (g, mut seed) = (geometry(shape, 1, 0), 11);
-        let (x, grad) = (values(g.input_len(), &mut seed), values(g.output_len(), &mut seed));
+        let (x, grad) = (values::<bf16>(g.input_len(), &mut seed), values::<bf16>(g.output_len(), &mut seed));
         let mut dw = vec![0.0; g.weight_len()];
         every_product(g, |i, w, o| dw[w] += f64::from(x[i].to_f32()) * f64::from(grad[o].to_f32()));
         check_weight_grad(g, &x, &grad, &dw);
+        check::<f32>(shape, 1, 0, 3e-4, 11);
     }
 }
 
@@ -161,42 +172,46 @@ fn weight_gradients_of_single_pixels_are_plain_loops() {
 fn large_layers_are_plain_loops() {
     // More steps than a group, more positions than blocks of a run and steps of a chunk, tiles that are not full.
     for shape in [[1, 4, 5, 160, 33], [2, 18, 17, 33, 16], [1, 3, 70, 16, 40], [3, 8, 8, 64, 64]] {
-        check(shape, 1, 7);
+        check_both(shape, 3, 1, 7);
     }
     // The last block of 32 positions has 17, all of which are outputs; and 16.
-    check([2, 1, 25, 16, 16], 2, 7);
-    check([2, 2, 10, 16, 16], 2, 7);
+    check_both([2, 1, 25, 16, 16], 3, 2, 7);
+    check_both([2, 2, 10, 16, 16], 3, 2, 7);
 }
 
-#[test]
-fn scratch_is_bounded() {
+fn check_scratch<E: Element>(shape: [usize; 5], kernel: usize) {
     let taken = |threads: usize, work: &(dyn Fn() + Sync)| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
         pool.install(work);
         pool.broadcast(|_| kept_bytes()).into_iter().sum::<usize>()
     };
-    for (shape, kernel) in [([4, 16, 16, 40, 70], 3), ([1, 5, 7, 160, 33], 3), ([3, 33, 32, 33, 130], 1)] {
-        let (g, mut seed) = (geometry(shape, kernel, kernel / 2), 5);
-        let (x, grad) = (values(g.input_len(), &mut seed), values(g.output_len(), &mut seed));
-        let weight = vec![1.0; g.weight_len()];
-        let epilogue = Epilogue { bias: None, residual: None, relu: false };
-        let convolved = || {
-            let mut out = vec![bf16::NAN; g.output_len()];
-            convolve_with(g, &x, &weight, Direction::Forward, epilogue, &mut out);
-        };
-        // SAFETY: emulated tiles are there.
-        let summed = || unsafe { weight_grad::<Emulated, bf16>(g, &x, &grad, &mut vec![0.0; g.weight_len()]) };
-        for threads in [1, 3] {
-            let mut all: Vec<(usize, usize)> = vec![(taken(threads, &summed), weight_grad_scratch::<bf16>(g, threads))];
-            if kernel == 3 {
-                all.push((taken(threads, &convolved), convolve_scratch::<bf16>(g, threads)));
-            }
-            for (taken, bound) in all {
-                assert!(taken <= bound, "{taken} bytes, beyond {bound}: {g:?}");
-                // One thread does all of the work: the bound is not idle.
-                assert!(threads > 1 || 2 * taken >= bound, "{taken} bytes, far from {bound}: {g:?}");
-            }
+    let (g, mut seed) = (geometry(shape, kernel, kernel / 2), 5);
+    let (x, grad) = (values::<E>(g.input_len(), &mut seed), values::<E>(g.output_len(), &mut seed));
+    let weight = vec![1.0; g.weight_len()];
+    let epilogue = Epilogue { bias: None, residual: None, relu: false };
+    let convolved = || {
+        let mut out = vec![E::default(); g.output_len()];
+        convolve_with(g, &x, &weight, Direction::Forward, epilogue, &mut out);
+    };
+    // SAFETY: emulated tiles are there.
+    let summed = || unsafe { weight_grad::<Emulated, E>(g, &x, &grad, &mut vec![0.0; g.weight_len()]) };
+    for threads in [1, 3] {
+        for (taken, bound) in [
+            (taken(threads, &summed), weight_grad_scratch::<E>(g, threads)),
+            (taken(threads, &convolved), convolve_scratch::<E>(g, threads)),
+        ] {
+            assert!(taken <= bound, "{taken} bytes, beyond {bound}: {g:?}");
+            // One thread does all of the work: the bound is not idle.
+            assert!(threads > 1 || 2 * taken >= bound, "{taken} bytes, far from {bound}: {g:?}");
         }
+    }
+}
+
+#[test]
+fn scratch_is_bounded() {
+    for (shape, kernel) in [([4, 16, 16, 40, 70], 3), ([1, 5, 7, 160, 33], 3), ([3, 33, 32, 33, 130], 1)] {
+        check_scratch::<bf16>(shape, kernel);
+        check_scratch::<f32>(shape, kernel);
     }
 }
 
@@ -219,6 +234,7 @@ proptest! {
         n in 0usize..4, h in 1usize..9, w in 1usize..12, c in 1usize..40, o in 1usize..40, zeros in 0usize..3, seed: u64,
     ) {
         let smallest = 3usize.saturating_sub(2 * zeros).max(1);
-        check([n, h.max(smallest), w.max(smallest), c, o], zeros, seed);
+        check_both([n, h.max(smallest), w.max(smallest), c, o], 3, zeros, seed);
+        check_both([n, h, w, c, o], 1, 0, seed);
     }
 }

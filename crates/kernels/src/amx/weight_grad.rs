@@ -1,12 +1,14 @@
 //! The weights' gradient of 3x3 and 1x1 convolutions in tiles: products over the positions of all images.
 
 use super::blocks::{SUMS, TILE, WIDE, load_sums, step, store_sums};
+use super::parts::{self, Half};
 use super::tiles::{SIDE, Tiles};
 use crate::buffer::{Shared, scratch_bytes, with_scratch};
 use crate::conv::Geometry;
 use crate::element::Element;
 use crate::pair::pair_slices;
 use crate::transpose::transpose;
+use half::bf16;
 use rayon::prelude::*;
 
 /// Bytes of images that are packed before their products are added up.
@@ -99,11 +101,17 @@ fn packing_len(g: Geometry) -> usize {
     WIDE * g.steps() * WIDE
 }
 
+/// Values that a thread takes for a half of what 32 positions have, where that is no copy.
+fn half_len<E: Element>(g: Geometry) -> usize {
+    if parts::halves::<E>() == 1 { 0 } else { WIDE * g.c.max(g.o) }
+}
+
 /// The most bytes of scratch that [`weight_grad`] takes on `threads` threads.
 pub(crate) fn weight_grad_scratch<E: Element>(g: Geometry, threads: usize) -> usize {
     let p = Packing::new(g);
-    let packed = scratch_bytes::<E>(p.images * (p.inputs() + p.grads()));
-    scratch_bytes::<f32>(p.sums()) + packed + threads * scratch_bytes::<E>(packing_len(g))
+    let packed = scratch_bytes::<bf16>(p.images * (p.inputs() + p.grads()));
+    let each = scratch_bytes::<bf16>(packing_len(g)) + scratch_bytes::<bf16>(half_len::<E>(g));
+    scratch_bytes::<f32>(p.sums()) + packed + threads * each
 }
 
 /// As [`weight_grad`](super::weight_grad()).
@@ -111,26 +119,28 @@ pub(crate) fn weight_grad_scratch<E: Element>(g: Geometry, threads: usize) -> us
 /// # Safety
 /// The process may use the tiles.
 pub(super) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f32]) {
-    assert_eq!(E::STEP, 2, "tiles of another type");
     let (batch, p, zeros) = (Batch::new(g), Packing::new(g), vec![E::default(); g.c.max(g.o)]);
+    // Each of an image's products is one more image.
+    let (products, count) = (parts::products::<E>(), parts::products::<E>() * batch.g.n);
     with_scratch(p.sums(), |sums: &mut [f32]| {
         sums.fill(0.0);
-        with_scratch(p.images * (p.inputs() + p.grads()), |packed: &mut [E]| {
+        with_scratch(p.images * (p.inputs() + p.grads()), |packed: &mut [bf16]| {
             let (inputs, grads) = packed.split_at_mut(p.images * p.inputs());
-            for first in (0..batch.g.n).step_by(p.images) {
-                let images = p.images.min(batch.g.n - first);
+            for first in (0..count).step_by(p.images) {
+                let images = p.images.min(count - first);
                 let inputs = &mut inputs[..images * p.inputs()];
                 let grads = &mut grads[..images * p.grads()];
                 let both = inputs.par_chunks_mut(p.inputs()).zip(grads.par_chunks_mut(p.grads()));
                 both.enumerate().for_each(|(i, (inputs, grads))| {
-                    let (g, x, grad) = batch.image(first + i, x, grad);
-                    pack_image(g, x, &zeros, p, inputs);
-                    pack_grad(g, grad, &zeros, p, grads);
+                    let (g, x, grad) = batch.image((first + i) / products, x, grad);
+                    let [of_x, of_grad] = parts::of_product((first + i) % products);
+                    pack_image(g, x, of_x, &zeros, p, inputs);
+                    pack_grad(g, grad, of_grad, &zeros, p, grads);
                 });
                 let (inputs, grads) = (&*inputs, &*grads);
                 sums.par_chunks_mut(p.block()).enumerate().for_each(|(block, sums)| {
                     // SAFETY: the caller's promise.
-                    unsafe { add_products::<T, E>(batch.g, p, block, inputs, grads, sums) };
+                    unsafe { add_products::<T>(batch.g, p, block, inputs, grads, sums) };
                 });
             }
         });
@@ -179,14 +189,27 @@ fn prefetch<E>(values: &[E], ahead: usize) {
     }
 }
 
-/// An image's inputs, with the zeros around them, channel by channel.
-fn pack_image<E: Element>(g: Geometry, image: &[E], zeros: &[E], p: Packing, inputs: &mut [E]) {
+/// Pairs a half of what 32 positions have, panels of `columns` values `panel` apart.
+fn pair<E: Element>(rows: &[&[E]; WIDE], half: Half, columns: usize, out: &mut [bf16], panel: usize) {
+    if parts::halves::<E>() == 1 {
+        return pair_slices(&rows.map(bytemuck::cast_slice::<E, bf16>), columns, out, panel);
+    }
+    let width = rows[0].len();
+    with_scratch(WIDE * width, |taken: &mut [bf16]| {
+        taken.chunks_exact_mut(width).zip(rows).for_each(|(to, row)| parts::take(row, half, to));
+        let rows: [&[bf16]; WIDE] = std::array::from_fn(|i| &taken[i * width..][..width]);
+        pair_slices(&rows, columns, out, panel);
+    });
+}
+
+/// A half of an image's inputs, with the zeros around them, channel by channel.
+fn pack_image<E: Element>(g: Geometry, image: &[E], half: Half, zeros: &[E], p: Packing, inputs: &mut [bf16]) {
     let channels = p.blocks[0] * WIDE;
     let inputs: &mut [f32] = bytemuck::cast_slice_mut(inputs);
     let mut next = positions(image, g.c, [g.h, g.w], g.padding[0][0], g.wide(), zeros);
-    with_scratch(packing_len(g), |pairs: &mut [E]| {
+    with_scratch(packing_len(g), |pairs: &mut [bf16]| {
         for at in (0..p.row).step_by(WIDE) {
-            pair_slices(&[(); WIDE].map(|()| next()), channels, pairs, 0);
+            pair(&[(); WIDE].map(|()| next()), half, channels, pairs, 0);
             // A cell has the size of an f32, and moving one changes no bit of it.
             let pairs: &[f32] = bytemuck::cast_slice(pairs);
             transpose(pairs, channels, [SIDE, channels], &mut inputs[at / 2..], p.row / 2);
@@ -194,12 +217,12 @@ fn pack_image<E: Element>(g: Geometry, image: &[E], zeros: &[E], p: Packing, inp
     });
 }
 
-/// The gradient of an image's outputs, at their positions; zeros between the rows of pixels and beyond the last output.
-fn pack_grad<E: Element>(g: Geometry, grad: &[E], zeros: &[E], p: Packing, grads: &mut [E]) {
+/// A half of the gradient of an image's outputs, at their positions; zeros between the rows of pixels and beyond the last output.
+fn pack_grad<E: Element>(g: Geometry, grad: &[E], half: Half, zeros: &[E], p: Packing, grads: &mut [bf16]) {
     // Rows are as far apart as those of the inputs with zeros.
     let mut next = positions(grad, g.o, [g.out_h(), g.out_w()], 0, g.wide(), zeros);
     for step in 0..p.steps {
-        pair_slices(&[(); WIDE].map(|()| next()), WIDE, &mut grads[step * 2 * TILE..], p.steps * 2 * TILE);
+        pair(&[(); WIDE].map(|()| next()), half, WIDE, &mut grads[step * 2 * TILE..], p.steps * 2 * TILE);
     }
 }
 
@@ -207,12 +230,12 @@ fn pack_grad<E: Element>(g: Geometry, grad: &[E], zeros: &[E], p: Packing, grads
 ///
 /// # Safety
 /// The process may use the tiles.
-unsafe fn add_products<T: Tiles, E: Element>(
+unsafe fn add_products<T: Tiles>(
     g: Geometry,
     p: Packing,
     block: usize,
-    inputs: &[E],
-    grads: &[E],
+    inputs: &[bf16],
+    grads: &[bf16],
     sums: &mut [f32],
 ) {
     let (c, o) = (block / p.blocks[1], block % p.blocks[1]);
@@ -232,7 +255,7 @@ unsafe fn add_products<T: Tiles, E: Element>(
                     let mut a = inputs.add(first * WIDE + tap / 3 * g.wide() + tap % 3);
                     let mut b = grads.add(first * 2 * TILE);
                     for _ in first..p.steps.min(first + chunk) {
-                        step::<T, E, true>(&mut tiles, a, p.row, b);
+                        step::<T, true>(&mut tiles, a, p.row, b);
                         a = a.add(WIDE);
                         b = b.add(2 * TILE);
                     }

@@ -29,6 +29,9 @@ pub struct Geometry {
     pub padding: [[usize; 2]; 2],
     /// Step between output pixels, in input pixels.
     pub stride: usize,
+    /// Whether f32 may be multiplied as the sum of two bf16, in tiles of AMX: with an error of some 2⁻¹⁷ of each product. Kernels that
+    /// have no tiles do not look at it.
+    pub split: bool,
 }
 
 /// One of a convolution's three products.
@@ -50,7 +53,7 @@ impl Geometry {
     pub fn new(conv: Conv2d, [n, h, w, c]: [usize; 4], o: usize) -> Self {
         let Conv2d { kernel, stride, padding } = conv;
         assert!(kernel.iter().all(|k| k % 2 == 1), "a kernel {kernel:?} with an even side");
-        Self { n, h, w, c, o, kernel, padding: kernel.map(|k| padding.pixels(k)), stride }
+        Self { n, h, w, c, o, kernel, padding: kernel.map(|k| padding.pixels(k)), stride, split: false }
     }
 
     fn places(&self, size: usize, axis: usize) -> usize {
@@ -99,7 +102,7 @@ impl Geometry {
 
     /// How it is computed.
     pub fn method<E: Element>(&self) -> &'static str {
-        if self.is_in_tiles::<E>(Pass::Forward) {
+        if self.is_in_tiles::<E>(Pass::Forward) && !self.is_pointwise() {
             "implicit product"
         } else if self.is_winograd() {
             "Winograd"
@@ -127,17 +130,18 @@ impl Geometry {
     }
 
     /// Whether a pass has a kernel for tiles of AMX: by the instruction set and the layer alone. With few channels most of a tile were
-    /// zeros.
+    /// zeros. In bf16 1x1 convolutions are products in tiles without one, except for the weights' gradient.
     pub(super) fn is_in_tiles<E: Element>(&self, pass: Pass) -> bool {
-        let has_kernel = self.is_winograd() || pass == Pass::WeightGrad && self.is_pointwise();
-        has_kernel && self.c.min(self.o) >= 16 && E::STEP == 2 && crate::Isa::has_tiles()
+        let is_bf16 = E::STEP == 2;
+        let has_kernel = self.is_winograd() || self.is_pointwise() && (!is_bf16 || pass == Pass::WeightGrad);
+        has_kernel && (is_bf16 || self.split) && self.c.min(self.o) >= 16 && crate::Isa::has_tiles()
     }
 
     /// Values of the weights as [`pack`](super::pack) lays them out. They depend on the size of an image, not on how many there are.
     pub fn packed_len<E: Element>(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
         if self.is_in_tiles::<E>(Pass::Forward) {
-            return amx::packed_len(*self);
+            return amx::packed_len::<E>(*self);
         }
         if self.is_winograd() {
             return winograd::packed_len::<E>(*self);

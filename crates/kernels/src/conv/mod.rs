@@ -261,7 +261,7 @@ pub fn input_grad<E: Element>(g: Geometry, grad: &[E], weight: &[f32], add: Opti
     let (turned, epilogue) = (g.turned(), Epilogue { bias: None, residual: add, relu: false });
     #[cfg(target_arch = "x86_64")]
     if g.is_in_tiles::<E>(Pass::InputGrad) {
-        return with_scratch(amx::packed_len(turned), |packed: &mut [E]| {
+        return with_scratch(amx::packed_len::<E>(turned), |packed: &mut [E]| {
             amx::pack(turned, weight, Direction::Backward, packed);
             amx::convolve(turned, grad, packed, epilogue, out);
         });

@@ -4,7 +4,7 @@ use crate::plain::{Conv, dot};
 use crate::run;
 use crate::support::*;
 use ddpm_kernels::conv::{Epilogue, Geometry, input_grad, pack, weight_grad};
-use ddpm_kernels::{Conv2d, Element, Padding, bf16};
+use ddpm_kernels::{Conv2d, Element, Padding, bf16, profile};
 use proptest::prelude::*;
 
 /// Odd shapes, but no larger than plain loops can bear.
@@ -61,6 +61,27 @@ fn forward_packed<E: Element>(s: Conv, i: &Inputs, residual: &[E]) -> Vec<f32> {
 
 proptest! {
     #![proptest_config(config(48))]
+
+    #[test]
+    fn split_values_lose_little_in_tiles_and_nothing_elsewhere(s in shapes(), seed: u64) {
+        let (i, g) = (inputs(s, seed), s.geometry());
+        let passes = |g: Geometry| {
+            let plain = Epilogue { bias: Some(&i.bias), residual: None, relu: false };
+            let mut bias = vec![0.0; s.o];
+            let y = written(g.output_len(), |out: &mut [f32]| ddpm_kernels::conv::forward(g, &i.x, &i.weight, plain, out));
+            let dx = written(g.input_len(), |out: &mut [f32]| input_grad(g, &i.w, &i.weight, Some(&i.x), out));
+            let dweight = written(g.weight_len(), |out: &mut [f32]| weight_grad(g, &i.x, &i.w, out, &mut bias));
+            [y, dx, dweight, bias]
+        };
+        let (whole, split) = (passes(g), passes(Geometry { split: true, ..g }));
+        if !profile::has_tiles() {
+            prop_assert_eq!(&whole, &split);
+        }
+        for (whole, split) in whole.iter().zip(&split) {
+            let whole = doubles(whole);
+            assert_close(split, &whole, 1e-4 * scale(&whole));
+        }
+    }
 
     #[test]
     fn packed_weights_serve_any_number_of_images(s in shapes(), seed: u64) {
@@ -262,7 +283,7 @@ fn zeros_are_a_larger_image() {
         (1, [[3, 3], [3, 3]]),
         (2, [[1, 0], [2, 3]]),
     ] {
-        let g = Geometry { n, h, w, c, o, kernel: [3, 3], padding, stride };
+        let g = Geometry { n, h, w, c, o, kernel: [3, 3], padding, stride, split: false };
         let [[top, below], [left, right]] = padding;
         let larger = Geometry { h: top + h + below, w: left + w + right, padding: [[0, 0]; 2], ..g };
         assert_eq!((g.out_h(), g.out_w()), (larger.out_h(), larger.out_w()));

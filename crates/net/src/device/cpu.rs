@@ -40,15 +40,15 @@ pub(crate) fn run(plan: &Plan, steps: Range<usize>, memory: Memory, context: Con
             Some(writes) if !inside => &mut gradient[writes.clone()],
             _ => cast_slice_mut(written),
         };
-        let call = Call { step, layout: &plan.layout, parameters, packed, context };
-        timed(|| step.work(&plan.layout, true), || call.run(operands, written));
+        let call = Call { step, layout: &plan.layout, split: plan.split, parameters, packed, context };
+        timed(|| step.work(&plan.layout, Some(plan.split)), || call.run(operands, written));
     }
 }
 
 /// Bytes that the kernels of a plan keep or take beside its memory on so many threads: the most of any step.
 pub(super) fn scratch_bytes(plan: &Plan, threads: usize) -> usize {
     // Packed weights that stay are no scratch.
-    let own = |step| step_scratch(step, &plan.layout, threads) - packed_bytes_of(plan, step);
+    let own = |step| step_scratch(plan, step, threads) - packed_bytes_of(plan, step);
     plan.steps.iter().map(own).max().unwrap_or(0)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn packed_bytes(plan: &Plan) -> usize {
 
 fn packed_bytes_of(plan: &Plan, step: &Step) -> usize {
     let Op::Conv(layer) = &step.op else { return 0 };
-    let g = layer.geometry(step.inputs[0].kind.shape, &plan.layout);
+    let g = layer.on_cpu(step.inputs[0].kind.shape, &plan.layout, plan.split);
     match step.inputs[0].kind.precision {
         _ if plan.writes_gradient() => 0,
         Precision::Bf16 => packed::bytes::<bf16>(g),
@@ -67,7 +67,7 @@ fn packed_bytes_of(plan: &Plan, step: &Step) -> usize {
     }
 }
 
-fn step_scratch(step: &Step, layout: &Layout, threads: usize) -> usize {
+fn step_scratch(plan: &Plan, step: &Step, threads: usize) -> usize {
     let slots = step.inputs.iter().chain(&step.outputs);
     // f16 is widened for the kernel.
     let wide: usize =
@@ -88,7 +88,7 @@ fn step_scratch(step: &Step, layout: &Layout, threads: usize) -> usize {
         }
         _ => return wide,
     };
-    let g = conv.geometry(x, layout);
+    let g = conv.on_cpu(x, &plan.layout, plan.split);
     let kernel = match step.inputs[0].kind.precision {
         Precision::Bf16 => g.scratch_bytes::<bf16>(pass, threads),
         _ => g.scratch_bytes::<f32>(pass, threads),
@@ -106,6 +106,7 @@ fn first_use(step: &Step, i: usize) -> usize {
 struct Call<'a> {
     step: &'a Step,
     layout: &'a Layout,
+    split: bool,
     parameters: &'a [f32],
     packed: Option<&'a PackedWeights>,
     context: Context<'a>,
@@ -207,7 +208,7 @@ impl Call<'_> {
                 elementwise::pixels_to_planes(read::<E>(inputs[0]), of.c, 0, *c, of.pixels(), write(out()));
             }
             Op::Conv(layer) => {
-                let (g, weight) = (layer.geometry(shape(0), self.layout), || self.joined(&layer.places, 0));
+                let (g, weight) = (layer.on_cpu(shape(0), self.layout, self.split), || self.joined(&layer.places, 0));
                 let (x, bias) = (read::<E>(inputs[0]), self.joined(&layer.places, 1));
                 let residual = inputs.get(1).map(|residual| read::<E>(residual));
                 let epilogue = conv::Epilogue { bias: Some(&bias), residual, relu: layer.relu };
@@ -219,12 +220,12 @@ impl Call<'_> {
                 }
             }
             Op::ConvInputGrad(layer, x, _) => {
-                let (weight, g) = (self.joined(&layer.places, 0), layer.geometry(*x, self.layout));
+                let (weight, g) = (self.joined(&layer.places, 0), layer.on_cpu(*x, self.layout, self.split));
                 let onto = inputs.get(1).map(|onto| read::<E>(onto));
                 conv::input_grad(g, read::<E>(inputs[0]), &weight, onto, write(out()));
             }
             Op::ConvWeightGrad(layer) => {
-                let g = layer.geometry(shape(0), self.layout);
+                let g = layer.on_cpu(shape(0), self.layout, self.split);
                 let (x, grad) = (read::<E>(inputs[0]), read::<E>(inputs[1]));
                 if layer.places.len() == 1 {
                     let (weight, bias) = written.split_at_mut(g.weight_len());

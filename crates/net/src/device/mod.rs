@@ -90,7 +90,15 @@ impl Device {
     /// together.
     pub fn limits(self, precision: Precision) -> [f64; 2] {
         match self {
-            Self::Cpu => [profile::peak_flop_per_sec(precision == Precision::Bf16), profile::peak_bytes_per_sec()],
+            Self::Cpu => {
+                let arithmetic = match precision {
+                    Precision::Bf16 => profile::peak_flop_per_sec(true),
+                    // Three products make up one.
+                    Precision::Bf16x3 if profile::has_tiles() => profile::peak_flop_per_sec(true) / 3.0,
+                    _ => profile::peak_flop_per_sec(false),
+                };
+                [arithmetic, profile::peak_bytes_per_sec()]
+            }
             Self::Cuda(gpu) => done(cuda::limits(gpu, precision)),
             Self::Chip(chip) => done(Err(chip.absent())),
         }

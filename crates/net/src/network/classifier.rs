@@ -107,7 +107,7 @@ impl Classifier {
         let (images, low_res, times) = inputs(graph, config, n, size);
         let context = Context { embedding: self.trunk.embed(graph, times), training };
         let spatial = matches!(self.head, Head::Spatial(_) | Head::SpatialV2 { .. });
-        let mut h = graph.add(Op::Enter(config.precision), &[images]);
+        let mut h = graph.add(Op::Enter(config.precision.kept()), &[images]);
         let mut means = Vec::new();
         for block in &self.trunk.input_blocks {
             graph.stage();
@@ -116,7 +116,7 @@ impl Classifier {
         }
         graph.stage();
         h = self.trunk.middle.record(graph, h, context);
-        if config.precision != Precision::F32 {
+        if config.precision.kept() != Precision::F32 {
             h = graph.add(Op::Cast(Precision::F32), &[h]);
         }
         (Recorded { images, low_res, times, output: h }, h, means)

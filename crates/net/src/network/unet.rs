@@ -80,7 +80,7 @@ impl Network for Unet {
         let (images, low_res, times) = inputs(graph, &self.config, n, size);
         let context = Context { embedding: self.trunk.embed(graph, times), training };
         let planes: Vec<_> = [images].into_iter().chain(low_res).collect();
-        let mut h = graph.add(Op::Enter(self.config.precision), &planes);
+        let mut h = graph.add(Op::Enter(self.config.precision.kept()), &planes);
         let mut skips = Vec::new();
         for block in &self.trunk.input_blocks {
             graph.stage();

@@ -117,7 +117,7 @@ impl<'a> Session<'a> {
             }
             for i in range {
                 let ms = turn.milliseconds(|| steps.run(i..i + 1))?;
-                profile::note(plan.steps[i].work(&plan.layout, false), ms / 1e3);
+                profile::note(plan.steps[i].work(&plan.layout, None), ms / 1e3);
             }
             return Ok(());
         }
