@@ -63,12 +63,7 @@ pub const KEYS: &[Key] = &[
         "use_new_attention_order",
         "attention splits queries, keys and values first; false: it splits heads first",
     ),
-    key(
-        "model",
-        "precision",
-        "type of activations and products: f32, bf16, f16, auto (bf16 on a GPU), bf16x3 (f32, multiplied as three products \
-         of bf16 where a CPU has AMX); the rest is f32",
-    ),
+    key("model", "precision", "activations and products in f32, bf16, f16, bf16x3 (f32 by AMX), auto (bf16 on a GPU)"),
     key("model", "use_checkpoint", "gradient checkpointing: recompute blocks in the backward pass to save memory"),
     key("classifier", "width", "base number of channels of the classifier"),
     key("classifier", "depth", "residual blocks per level of the classifier"),

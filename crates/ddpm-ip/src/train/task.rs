@@ -60,12 +60,13 @@ impl Task {
         self.layout().len()
     }
 
-    /// The type of its activations.
+    /// What it computes in.
     pub(super) fn precision(&self, config: &Config) -> Precision {
-        match self {
+        let asked = match self {
             Self::Diffusion(_) => config.model.precision,
             Self::Classifier(_) => config.classifier.precision,
-        }
+        };
+        if self.device() == Device::Cpu && crate::has_tiles() { asked } else { asked.kept() }
     }
 
     /// The device that it runs on.

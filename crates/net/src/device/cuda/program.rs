@@ -15,6 +15,9 @@ use std::sync::Mutex;
 /// Bytes between which parts of the memory begin.
 pub(super) const ALIGNMENT: usize = 256;
 
+/// The types of layers.
+const KINDS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::F16];
+
 /// Weights or biases to be prepared, as the kernel has them.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -57,8 +60,8 @@ pub(super) struct Recorded {
 pub(super) struct Places {
     /// Weights and biases in the type and layout of their step, by the places of the weights.
     pub(super) prepared: HashMap<Vec<usize>, [usize; 2]>,
-    /// What is prepared for each type.
-    layers: [Vec<Layer>; 3],
+    /// What is prepared for each of [`KINDS`].
+    layers: [Vec<Layer>; KINDS.len()],
     /// Labels and the place in the run.
     pub(super) context: usize,
     /// What the kernels need for themselves.
@@ -79,7 +82,7 @@ impl Places {
             at
         };
         let mut prepared = HashMap::new();
-        let mut layers: [Vec<Layer>; 3] = Default::default();
+        let mut layers: [Vec<Layer>; KINDS.len()] = Default::default();
         for step in &plan.steps {
             let (conv, x) = match &step.op {
                 Op::Conv(conv) => (conv, step.inputs[0].kind.shape),
@@ -96,7 +99,8 @@ impl Places {
             let weight = take(geometry.weight_len() * precision.bytes());
             let bias = take(geometry.o * precision.bytes());
             prepared.insert(conv.places.clone(), [weight, bias]);
-            let table = &mut layers[precision as usize];
+            let kind = KINDS.iter().position(|&kind| kind == precision).expect("a type that activations are kept in");
+            let table = &mut layers[kind];
             let (mut to, taps) = ([weight, bias], geometry.kernel[0] * geometry.kernel[1]);
             for &place in &conv.places {
                 let o = plan.layout.specs()[place].shape[0];
@@ -182,7 +186,7 @@ impl Program {
         drop(turn);
         let places = Places::new(plan, &scratches);
         let mut tables = Vec::new();
-        for (precision, layers) in [Precision::F32, Precision::Bf16, Precision::F16].into_iter().zip(&places.layers) {
+        for (precision, layers) in KINDS.into_iter().zip(&places.layers) {
             if let Some(last) = layers.last() {
                 tables.push((precision.into(), gpu.upload(layers)?, [layers.len(), last.end()]));
             }
