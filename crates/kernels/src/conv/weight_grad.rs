@@ -1,6 +1,6 @@
 //! Gradients of weights and bias.
 
-use super::{BLOCK_ROWS, Geometry, Pass};
+use super::{BLOCK_ROWS, Geometry};
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
 use crate::buffer::with_scratch;
@@ -20,7 +20,7 @@ pub fn weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f
     assert_eq!(bias.len(), g.o, "gradient of a bias for {} channels", g.o);
     column_sums(grad, bias);
     #[cfg(target_arch = "x86_64")]
-    if g.is_in_tiles::<E>(Pass::WeightGrad) {
+    if g.is_in_tiles::<E>(super::Pass::WeightGrad) {
         return amx::weight_grad(g, x, grad, weight);
     }
     if g.is_winograd() {
