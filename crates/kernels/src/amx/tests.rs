@@ -227,7 +227,7 @@ fn an_output_that_is_infinite_touches_no_other() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_shape_is_a_plain_loop(
