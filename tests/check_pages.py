@@ -120,7 +120,7 @@ def served_within(port, seconds):
     while time.monotonic() < end:
         try:
             return get(port, "/") == 200
-        except ConnectionError:
+        except OSError:
             continue
     return False
 
