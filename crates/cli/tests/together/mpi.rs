@@ -37,8 +37,9 @@ fn end(mpirun: Child) -> Output {
             }
             let none = processes(pid).is_empty();
             began |= !none;
-            gone = if none && began { gone + 1 } else { 0 };
-            if gone == 10 {
+            gone = if none { gone + 1 } else { 0 };
+            // Before the first look there may have been none yet, or all may have ended already.
+            if gone == if began { 10 } else { 30 } {
                 break;
             }
         }
