@@ -272,8 +272,8 @@ impl Op {
     /// Its name in tables, without the type; with how the processor computes it, if that is asked for by saying whether it may
     /// [split](Geometry::split) f32.
     pub(crate) fn name(&self, inputs: &[Kind], layout: &Layout, split: Option<bool>) -> String {
-        let conv = |pass: &str, g: Geometry| {
-            let g = Geometry { split: split == Some(true), ..g };
+        let conv = |pass: &str, layer: &Conv, x: Shape| {
+            let g = layer.on_cpu(x, layout, split == Some(true));
             let of = match inputs.first().map(|kind| kind.precision) {
                 Some(Precision::Bf16) => g.method::<bf16>(),
                 _ => g.method::<f32>(),
@@ -282,9 +282,9 @@ impl Op {
             format!("convolution {k}x{l} {pass}{method}")
         };
         match self {
-            Self::Conv(c) => conv("forward", c.geometry(inputs[0].shape, layout)),
-            Self::ConvInputGrad(c, shape, _) => conv("input gradient", c.geometry(*shape, layout)),
-            Self::ConvWeightGrad(c) => conv("weight gradient", c.geometry(inputs[0].shape, layout)),
+            Self::Conv(c) => conv("forward", c, inputs[0].shape),
+            Self::ConvInputGrad(c, shape, _) => conv("input gradient", c, *shape),
+            Self::ConvWeightGrad(c) => conv("weight gradient", c, inputs[0].shape),
             Self::Norm(_) => "group norm forward".into(),
             Self::NormGrad(..) => "group norm backward".into(),
             Self::Attention(..) => "attention forward".into(),

@@ -54,7 +54,8 @@ struct Sizes {
     k: usize,
     /// Steps of 32 input channels.
     steps: usize,
-    /// Products of bf16 that make up one.
+    /// Values of bf16 that make up one, and products of them.
+    halves: usize,
     products: usize,
     /// Values of a position: both halves of all channels, with zeros to whole steps.
     channels: usize,
@@ -62,8 +63,8 @@ struct Sizes {
 
 impl Sizes {
     fn new<E: Element>(g: Geometry) -> Self {
-        let steps = g.steps();
-        Self { k: g.kernel[0], steps, products: parts::products::<E>(), channels: parts::halves::<E>() * steps * WIDE }
+        let (steps, halves) = (g.steps(), parts::halves::<E>());
+        Self { k: g.kernel[0], steps, halves, products: parts::products::<E>(), channels: halves * steps * WIDE }
     }
 
     fn taps(self) -> usize {
@@ -72,7 +73,7 @@ impl Sizes {
 
     /// Values of the packed weights of 32 outputs.
     fn panel(self) -> usize {
-        self.taps() * self.products * self.steps * 2 * TILE
+        self.taps() * self.halves * self.steps * 2 * TILE
     }
 }
 
@@ -125,10 +126,10 @@ fn pack_len(g: Geometry) -> usize {
     (g.kernel[0] * g.kernel[1] * g.steps() * WIDE + SIDE) * SIDE
 }
 
-/// Weights as the products read them: for each 32 outputs, kernel row, product and group of steps, for each tap and step two tiles.
+/// Weights as the products read them: for each 32 outputs, kernel row, half and group of steps, for each tap and step two tiles.
 pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction, packed: &mut [E]) {
     let sizes = Sizes::new::<E>(g);
-    let Sizes { k, steps, products, .. } = sizes;
+    let Sizes { k, steps, halves, .. } = sizes;
     let taps = sizes.taps();
     assert_eq!(packed.len(), packed_len::<E>(g), "weights of another shape");
     bytemuck::cast_slice_mut(packed).par_chunks_mut(sizes.panel()).enumerate().for_each(|(p, panel)| {
@@ -151,16 +152,21 @@ pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction
                 }
                 // Channels beyond the last, which a transpose may have overwritten.
                 turned[g.c * taps * SIDE..].fill(0.0);
-                for (tap, product) in (0..taps).flat_map(|tap| (0..products).map(move |product| (tap, product))) {
+                for (tap, part) in (0..taps).flat_map(|tap| (0..halves).map(move |part| (tap, part))) {
                     let of = if direction == Direction::Backward { taps - 1 - tap } else { tap };
-                    let [_, part] = parts::of_product(product);
                     for step in 0..steps {
                         let group = step / GROUP * GROUP;
                         let len = GROUP.min(steps - group);
-                        let before = (tap / k * products + product) * steps + group;
+                        let before = (tap / k * halves + part) * steps + group;
                         let place = before * k + tap % k * len + step - group;
                         let from = &turned[(step * WIDE * taps + of) * SIDE..];
-                        cells(from, taps * SIDE, &mut panel[place * 2 * TILE..][..2 * TILE], half, part);
+                        cells(
+                            from,
+                            taps * SIDE,
+                            &mut panel[place * 2 * TILE..][..2 * TILE],
+                            half,
+                            part == Half::Low as usize,
+                        );
                     }
                 }
             }
@@ -170,7 +176,7 @@ pub(crate) fn pack<E: Element>(g: Geometry, weight: &[f32], direction: Direction
 
 multiversion! {
     /// One half of 16 cells of 32 columns, from a part of rows of 16 values of f32, `stride` apart: two rows to a cell.
-    fn cells<S>(from: &[f32], stride: usize, to: &mut [bf16], half: usize, part: Half) {
+    fn cells<S>(from: &[f32], stride: usize, to: &mut [bf16], half: usize, low: bool) {
         assert!(from.len() >= (WIDE - 1) * stride + SIDE && to.len() == 2 * TILE, "rows of a tile");
         for (i, row) in to.chunks_exact_mut(WIDE).skip(half).step_by(2).enumerate() {
             for j in (0..SIDE).step_by(S::LANES) {
@@ -178,7 +184,7 @@ multiversion! {
                 unsafe {
                     let from = from.as_ptr().add(2 * i * stride + j);
                     let mut pair = [S::load(from), S::load(from.add(stride))];
-                    if part == Half::Low {
+                    if low {
                         pair = [parts::rest::<S>(pair[0]), parts::rest::<S>(pair[1])];
                     }
                     S::store_pairs(row.as_mut_ptr().add(2 * j).cast(), pair[0], pair[1]);
@@ -277,16 +283,17 @@ unsafe fn products<T: Tiles>(
     sums: &mut [f32],
     positions: usize,
 ) {
-    let Sizes { k, steps, products, channels } = sizes;
+    let Sizes { k, steps, halves, products, channels } = sizes;
     let (wide, runs) = (g.wide(), positions.div_ceil(WIDE));
     let last = (runs * WIDE + g.reach()) * channels;
     assert!(last <= strip.len() && panel.len() == sizes.panel() && runs * SUMS <= sums.len(), "out of bounds");
     // SAFETY: the rows of tiles lie inside the strip, the panel and the sums, as was just checked.
     unsafe {
         let mut tiles = T::take([SIDE; 2]);
-        let mut weights = panel.as_ptr();
         for (row, product) in (0..k).flat_map(|row| (0..products).map(move |product| (row, product))) {
-            let begin = if parts::of_product(product)[0] == Half::Low { steps * WIDE } else { 0 };
+            let [of_inputs, of_weights] = parts::of_product(product).map(|half| half as usize);
+            let begin = of_inputs * steps * WIDE;
+            let mut weights = panel.as_ptr().add((row * halves + of_weights) * k * steps * 2 * TILE);
             for group in (0..steps).step_by(GROUP) {
                 let len = GROUP.min(steps - group);
                 for run in 0..runs {

@@ -8,7 +8,7 @@
 #![expect(clippy::inline_always, reason = "compiled for the caller's instruction set")]
 
 use crate::element::Element;
-use crate::simd::{Lanes, Simd, multiversion};
+use crate::simd::{Simd, each_vector, multiversion};
 use half::bf16;
 
 /// Products of bf16 that make up one of the type.
@@ -45,20 +45,20 @@ pub(super) fn take<E: Element>(from: &[E], half: Half, to: &mut [bf16]) {
 multiversion! {
     fn split<S>(from: &[f32], low: bool, to: &mut [bf16]) {
         assert_eq!(from.len(), to.len(), "values of another number");
-        let mut i = 0;
-        // SAFETY: the vectors lie in both slices; a bf16 is its 16 bits.
-        unsafe {
-            while i + S::LANES <= from.len() {
-                let v = S::load(from.as_ptr().add(i));
-                S::store_bf16(to.as_mut_ptr().add(i).cast(), if low { rest::<S>(v) } else { v });
-                i += S::LANES;
-            }
-            while i < from.len() {
-                let v = Lanes::<1>::load(from.as_ptr().add(i));
-                Lanes::<1>::store_bf16(to.as_mut_ptr().add(i).cast(), if low { rest::<Lanes<1>>(v) } else { v });
-                i += 1;
-            }
-        }
+        let (count, from, to) = (from.len(), from.as_ptr(), to.as_mut_ptr());
+        // SAFETY: the vectors lie in both slices.
+        unsafe { each_vector!(S, count, j => split_vector::<bf16>(from.add(j), to.add(j), low)) };
+    }
+}
+
+/// # Safety
+/// Both are valid for a vector of values, and the machine has the instruction set.
+#[inline(always)]
+unsafe fn split_vector<S: Simd, E: Element>(from: *const f32, to: *mut E, low: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let v = S::load(from);
+        E::store::<S>(to, if low { rest::<S>(v) } else { v });
     }
 }
 
