@@ -133,7 +133,7 @@ fn check_weight_grad<E: Element>(g: Geometry, x: &[E], grad: &[E], expected: &[f
 #[test]
 fn weight_gradients_of_more_images_than_are_packed_at_a_time_are_plain_loops() {
     let g = geometry([70, 16, 16, 33, 33], 3, 1);
-    assert!(Packing::new(g).images < g.n, "one group of images");
+    assert!(Packing::new::<bf16>(g).images < g.n, "one group of images");
     // What a few pixels of each image add, elsewhere zeros.
     let (mut seed, mut dw) = (3, vec![0.0; g.weight_len()]);
     let (x, mut grad) = (values::<bf16>(g.input_len(), &mut seed), vec![bf16::ZERO; g.output_len()]);

@@ -31,6 +31,9 @@ pub(super) struct Packing {
     blocks: [usize; 2],
     /// Taps of the kernel.
     taps: usize,
+    /// Values of bf16 that make up one, and products of them.
+    halves: usize,
+    products: usize,
     /// Images that are packed at a time.
     pub(super) images: usize,
 }
@@ -63,24 +66,26 @@ impl Batch {
 }
 
 impl Packing {
-    pub(super) fn new(g: Geometry) -> Self {
+    pub(super) fn new<E: Element>(g: Geometry) -> Self {
         let g = Batch::new(g).g;
+        let (halves, products) = (parts::halves::<E>(), parts::products::<E>());
         let steps = (g.out_h() * g.wide()).div_ceil(WIDE);
         let lines = (steps * WIDE + g.reach()).div_ceil(WIDE);
         // An odd number of cache lines, so that the rows of a tile do not all fall into the same few sets of a cache.
         let row = (lines | 1) * WIDE;
         let (blocks, taps) = ([g.steps(), g.o.div_ceil(WIDE)], g.kernel[0] * g.kernel[1]);
-        let mut packing = Self { steps, row, blocks, taps, images: 1 };
-        packing.images = (PACKED_BYTES / (2 * (packing.inputs() + packing.grads()))).clamp(1, g.n.max(1));
+        let mut packing = Self { steps, row, blocks, taps, halves, products, images: 1 };
+        let image = 2 * halves * (packing.inputs() + packing.grads());
+        packing.images = (PACKED_BYTES / image).clamp(1, g.n.max(1));
         packing
     }
 
-    /// Values of an image's inputs: channel by channel, their positions.
+    /// Values of a half of an image's inputs: channel by channel, their positions.
     fn inputs(self) -> usize {
         self.blocks[0] * WIDE * self.row
     }
 
-    /// Values of an image's gradient: for each 32 outputs, and step, two tiles.
+    /// Values of a half of an image's gradient: for each 32 outputs, and step, two tiles.
     fn grads(self) -> usize {
         self.blocks[1] * self.steps * 2 * TILE
     }
@@ -108,8 +113,8 @@ fn half_len<E: Element>(g: Geometry) -> usize {
 
 /// The most bytes of scratch that [`weight_grad`] takes on `threads` threads.
 pub(crate) fn weight_grad_scratch<E: Element>(g: Geometry, threads: usize) -> usize {
-    let p = Packing::new(g);
-    let packed = scratch_bytes::<bf16>(p.images * (p.inputs() + p.grads()));
+    let p = Packing::new::<E>(g);
+    let packed = scratch_bytes::<bf16>(p.images * p.halves * (p.inputs() + p.grads()));
     let each = scratch_bytes::<bf16>(packing_len(g)) + scratch_bytes::<bf16>(half_len::<E>(g));
     scratch_bytes::<f32>(p.sums()) + packed + threads * each
 }
@@ -119,23 +124,21 @@ pub(crate) fn weight_grad_scratch<E: Element>(g: Geometry, threads: usize) -> us
 /// # Safety
 /// The process may use the tiles.
 pub(super) unsafe fn weight_grad<T: Tiles, E: Element>(g: Geometry, x: &[E], grad: &[E], weight: &mut [f32]) {
-    let (batch, p, zeros) = (Batch::new(g), Packing::new(g), vec![E::default(); g.c.max(g.o)]);
-    // Each of an image's products is one more image.
-    let (products, count) = (parts::products::<E>(), parts::products::<E>() * batch.g.n);
+    let (batch, p, zeros) = (Batch::new(g), Packing::new::<E>(g), vec![E::default(); g.c.max(g.o)]);
     with_scratch(p.sums(), |sums: &mut [f32]| {
         sums.fill(0.0);
-        with_scratch(p.images * (p.inputs() + p.grads()), |packed: &mut [bf16]| {
-            let (inputs, grads) = packed.split_at_mut(p.images * p.inputs());
-            for first in (0..count).step_by(p.images) {
-                let images = p.images.min(count - first);
-                let inputs = &mut inputs[..images * p.inputs()];
-                let grads = &mut grads[..images * p.grads()];
+        with_scratch(p.images * p.halves * (p.inputs() + p.grads()), |packed: &mut [bf16]| {
+            let (inputs, grads) = packed.split_at_mut(p.images * p.halves * p.inputs());
+            for first in (0..batch.g.n).step_by(p.images) {
+                let count = p.images.min(batch.g.n - first) * p.halves;
+                let inputs = &mut inputs[..count * p.inputs()];
+                let grads = &mut grads[..count * p.grads()];
                 let both = inputs.par_chunks_mut(p.inputs()).zip(grads.par_chunks_mut(p.grads()));
                 both.enumerate().for_each(|(i, (inputs, grads))| {
-                    let (g, x, grad) = batch.image((first + i) / products, x, grad);
-                    let [of_x, of_grad] = parts::of_product((first + i) % products);
-                    pack_image(g, x, of_x, &zeros, p, inputs);
-                    pack_grad(g, grad, of_grad, &zeros, p, grads);
+                    let (g, x, grad) = batch.image(first + i / p.halves, x, grad);
+                    let half = if i % p.halves == 0 { Half::High } else { Half::Low };
+                    pack_image(g, x, half, &zeros, p, inputs);
+                    pack_grad(g, grad, half, &zeros, p, grads);
                 });
                 let (inputs, grads) = (&*inputs, &*grads);
                 sums.par_chunks_mut(p.block()).enumerate().for_each(|(block, sums)| {
@@ -245,9 +248,11 @@ unsafe fn add_products<T: Tiles>(
     // SAFETY: inputs, gradients and sums have the lengths of the packing, inside of which the rows of tiles lie.
     unsafe {
         let mut tiles = T::take([SIDE; 2]);
-        for (inputs, grads) in inputs.chunks_exact(p.inputs()).zip(grads.chunks_exact(p.grads())) {
-            let inputs = inputs[c * WIDE * p.row..][..WIDE * p.row].as_ptr();
-            let grads = grads[o * p.steps * 2 * TILE..][..p.steps * 2 * TILE].as_ptr();
+        let images = inputs.len() / (p.halves * p.inputs());
+        for (image, product) in (0..images).flat_map(|image| (0..p.products).map(move |product| (image, product))) {
+            let [of_inputs, of_grads] = parts::of_product(product).map(|half| image * p.halves + half as usize);
+            let inputs = inputs[of_inputs * p.inputs() + c * WIDE * p.row..][..WIDE * p.row].as_ptr();
+            let grads = grads[of_grads * p.grads() + o * p.steps * 2 * TILE..][..p.steps * 2 * TILE].as_ptr();
             for first in (0..p.steps).step_by(chunk) {
                 for tap in 0..p.taps {
                     let sums = sums.as_mut_ptr().add(tap * SUMS);
