@@ -1,7 +1,7 @@
 //! Values as the tiles multiply them: bf16 as it is, f32 as the sum of two.
 //!
-//! f32 x is h + l, where h is the nearest bf16 to x and l the nearest to x − h: at most 2⁻¹⁸ of x is missing. A product of x and y is then
-//! h·h + h·l + l·h, three products of bf16 that are summed in f32; the product of both lows, 2⁻¹⁸ of all at most, is left out
+//! f32 x is h + l, where h is the nearest bf16 to x and l the nearest to x − h: at most 2⁻¹⁶ of x is missing. A product of x and y is then
+//! h·h + h·l + l·h, three products of bf16 that are summed in f32; the product of both lows, 2⁻¹⁶ of all at most, is left out
 //! (Henry, Tang and Heinecke, arXiv 1904.06376). What is infinite becomes NaN.
 
 #![allow(unsafe_code, reason = "vectors")]

@@ -119,7 +119,7 @@ fn check<E: Element + PartialEq>(shape: [usize; 5], kernel: usize, zeros: usize,
 fn check_both(shape: [usize; 5], kernel: usize, zeros: usize, seed: u64) {
     // An output in bf16 is rounded to eight bits.
     check::<bf16>(shape, kernel, zeros, 1.0 / 250.0, seed);
-    // Of f32 2⁻¹⁷ of each product is missing at most; a half left out would be 2⁻⁹.
+    // Of f32 3·2⁻¹⁶ of each product is missing at most; a half left out would be up to 2⁻⁸.
     check::<f32>(shape, kernel, zeros, 3e-4, seed);
 }
 

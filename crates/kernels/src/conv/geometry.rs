@@ -29,7 +29,7 @@ pub struct Geometry {
     pub padding: [[usize; 2]; 2],
     /// Step between output pixels, in input pixels.
     pub stride: usize,
-    /// Whether f32 may be multiplied as the sum of two bf16, in tiles of AMX: with an error of some 2⁻¹⁷ of each product. Kernels that
+    /// Whether f32 may be multiplied as the sum of two bf16, in tiles of AMX: with an error of at most 3·2⁻¹⁶ of each product. Kernels that
     /// have no tiles do not look at it.
     pub split: bool,
 }
